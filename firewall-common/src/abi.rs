@@ -1,0 +1,264 @@
+//! The layout of everything that crosses between the kernel programs and the agent.
+//! Never holds behaviour beyond building and taking apart these values.
+//!
+//! All numbers are in the machine's byte order unless a field says otherwise.
+//! [`abi_type!`] is the only way to declare such a type: it fixes the layout, and
+//! refuses to compile a type with padding (whose bytes would be undefined) or with a
+//! size other than the one written down.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// Version of the layouts in this file. It changes with any of them, and is part of
+/// the name under which links are pinned.
+pub const ABI_VERSION: u32 = 1;
+
+macro_rules! abi_type {
+    (
+        $(#[$meta:meta])*
+        $name:ident: $size:literal bytes {
+            $($(#[$field_meta:meta])* $field:ident: $type:ty,)+
+        }
+    ) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name {
+            $($(#[$field_meta])* pub $field: $type,)+
+        }
+
+        const _: () = assert!(
+            size_of::<$name>() == $size && $size == 0 $(+ size_of::<$type>())+,
+            concat!(stringify!($name), " is not the size it says, or has padding"),
+        );
+
+        // SAFETY: `repr(C)`, made of integers and other such types, without padding
+        // (asserted above), so any bytes are a value and any value is only bytes.
+        #[cfg(feature = "user")]
+        unsafe impl aya::Pod for $name {}
+    };
+}
+
+abi_type! {
+    /// An IPv4 or IPv6 address in 16 bytes, as IPv6 writes it on the wire; IPv4 in its
+    /// mapped form `::ffff:a.b.c.d`. A word holds four of those bytes in memory order.
+    Address: 16 bytes {
+        /// Four words in network byte order.
+        words: [u32; 4],
+    }
+}
+
+/// Bits in front of an IPv4 address in the 16-byte form.
+pub const MAPPED_BITS: u8 = 96;
+
+const MAPPED_WORD: u32 = 0xffff_u32.to_be();
+
+impl Address {
+    /// From the four bytes of an IPv4 address, in network byte order.
+    #[inline(always)]
+    pub const fn from_ipv4(octets: [u8; 4]) -> Self {
+        Self { words: [0, 0, MAPPED_WORD, u32::from_ne_bytes(octets)] }
+    }
+
+    /// Whether this is the mapped form of an IPv4 address.
+    #[inline(always)]
+    pub const fn is_mapped(&self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED_WORD
+    }
+
+    /// Whether the kernel delivers to many: IPv4 224.0.0.0/4 and 255.255.255.255
+    /// (RFC 1112, RFC 919), IPv6 ff00::/8 (RFC 4291, section 2.7).
+    #[inline(always)]
+    pub const fn is_multicast(&self) -> bool {
+        if self.is_mapped() {
+            let first = self.words[3].to_ne_bytes()[0];
+            first & 0xf0 == 0xe0 || self.words[3] == u32::MAX
+        } else {
+            self.words[0].to_ne_bytes()[0] == 0xff
+        }
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(v4) => Self::from_ipv4(v4.octets()),
+            IpAddr::V6(v6) => {
+                let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v6.octets();
+                let words = [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]];
+                Self { words: words.map(u32::from_ne_bytes) }
+            }
+        }
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        if address.is_mapped() {
+            return Self::V4(Ipv4Addr::from(address.words[3].to_ne_bytes()));
+        }
+        let [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]] =
+            address.words.map(u32::to_ne_bytes);
+        Self::V6(Ipv6Addr::from([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]))
+    }
+}
+
+abi_type! {
+    /// Key of the map of clients: which source address is at home behind which vif.
+    ClientKey: 20 bytes {
+        /// Interface index of the vif.
+        vif: u32,
+        /// The client's address.
+        address: Address,
+    }
+}
+
+abi_type! {
+    /// What is, was or will be in force for one client. Never changed while packets can
+    /// see it: one store of its index into the map `LIVE` replaces one by another.
+    Client: 16 bytes {
+        /// One of the `STATE_` constants; anything else drops.
+        state: u32,
+        /// Slot of the client's policy; only meaningful with [`STATE_POLICY`].
+        policy: u32,
+        /// Number of this policy, to tell later which policy a verdict came from.
+        generation: u32,
+        /// First index of the client's counters.
+        counters: u32,
+    }
+}
+
+/// The client's rules are not known yet: its packets are dropped silently.
+pub const STATE_WAITING: u32 = 0;
+/// The client's policy decides.
+pub const STATE_POLICY: u32 = 1;
+/// The client's rules cannot be used: everything is rejected.
+pub const STATE_BLOCKED: u32 = 2;
+
+abi_type! {
+    /// A run of segments: `length` of them from index `start`.
+    Span: 8 bytes {
+        /// Index of the first segment.
+        start: u32,
+        /// How many; never 0 in a policy that the agent installed.
+        length: u32,
+    }
+}
+
+abi_type! {
+    /// All rules whose destination covers one prefix, reduced to segments per protocol.
+    Class: 36 bytes {
+        /// Index of a wider class to ask as well, or [`NO_CLASS`]; the lower rule wins.
+        wider: u32,
+        /// By TCP destination port.
+        tcp: Span,
+        /// By UDP destination port.
+        udp: Span,
+        /// By ICMP type (ICMPv6 type for an IPv6 client).
+        icmp: Span,
+        /// Any other protocol: one segment.
+        other: Span,
+    }
+}
+
+/// No class; see [`Class::wider`].
+pub const NO_CLASS: u32 = u32::MAX;
+
+abi_type! {
+    /// A range of ports or ICMP types with one answer: from `start` to the next
+    /// segment's `start`.
+    Segment: 8 bytes {
+        /// First port, or ICMP type.
+        start: u16,
+        /// One of the `ACTION_` constants; anything but [`ACTION_ACCEPT`] rejects.
+        action: u16,
+        /// Index of the rule in the ruleset, or [`DEFAULT_RULE`].
+        rule: u32,
+    }
+}
+
+/// dom0's `action=drop`, which Qubes answers with "admin prohibited".
+pub const ACTION_REJECT: u16 = 0;
+/// dom0's `action=accept`.
+pub const ACTION_ACCEPT: u16 = 1;
+
+/// No rule matched: the default action decided. Compares above every rule, so that the
+/// lower of two answers is the first match.
+pub const DEFAULT_RULE: u32 = u32::MAX;
+
+abi_type! {
+    /// Packets and bytes.
+    Counter: 16 bytes {
+        /// Packets; a segmentation-offload packet counts as the segments it stands for.
+        packets: u64,
+        /// Bytes of frames from the Ethernet header on, without the checksum at the end.
+        bytes: u64,
+    }
+}
+
+abi_type! {
+    /// One packet that was not accepted.
+    DropRecord: 72 bytes {
+        /// Nanoseconds of the monotonic clock.
+        time: u64,
+        /// Interface index of the vif it came in by.
+        vif: u32,
+        /// Generation of the policy that decided, or 0.
+        generation: u32,
+        /// Index of the rule that decided, or [`DEFAULT_RULE`].
+        rule: u32,
+        /// Length of the frame in bytes.
+        length: u32,
+        /// Records of this vif left out since the one before.
+        suppressed: u32,
+        /// UDP or TCP source port, or ICMP code.
+        source_port: u16,
+        /// UDP or TCP destination port, or ICMP type.
+        destination_port: u16,
+        /// Source address; all zero when the packet could not be read that far.
+        source: Address,
+        /// Destination address; all zero when the packet could not be read that far.
+        destination: Address,
+        /// Index of the reason, see [`crate::verdict::Reason`].
+        reason: u8,
+        /// Final IP protocol number.
+        protocol: u8,
+        /// Always 0.
+        reserved: [u8; 6],
+    }
+}
+
+abi_type! {
+    /// How many drop records a vif may still send in the current second.
+    RecordBudget: 16 bytes {
+        /// Start of the second, in nanoseconds of the monotonic clock.
+        since: u64,
+        /// Records sent since then.
+        sent: u32,
+        /// Records left out since the last one sent.
+        suppressed: u32,
+    }
+}
+
+/// Drop records that one vif can cause in a second; the counters count all packets.
+pub const RECORDS_PER_SECOND: u32 = 20;
+
+/// Most clients (vif and address) at once.
+pub const MAX_CLIENTS: usize = 4096;
+/// Most [`Client`] values: one in force and one on its way in or out for each client.
+pub const MAX_INSTALLED: usize = 2 * MAX_CLIENTS;
+/// Most vifs at once.
+pub const MAX_VIFS: usize = 4096;
+/// Most different policies at once, 8 bytes each.
+pub const MAX_POLICIES: usize = 4096;
+/// Most classes of all policies together, 40 bytes each in the kernel.
+pub const MAX_CLASSES: usize = 1 << 16;
+/// Most segments of all policies together, 8 bytes each.
+pub const MAX_SEGMENTS: usize = 1 << 19;
+/// Most counters of all clients together, 16 bytes each for every processor.
+pub const MAX_COUNTERS: usize = 1 << 16;
+/// Most addresses of the netvm itself.
+pub const MAX_LOCALS: usize = 4096;
+/// Most prefixes in one policy.
+pub const MAX_PREFIXES: usize = 1 << 17;
+/// Size of the ring buffer of drop records, in bytes.
+pub const RECORDS_BYTES: usize = 1 << 17;

@@ -1,0 +1,103 @@
+//! The one evaluator: client, class, segment, verdict. The kernel program runs it on
+//! maps; the agent, the proof of a policy and the tests run it on their own tables.
+//! Never counts, never reports, never parses.
+
+use crate::abi::{
+    Address, Class, Client, ClientKey, NO_CLASS, STATE_BLOCKED, STATE_POLICY,
+    STATE_WAITING, Segment, Span,
+};
+use crate::packet::{Frame, Packet, Protocol};
+use crate::verdict::{Decision, Reason, Verdict};
+
+/// Most steps of a bisection: a span has at most one segment per port, 65,536 of them.
+const MAX_STEPS: u32 = 17;
+
+/// Where clients and policies are kept.
+pub trait Tables {
+    /// What is in force for a client.
+    fn client(&self, key: &ClientKey) -> Option<Client>;
+    /// Whether an address is one of the netvm's own.
+    fn is_local(&self, address: &Address) -> bool;
+    /// Index of the class of the longest prefix, in a policy, that covers an address.
+    fn class_of(&self, policy: u32, address: &Address) -> Option<u32>;
+    /// The class with this index.
+    fn class(&self, index: u32) -> Option<Class>;
+    /// The segment with this index.
+    fn segment(&self, index: u32) -> Option<Segment>;
+}
+
+/// Decides about a frame that came in by `vif`.
+#[inline(always)]
+pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> Decision {
+    let packet = match frame {
+        Err(reason) => return Decision::stray(Verdict::Drop, *reason),
+        Ok(Frame::Arp) => return Decision::stray(Verdict::Pass, Reason::Arp),
+        Ok(Frame::Ip(packet)) => packet,
+    };
+    let key = ClientKey { vif, address: packet.source };
+    let Some(client) = tables.client(&key) else {
+        return Decision::stray(Verdict::Drop, Reason::UnknownSource);
+    };
+    if packet.destination.is_multicast() || tables.is_local(&packet.destination) {
+        return Decision::on(&client, Verdict::Pass, Reason::Local);
+    }
+    match client.state {
+        STATE_POLICY => {}
+        STATE_WAITING => return Decision::on(&client, Verdict::Drop, Reason::Waiting),
+        STATE_BLOCKED => return Decision::on(&client, Verdict::Reject, Reason::Blocked),
+        _ => return Decision::on(&client, Verdict::Drop, Reason::Inconsistent),
+    }
+    if packet.later_fragment {
+        return Decision::on(&client, Verdict::Pass, Reason::Fragment);
+    }
+    match answer(tables, client.policy, packet) {
+        Some(answer) => Decision::of_policy(&client, &answer),
+        None => Decision::on(&client, Verdict::Drop, Reason::Inconsistent),
+    }
+}
+
+/// The segment that answers for a packet: of the class of its destination and the wider
+/// class behind it, the one with the lower rule, which is the first match.
+#[inline(always)]
+pub fn answer(tables: &impl Tables, policy: u32, packet: &Packet) -> Option<Segment> {
+    let class = tables.class(tables.class_of(policy, &packet.destination)?)?;
+    let narrow = segment_for(tables, &class, packet)?;
+    if class.wider == NO_CLASS {
+        return Some(narrow);
+    }
+    let class = tables.class(class.wider)?;
+    let wide = segment_for(tables, &class, packet)?;
+    if wide.rule < narrow.rule {
+        return Some(wide);
+    }
+    Some(narrow)
+}
+
+#[inline(always)]
+fn segment_for(tables: &impl Tables, class: &Class, packet: &Packet) -> Option<Segment> {
+    let span = match packet.protocol {
+        Protocol::Tcp => class.tcp,
+        Protocol::Udp => class.udp,
+        Protocol::Icmp => class.icmp,
+        Protocol::Other => class.other,
+    };
+    bisect(tables, span, packet.port)
+}
+
+/// The last segment of a span that starts at or below `port`. The first one starts at 0.
+#[inline(always)]
+fn bisect(tables: &impl Tables, span: Span, port: u16) -> Option<Segment> {
+    let Span { mut start, mut length } = span;
+    for _ in 0..MAX_STEPS {
+        if length <= 1 {
+            break;
+        }
+        let half = length / 2;
+        let middle = start.wrapping_add(half);
+        if tables.segment(middle)?.start <= port {
+            start = middle;
+        }
+        length -= half;
+    }
+    tables.segment(start)
+}

@@ -1,0 +1,198 @@
+//! What happened to a packet, and why. Closed: a new reason breaks the build wherever
+//! reasons are counted, printed or tested.
+//! Never decides anything.
+
+use crate::abi::{ACTION_ACCEPT, Client, DEFAULT_RULE, Segment};
+
+/// What the program does with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Verdict {
+    /// Hand it on with the mark: the gate forwards it.
+    Accept,
+    /// Hand it on without the mark: the gate answers "admin prohibited".
+    Reject,
+    /// Hand it on without the mark because it is not this firewall's to judge; should
+    /// the kernel forward it after all, the gate rejects it.
+    Pass,
+    /// Drop it here, silently.
+    Drop,
+}
+
+impl Verdict {
+    /// The word that people read.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Reject => "reject",
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[$meta:meta])* $reason:ident = $name:literal,)+) => {
+        /// Why a packet met its verdict.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[$meta])* $reason,)+
+        }
+
+        impl Reason {
+            /// All reasons, in the order of their indices.
+            pub const ALL: &'static [Self] = &[$(Self::$reason),+];
+
+            /// The word that people read and scripts compare.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$reason => $name,)+
+                }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// A rule matched.
+    Rule = "rule",
+    /// No rule matched: the default action.
+    Default = "default",
+    /// The client's rules cannot be used.
+    Blocked = "blocked",
+    /// The client's rules are not known yet.
+    Waiting = "waiting",
+    /// ARP; the kernel's.
+    Arp = "arp",
+    /// For the netvm itself, or multicast or broadcast; the kernel's input rules judge.
+    Local = "local",
+    /// A later fragment; it can only be forwarded inside the datagram whose first
+    /// fragment was judged, because the gate's conntrack reassembles before it.
+    Fragment = "fragment",
+    /// The source address is not at home behind this vif.
+    UnknownSource = "unknown-source",
+    /// For another machine's hardware address.
+    OtherHost = "other-host",
+    /// A VLAN tag.
+    Tagged = "tagged",
+    /// Neither ARP, IPv4 nor IPv6.
+    ForeignEthertype = "foreign-ethertype",
+    /// Shorter than its own headers say.
+    Truncated = "truncated",
+    /// Headers that contradict themselves.
+    Malformed = "malformed",
+    /// IPv4 loose or strict source route option.
+    SourceRoute = "source-route",
+    /// IPv6 routing header.
+    RoutingHeader = "routing-header",
+    /// More IPv6 extension headers than any honest sender needs.
+    TooManyHeaders = "too-many-headers",
+    /// An IPv4 address dressed as IPv6 on the wire.
+    MappedAddress = "mapped-address",
+    /// The tables contradict themselves; a bug.
+    Inconsistent = "inconsistent",
+}
+
+impl Reason {
+    /// How many reasons there are.
+    pub const COUNT: u32 = Self::ALL.len() as u32;
+
+    /// The reason with this index.
+    pub fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(index)).copied()
+    }
+
+    /// Index of this reason in records and counters.
+    #[inline(always)]
+    pub const fn index(self) -> u8 {
+        self as u8
+    }
+}
+
+/// A verdict with its evidence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// What to do.
+    pub verdict: Verdict,
+    /// Why.
+    pub reason: Reason,
+    /// Index of the deciding rule, or [`DEFAULT_RULE`].
+    pub rule: u32,
+    /// Generation of the deciding policy, or 0.
+    pub generation: u32,
+    /// First counter of the client, or 0 for the counters of packets without a client.
+    counters: u32,
+}
+
+impl Decision {
+    /// A verdict on a packet of no known client.
+    #[inline(always)]
+    pub const fn stray(verdict: Verdict, reason: Reason) -> Self {
+        Self { verdict, reason, rule: DEFAULT_RULE, generation: 0, counters: 0 }
+    }
+
+    /// A verdict on a packet of a known client that no rule had a say in.
+    #[inline(always)]
+    pub const fn on(client: &Client, verdict: Verdict, reason: Reason) -> Self {
+        let Client { generation, counters, .. } = *client;
+        Self { verdict, reason, rule: DEFAULT_RULE, generation, counters }
+    }
+
+    /// The verdict of a client's policy.
+    #[inline(always)]
+    pub const fn of_policy(client: &Client, answer: &Segment) -> Self {
+        let verdict = match answer.action {
+            ACTION_ACCEPT => Verdict::Accept,
+            _ => Verdict::Reject,
+        };
+        let reason = match answer.rule {
+            DEFAULT_RULE => Reason::Default,
+            _ => Reason::Rule,
+        };
+        let Client { generation, counters, .. } = *client;
+        Self { verdict, reason, rule: answer.rule, generation, counters }
+    }
+
+    /// Index of the counter that counts this packet.
+    #[inline(always)]
+    pub const fn counter(&self) -> u32 {
+        match self.reason {
+            Reason::Rule => rule_counter(self.counters, self.rule),
+            _ => reason_counter(self.counters, self.reason),
+        }
+    }
+}
+
+/// Index of the counter of a reason, in the range that starts at `counters`.
+#[inline(always)]
+pub const fn reason_counter(counters: u32, reason: Reason) -> u32 {
+    counters.wrapping_add(reason.index() as u32)
+}
+
+/// Index of the counter of a rule, in the range that starts at `counters`.
+#[inline(always)]
+pub const fn rule_counter(counters: u32, rule: u32) -> u32 {
+    counters.wrapping_add(Reason::COUNT).wrapping_add(rule)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_reason_has_its_own_index_and_name() {
+        for (index, &reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(usize::from(reason.index()), index);
+            assert_eq!(Reason::from_index(reason.index()), Some(reason));
+            let same = Reason::ALL.iter().filter(|other| other.name() == reason.name());
+            assert_eq!(same.count(), 1, "{}", reason.name());
+        }
+        assert_eq!(Reason::from_index(Reason::ALL.len() as u8), None);
+    }
+
+    #[test]
+    fn rule_counters_follow_reason_counters() {
+        let last = Reason::ALL[Reason::ALL.len() - 1];
+        assert_eq!(reason_counter(100, last) + 1, rule_counter(100, 0));
+    }
+}

@@ -1,0 +1,58 @@
+//! The kernel programs, named by the packet's journey. Parse, decide, report, obey.
+//! Never cleverer than that: what is decided, and why, is in firewall-common.
+#![no_std]
+#![no_main]
+
+mod maps;
+mod report;
+mod skb;
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use firewall_common::packet::{self, Frame};
+use firewall_common::policy;
+use firewall_common::verdict::Verdict;
+
+use crate::maps::KernelMaps;
+use crate::skb::Skb;
+
+/// tcx or clsact ingress of a vif: every packet that a client sends.
+#[classifier]
+pub fn from_client(context: TcContext) -> i32 {
+    let skb = Skb::new(&context);
+    let frame = packet::parse(&skb);
+    let decision = policy::decide(&KernelMaps, skb.interface(), &frame);
+    let packet = match &frame {
+        Ok(Frame::Ip(packet)) => Some(packet),
+        Ok(Frame::Arp) | Err(_) => None,
+    };
+    report::report(&context, &skb, packet, &decision);
+    match decision.verdict {
+        Verdict::Accept => {
+            skb.set_marked(true);
+            TC_ACT_UNSPEC
+        }
+        Verdict::Reject | Verdict::Pass => {
+            skb.set_marked(false);
+            TC_ACT_UNSPEC
+        }
+        Verdict::Drop => TC_ACT_SHOT,
+    }
+}
+
+/// Does nothing: what `cargo xtask bench prog` subtracts. Never attached.
+#[classifier]
+pub fn baseline(_: TcContext) -> i32 {
+    TC_ACT_UNSPEC
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier refuses a program that could come here.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 4] = *b"GPL\0";

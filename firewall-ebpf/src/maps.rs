@@ -1,0 +1,95 @@
+//! Every map, with who writes it and who reads it.
+//! Never decides: [`KernelMaps`] only answers the evaluator's questions.
+//!
+//! A policy is staged in `POLICIES`, `CLASSES`, `SEGMENTS` and `INSTALLED` where no
+//! packet looks, and made live by one store into `LIVE`.
+
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::macros::btf_map;
+use firewall_common::abi::{
+    Address, Class, Client, ClientKey, Counter, DropRecord, MAX_CLASSES, MAX_CLIENTS, MAX_COUNTERS,
+    MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES, MAX_SEGMENTS, MAX_VIFS, RECORDS_BYTES,
+    RecordBudget, Segment,
+};
+use firewall_common::policy::Tables;
+
+const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
+const ADDRESS_BITS: u32 = 128;
+
+/// Client to its index in `LIVE`. Agent writes, and never changes an entry: the kernel
+/// may hand the memory of a replaced entry to another key while a packet still reads it.
+#[btf_map]
+static CLIENTS: HashMap<ClientKey, u32, MAX_CLIENTS> = HashMap::new();
+
+/// Index in `INSTALLED` of what is in force. Agent writes, one atomic store at a time.
+#[btf_map]
+static LIVE: Array<u32, MAX_CLIENTS, MMAPABLE> = Array::new();
+
+/// What is, was or will be in force. Agent writes, only where `LIVE` does not point.
+#[btf_map]
+static INSTALLED: Array<Client, MAX_INSTALLED, MMAPABLE> = Array::new();
+
+/// Destination prefix to index in `CLASSES`, one trie for each policy. Agent writes.
+#[btf_map]
+static POLICIES: ArrayOfMaps<LpmTrie<Address, u32, MAX_PREFIXES>, MAX_POLICIES> =
+    ArrayOfMaps::new();
+
+/// Agent writes.
+#[btf_map]
+static CLASSES: Array<Class, MAX_CLASSES, MMAPABLE> = Array::new();
+
+/// Agent writes.
+#[btf_map]
+static SEGMENTS: Array<Segment, MAX_SEGMENTS, MMAPABLE> = Array::new();
+
+/// Addresses of the netvm itself. Agent writes.
+#[btf_map]
+static LOCALS: HashMap<Address, u8, MAX_LOCALS> = HashMap::new();
+
+/// Packets and bytes by client and reason or rule. Kernel writes, agent reads and clears.
+#[btf_map]
+pub static COUNTERS: PerCpuArray<Counter, MAX_COUNTERS> = PerCpuArray::new();
+
+/// Drop records. Kernel writes, agent reads.
+#[btf_map]
+pub static RECORDS: RingBuf<DropRecord, RECORDS_BYTES> = RingBuf::new();
+
+/// Rate limit of drop records by vif. Agent adds and removes entries, kernel changes them.
+#[btf_map]
+pub static RECORD_BUDGETS: HashMap<u32, RecordBudget, MAX_VIFS> = HashMap::new();
+
+/// The maps as the evaluator sees them.
+pub struct KernelMaps;
+
+impl Tables for KernelMaps {
+    #[inline(always)]
+    fn client(&self, key: &ClientKey) -> Option<Client> {
+        // SAFETY: an entry of CLIENTS is never changed in place.
+        let index = *unsafe { CLIENTS.get(key) }?;
+        let installed = *LIVE.get(index)?;
+        INSTALLED.get(installed).copied()
+    }
+
+    #[inline(always)]
+    fn is_local(&self, address: &Address) -> bool {
+        LOCALS.get_ptr(address).is_some()
+    }
+
+    #[inline(always)]
+    fn class_of(&self, policy: u32, address: &Address) -> Option<u32> {
+        let key = Key::new(ADDRESS_BITS, *address);
+        POLICIES.get(policy)?.get(&key).copied()
+    }
+
+    #[inline(always)]
+    fn class(&self, index: u32) -> Option<Class> {
+        CLASSES.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn segment(&self, index: u32) -> Option<Segment> {
+        SEGMENTS.get(index).copied()
+    }
+}
