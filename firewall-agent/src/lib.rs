@@ -1,1 +1,22 @@
+//! The agent, as a library for its binary and for the tests.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`rules`] | text to proved policy; pure |
+//! | [`world`] | all memory of the agent; pure |
+//! | [`daemon`] | the event loop |
+//! | [`sources`], [`links`], [`resolvers`] | edges that tell what happened |
+//! | [`dataplane`], [`nft`] | edges that do what is to be done |
+//! | [`control`], [`status`], [`cli`] | what a person sees, and the way it gets there |
 
+pub mod cli;
+pub mod control;
+pub mod daemon;
+pub mod dataplane;
+pub mod links;
+pub mod nft;
+pub mod resolvers;
+pub mod rules;
+pub mod sources;
+pub mod status;
+pub mod world;

@@ -3,8 +3,8 @@
 //! Never counts, never reports, never parses.
 
 use crate::abi::{
-    Address, Class, Client, ClientKey, NO_CLASS, STATE_BLOCKED, STATE_POLICY,
-    STATE_WAITING, Segment, Span,
+    Address, Class, Client, ClientKey, NO_CLASS, STATE_BLOCKED, STATE_POLICY, STATE_WAITING,
+    Segment, Span,
 };
 use crate::packet::{Frame, Packet, Protocol};
 use crate::verdict::{Decision, Reason, Verdict};

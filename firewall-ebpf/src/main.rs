@@ -2,6 +2,8 @@
 //! Never cleverer than that: what is decided, and why, is in firewall-common.
 #![no_std]
 #![no_main]
+// The macros make public functions beside the documented ones.
+#![allow(missing_docs)]
 
 mod maps;
 mod report;
@@ -28,17 +30,13 @@ pub fn from_client(context: TcContext) -> i32 {
         Ok(Frame::Arp) | Err(_) => None,
     };
     report::report(&context, &skb, packet, &decision);
-    match decision.verdict {
-        Verdict::Accept => {
-            skb.set_marked(true);
-            TC_ACT_UNSPEC
-        }
-        Verdict::Reject | Verdict::Pass => {
-            skb.set_marked(false);
-            TC_ACT_UNSPEC
-        }
-        Verdict::Drop => TC_ACT_SHOT,
-    }
+    let marked = match decision.verdict {
+        Verdict::Accept => true,
+        Verdict::Reject | Verdict::Pass => false,
+        Verdict::Drop => return TC_ACT_SHOT,
+    };
+    skb.set_marked(marked);
+    TC_ACT_UNSPEC
 }
 
 /// Does nothing: what `cargo xtask bench prog` subtracts. Never attached.

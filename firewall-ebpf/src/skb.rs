@@ -15,35 +15,44 @@ static MARK_BIT: Global<u32> = Global::new(1 << 28);
 const PACKET_OTHERHOST: u32 = 3;
 
 /// A packet on its way into the kernel.
+///
+/// Each field of the context is read once, at the beginning: the verifier wants a constant
+/// offset in every access, and the compiler would share the address of two of them.
 pub struct Skb<'a> {
     context: &'a TcContext,
-}
-
-macro_rules! field {
-    ($self:ident.$field:ident) => {{
-        let skb: *mut __sk_buff = $self.context.skb.skb;
-        // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
-        unsafe { (*skb).$field }
-    }};
+    interface: u32,
+    length: u32,
+    segments: u32,
+    tag_beside: bool,
+    other_host: bool,
 }
 
 impl<'a> Skb<'a> {
-    /// Wraps a program's context.
+    /// Reads the context of a program.
     #[inline(always)]
     pub fn new(context: &'a TcContext) -> Self {
-        Self { context }
+        // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
+        let skb: &__sk_buff = unsafe { &*context.skb.skb };
+        Self {
+            context,
+            interface: skb.ifindex,
+            length: skb.len,
+            segments: skb.gso_segs,
+            tag_beside: skb.vlan_present != 0,
+            other_host: skb.pkt_type == PACKET_OTHERHOST,
+        }
     }
 
     /// Interface index of the vif.
     #[inline(always)]
     pub fn interface(&self) -> u32 {
-        field!(self.ifindex)
+        self.interface
     }
 
     /// How many packets on a wire this one stands for (segmentation offload).
     #[inline(always)]
     pub fn segments(&self) -> u64 {
-        match field!(self.gso_segs) {
+        match self.segments {
             0 => 1,
             segments => u64::from(segments),
         }
@@ -53,7 +62,8 @@ impl<'a> Skb<'a> {
     #[inline(always)]
     pub fn set_marked(&self, marked: bool) {
         let bit = MARK_BIT.load();
-        let others = field!(self.mark) & !bit;
+        // SAFETY: as in `new`.
+        let others = unsafe { (*self.context.skb.skb).mark } & !bit;
         self.context.skb.set_mark(if marked { others | bit } else { others });
     }
 }
@@ -66,16 +76,16 @@ impl Source for Skb<'_> {
 
     #[inline(always)]
     fn length(&self) -> u32 {
-        self.context.skb.len()
+        self.length
     }
 
     #[inline(always)]
     fn tag_beside(&self) -> bool {
-        field!(self.vlan_present) != 0
+        self.tag_beside
     }
 
     #[inline(always)]
     fn other_host(&self) -> bool {
-        field!(self.pkt_type) == PACKET_OTHERHOST
+        self.other_host
     }
 }

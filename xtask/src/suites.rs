@@ -8,10 +8,22 @@ pub struct Demo {}
 pub struct Test {}
 /// Bench
 #[derive(clap::Subcommand)]
-pub enum Bench { /// p
- Prog }
-pub fn build() -> Result<()> { Ok(()) }
-pub fn demo(_: &Demo) -> Result<()> { Ok(()) }
-pub fn test(_: &Test) -> Result<()> { Ok(()) }
-pub fn ci() -> Result<()> { Ok(()) }
-pub fn bench(_: &Bench) -> Result<()> { Ok(()) }
+pub enum Bench {
+    /// p
+    Prog,
+}
+pub fn build() -> Result<()> {
+    Ok(())
+}
+pub fn demo(_: &Demo) -> Result<()> {
+    Ok(())
+}
+pub fn test(_: &Test) -> Result<()> {
+    Ok(())
+}
+pub fn ci() -> Result<()> {
+    Ok(())
+}
+pub fn bench(_: &Bench) -> Result<()> {
+    Ok(())
+}

@@ -1,0 +1,289 @@
+//! Arguments, and what a person sees.
+//! Never talks to the kernel.
+
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use crate::control::{self, ControlError, Request};
+use crate::dataplane::{self, Attach};
+use crate::links::Pattern;
+use crate::nft::Mode;
+use crate::status::{ClientStatus, CounterStatus, ProblemStatus, State, Status};
+
+/// Exit code when the agent runs but something needs attention.
+pub const EXIT_PROBLEM: u8 = 1;
+/// Exit code when no agent runs.
+pub const EXIT_NOT_RUNNING: u8 = 3;
+
+/// The firewall service of a Qubes OS netvm: each qube's rules become an eBPF policy that
+/// decides about every packet in constant time.
+///
+/// Rules stay where they are, in dom0. To see what became of them, run
+/// `firewall-agent show` in the netvm.
+#[derive(Debug, Parser)]
+#[command(name = "firewall-agent", version, max_term_width = 100)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run the service in the foreground.
+    ///
+    /// SIGHUP makes it read everything again. When it ends, in whatever way, the policies
+    /// in force stay in force and nothing new is forwarded.
+    Run(Run),
+    /// Say whether all is well: the agent, vifs, clients, and every problem.
+    ///
+    /// Exit code 0: all is well. 1: something needs attention. 3: no agent runs.
+    Status(Ask),
+    /// Show clients' rules as they are in force, with what each of them has counted.
+    ///
+    /// Exit codes as with `status`.
+    Show {
+        /// Only this client.
+        client: Option<IpAddr>,
+        /// How to ask.
+        #[command(flatten)]
+        ask: Ask,
+    },
+}
+
+/// How to run.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Directory with one file of rules for each client, named by its address.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/etc/firewall-agent/rules.d")]
+    pub rules: PathBuf,
+    /// Control socket, for `status` and `show`.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Directory on a BPF file system, where links are pinned.
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+    pub pins: PathBuf,
+    /// Interfaces that lead to clients: a name, or the beginning of names and `*`.
+    #[arg(long, value_name = "PATTERN", default_value = "vif*")]
+    pub vifs: Pattern,
+    /// The bit of the packet mark that means "accepted", as a mask with one bit.
+    #[arg(long, value_name = "MASK", default_value = "0x10000000", value_parser = mark_bit)]
+    pub mark_bit: u32,
+    /// Who translates addresses; by default `qubes` in a qube and `standalone` elsewhere.
+    #[arg(long)]
+    pub mode: Option<Mode>,
+    /// How programs are attached to interfaces.
+    #[arg(long, default_value = "auto")]
+    pub attach: Attach,
+    /// Where the DNS servers behind `specialtarget=dns` are named.
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+}
+
+/// How to ask a running agent.
+#[derive(Debug, Args)]
+pub struct Ask {
+    /// Control socket of the agent.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print JSON instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Where links are pinned; tells what goes on when no agent runs.
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+    pub pins: PathBuf,
+}
+
+const DEFAULT_SOCKET: &str = "/run/firewall-agent/control.sock";
+const DEFAULT_PINS: &str = "/sys/fs/bpf/firewall-agent";
+
+/// Every Qubes OS template has this file.
+const QUBES_MARKER: &str = "/usr/share/qubes/marker-vm";
+
+impl From<Run> for crate::daemon::Options {
+    fn from(run: Run) -> Self {
+        let Run { rules, socket, pins, vifs, mark_bit, mode, attach, resolv_conf } = run;
+        let mode = mode.unwrap_or_else(|| {
+            if Path::new(QUBES_MARKER).exists() { Mode::Qubes } else { Mode::Standalone }
+        });
+        let dataplane = dataplane::Options { pins, mark_bit, attach };
+        Self { rules, socket, resolv_conf, vifs, mode, dataplane }
+    }
+}
+
+fn mark_bit(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0x");
+    let mask = digits.map_or_else(|| text.parse(), |digits| u32::from_str_radix(digits, 16));
+    match mask {
+        Ok(mask) if mask.is_power_of_two() => Ok(mask),
+        _ => Err("a mask with exactly one of 32 bits is wanted, like 0x10000000".to_owned()),
+    }
+}
+
+/// `status`.
+pub fn status(ask: &Ask) -> Result<ExitCode> {
+    answer(ask, &Request::Status, summary)
+}
+
+/// `show`.
+pub fn show(client: Option<IpAddr>, ask: &Ask) -> Result<ExitCode> {
+    let request = client.map_or(Request::Status, |client| Request::Show { client });
+    answer(ask, &request, |status| match client {
+        Some(client) if status.clients.is_empty() => {
+            format!("{client} is no client: no vif leads to it, and it has no rules\n")
+        }
+        _ => status.clients.iter().map(details).collect::<Vec<_>>().join("\n"),
+    })
+}
+
+fn answer(ask: &Ask, request: &Request, text: impl Fn(&Status) -> String) -> Result<ExitCode> {
+    let status = match control::ask(&ask.socket, request) {
+        Ok(status) => status,
+        Err(error @ ControlError::NotRunning(_)) => {
+            eprintln!("{error}");
+            if let Some(count) = pinned(&ask.pins) {
+                eprintln!(
+                    "{count} vifs go on with the policies that an earlier agent left; \
+                     nothing else is forwarded"
+                );
+            }
+            return Ok(ExitCode::from(EXIT_NOT_RUNNING));
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let output =
+        if ask.json { serde_json::to_string_pretty(&status)? + "\n" } else { text(&status) };
+    match io::stdout().write_all(output.as_bytes()) {
+        // `| head` is no error.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
+        _ => {}
+    }
+    Ok(if problems(&status) == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
+}
+
+/// How many links an earlier agent left pinned, if that can be seen.
+fn pinned(pins: &Path) -> Option<usize> {
+    let versions = std::fs::read_dir(pins).ok()?.flatten();
+    let links = versions.filter_map(|version| std::fs::read_dir(version.path()).ok());
+    Some(links.map(Iterator::count).sum())
+}
+
+fn problems(status: &Status) -> usize {
+    let clients = status.clients.iter().filter(|client| client.problem.is_some()).count();
+    let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
+    clients + vifs + usize::from(status.agent.gate_problem.is_some())
+}
+
+fn summary(status: &Status) -> String {
+    let agent = &status.agent;
+    let mut text = format!(
+        "agent {} running as process {}, mode {}, rules from {}\n",
+        agent.version, agent.pid, agent.mode, agent.source
+    );
+    // Writing to a String cannot fail.
+    let resolvers: Vec<String> = agent.resolvers.iter().map(IpAddr::to_string).collect();
+    let resolvers = if resolvers.is_empty() { "none".to_owned() } else { resolvers.join(", ") };
+    let _ = writeln!(text, "resolvers: {resolvers}");
+    let count = |state| status.clients.iter().filter(|client| client.state == state).count();
+    let _ = writeln!(
+        text,
+        "{} vifs; clients: {} live, {} blocked, {} waiting for rules, {} absent",
+        status.vifs.len(),
+        count(State::Live),
+        count(State::Blocked),
+        count(State::Waiting),
+        count(State::Absent),
+    );
+    for client in &status.clients {
+        let _ = write!(text, "  {}", headline(client));
+    }
+    for (reason, counter) in &status.strays {
+        let _ = writeln!(text, "packets of no client, {reason}: {}", counted(counter));
+    }
+    for vif in &status.vifs {
+        if let Some(problem) = &vif.problem {
+            let _ = writeln!(text, "PROBLEM: no program on {}: {problem}", vif.name);
+        }
+    }
+    if let Some(problem) = &agent.gate_problem {
+        let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");
+    }
+    for client in &status.clients {
+        if let Some(problem) = &client.problem {
+            let _ = writeln!(text, "PROBLEM: {} is blocked: {}", client.address, told(problem));
+        }
+    }
+    text
+}
+
+fn headline(client: &ClientStatus) -> String {
+    let place = client.vif.as_deref().unwrap_or("no vif");
+    let state = match client.state {
+        State::Live => "live",
+        State::Blocked => "BLOCKED, everything is rejected",
+        State::Waiting => "waiting for rules, everything is dropped",
+        State::Absent => "has rules, but no vif leads to it",
+    };
+    let mut text = format!("{} on {place}: {state}", client.address);
+    if let Some(generation) = client.generation {
+        let _ = write!(text, ", generation {generation}");
+    }
+    text.push('\n');
+    text
+}
+
+/// A client with its rules and counters.
+fn details(client: &ClientStatus) -> String {
+    let mut text = headline(client);
+    if let Some(problem) = &client.problem {
+        let _ = writeln!(text, "  because of {}", told(problem));
+    }
+    for rule in &client.rules {
+        let _ = write!(text, "  {:04}  {:<60}  {}", rule.number, rule.text, counted(&rule.counter));
+        if let Some(name) = &rule.unresolved {
+            let _ = write!(text, "  ({name} is not resolved)");
+        } else if !rule.effective {
+            let _ = write!(text, "  (never decides: earlier rules match first, or nothing can)");
+        }
+        text.push('\n');
+    }
+    if let Some(default) = &client.default {
+        let _ =
+            writeln!(text, "  else  action={default:<53}  {}", counted(&client.default_counter));
+    }
+    for (reason, counter) in &client.counters {
+        let _ = writeln!(text, "  {reason:<66}  {}", counted(counter));
+    }
+    if let Some(policy) = &client.policy {
+        let all = if policy.complete { "all" } else { "a selection of" };
+        let _ = writeln!(
+            text,
+            "  proved equal to its rules on {all} {} cells; {} prefixes, {} classes, {} segments",
+            policy.cells_checked, policy.prefixes, policy.classes, policy.segments
+        );
+    }
+    text
+}
+
+fn told(problem: &ProblemStatus) -> String {
+    let mut text = problem.origin.clone();
+    if let Some(line) = problem.line {
+        let _ = write!(text, ", line {line}");
+    }
+    let _ = write!(text, ": {}", problem.reason);
+    if !problem.text.is_empty() {
+        let _ = write!(text, " in `{}`", problem.text);
+    }
+    text
+}
+
+fn counted(counter: &CounterStatus) -> String {
+    format!("{} packets, {} bytes", counter.packets, counter.bytes)
+}

@@ -1,0 +1,161 @@
+//! The control socket: a question as one line of JSON, the answer as JSON, and the end.
+//! Never answers by itself; the daemon does.
+
+use std::fs;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::IpAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::UnixListener;
+use tokio::sync::{mpsc, oneshot};
+use tracing::debug;
+
+use crate::status::Status;
+
+/// Longest question, in bytes.
+const MAX_REQUEST: u64 = 4096;
+/// How long a slow asker may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A question.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "request")]
+pub enum Request {
+    /// Everything.
+    Status,
+    /// Everything about one client.
+    Show {
+        /// The client's address.
+        client: IpAddr,
+    },
+}
+
+/// A question with the way to answer it.
+pub type Question = (Request, oneshot::Sender<Status>);
+
+/// The agent cannot be asked.
+#[derive(Debug, Error)]
+pub enum ControlError {
+    /// Nobody listens.
+    #[error("no agent answers at {0}: it is not running, or listens elsewhere (--socket)")]
+    NotRunning(PathBuf),
+    /// Somebody listens already.
+    #[error("another agent already listens at {0}")]
+    AlreadyRunning(PathBuf),
+    /// The socket is unusable.
+    #[error("{path}: {error}")]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The answer is not one.
+    #[error("the agent's answer is not understood, is it of another version? {0}")]
+    Answer(#[from] serde_json::Error),
+}
+
+/// The agent's end. Dropping it removes the socket.
+pub struct Listener {
+    path: PathBuf,
+    questions: mpsc::Receiver<Question>,
+}
+
+impl Listener {
+    /// Listens. A socket that a dead agent left behind is replaced. Must be called inside
+    /// a tokio runtime.
+    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+        let failed = |error| ControlError::Io { path: path.to_owned(), error };
+        if UnixStream::connect(path).is_ok() {
+            return Err(ControlError::AlreadyRunning(path.to_owned()));
+        }
+        if let Some(directory) = path.parent() {
+            fs::create_dir_all(directory).map_err(failed)?;
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+        let listener = UnixListener::bind(path).map_err(failed)?;
+        // Rules name the places a user goes to: nobody else's business.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(failed)?;
+        let (sender, questions) = mpsc::channel(16);
+        tokio::spawn(listen(listener, sender));
+        Ok(Self { path: path.to_owned(), questions })
+    }
+
+    /// Waits for a question.
+    pub async fn question(&mut self) -> Question {
+        match self.questions.recv().await {
+            Some(question) => question,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+async fn listen(listener: UnixListener, questions: mpsc::Sender<Question>) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let questions = questions.clone();
+                tokio::spawn(async move {
+                    let served = tokio::time::timeout(PATIENCE, serve(stream, questions)).await;
+                    if !matches!(served, Ok(Ok(()))) {
+                        debug!(?served, "a question was not answered");
+                    }
+                });
+            }
+            Err(error) => {
+                debug!(%error, "cannot accept on the control socket");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn serve(
+    mut stream: tokio::net::UnixStream,
+    questions: mpsc::Sender<Question>,
+) -> io::Result<()> {
+    let (reading, mut writing) = stream.split();
+    let mut line = String::new();
+    tokio::io::BufReader::new(reading.take(MAX_REQUEST)).read_line(&mut line).await?;
+    let request: Request = serde_json::from_str(&line)?;
+    let (sender, answer) = oneshot::channel();
+    questions.send((request, sender)).await.map_err(io::Error::other)?;
+    let status = answer.await.map_err(io::Error::other)?;
+    writing.write_all(&serde_json::to_vec(&status)?).await?;
+    writing.shutdown().await
+}
+
+/// Asks a running agent.
+pub fn ask(path: &Path, request: &Request) -> Result<Status, ControlError> {
+    let failed = |error| ControlError::Io { path: path.to_owned(), error };
+    let mut stream = UnixStream::connect(path).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ControlError::NotRunning(path.to_owned())
+        }
+        _ => failed(error),
+    })?;
+    stream.set_read_timeout(Some(2 * PATIENCE)).map_err(failed)?;
+    let mut line = serde_json::to_string(request)?;
+    line.push('\n');
+    stream.write_all(line.as_bytes()).map_err(failed)?;
+    let mut reader = BufReader::new(stream);
+    if reader.fill_buf().map_err(failed)?.is_empty() {
+        return Err(failed(io::Error::other("the agent ended before it answered")));
+    }
+    Ok(serde_json::from_reader(reader)?)
+}

@@ -1,0 +1,334 @@
+//! THE event loop: edges tell what happened, [`World`] answers what to do, this does it.
+//! Never decides anything itself.
+
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use firewall_common::abi::{Counter, DEFAULT_RULE, DropRecord};
+use firewall_common::verdict::Reason;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{debug, error, info, warn};
+
+use crate::control::{Listener, Request};
+use crate::dataplane::maps::MapsError;
+use crate::dataplane::records::{Log, Records};
+use crate::dataplane::{self, Dataplane};
+use crate::links::{Pattern, Watch};
+use crate::nft::{Gate, Mode};
+use crate::resolvers;
+use crate::rules::resolve::Surroundings;
+use crate::sources::files::Files;
+use crate::status::{AgentStatus, CounterStatus, SCHEMA, Status};
+use crate::world::{ClientId, Effect, Event, Notice, World};
+
+/// Everything is read again this often, should a change have gone unnoticed.
+const RESYNC: Duration = Duration::from_secs(10);
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory of rule files.
+    pub rules: PathBuf,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// Where the netvm's DNS servers are named.
+    pub resolv_conf: PathBuf,
+    /// Which links are vifs.
+    pub vifs: Pattern,
+    /// Who does network address translation.
+    pub mode: Mode,
+    /// The kernel side.
+    pub dataplane: dataplane::Options,
+}
+
+/// Runs until SIGTERM or SIGINT. What is in force then stays in force.
+pub async fn run(options: Options) -> Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut listener = Listener::bind(&options.socket)?;
+    let mut daemon = Daemon::start(options).await?;
+    let mut records = Records::new(daemon.dataplane.ebpf())?;
+    let mut log = Log::new(daemon.dataplane.ebpf())?;
+    let mut resync = tokio::time::interval(RESYNC);
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => daemon.read_all().await,
+            _ = resync.tick() => daemon.read_all().await,
+            () = daemon.files.changed() => daemon.read_rules().await,
+            () = daemon.watch.changed() => daemon.read_links().await,
+            taken = records.next() => daemon.tell_records(&taken?),
+            (request, answer) = listener.question() => {
+                // Whoever asked may have gone.
+                let _ = answer.send(daemon.status(&request));
+            }
+            passed = log.pass_on() => passed?,
+        }
+    }
+    info!("stopped; the policies in force stay in force, and nothing else is forwarded");
+    Ok(())
+}
+
+struct Daemon {
+    options: Options,
+    world: World,
+    gate: Gate,
+    gate_problem: Option<String>,
+    dataplane: Dataplane,
+    verified_instructions: Option<u32>,
+    files: Files,
+    watch: Watch,
+}
+
+impl Daemon {
+    /// Closes the gate first, then loads the programs, reads rules before links, and so
+    /// has policies in place when it takes over the vifs.
+    async fn start(options: Options) -> Result<Self> {
+        let gate = Gate {
+            mode: options.mode,
+            pattern: options.vifs.clone(),
+            mark_bit: options.dataplane.mark_bit,
+            redirections: Vec::new(),
+        };
+        gate.load().await.context("cannot load the gate")?;
+        let mut dataplane = Dataplane::load(options.dataplane.clone())?;
+        let verified_instructions = dataplane.verified_instructions();
+        let files = Files::watch(&options.rules)
+            .with_context(|| format!("cannot watch {}", options.rules.display()))?;
+        let watch = Watch::start(options.vifs.clone()).context("cannot open rtnetlink")?;
+        let world = World::default();
+        let gate_problem = None;
+        let mut daemon = Self {
+            options,
+            world,
+            gate,
+            gate_problem,
+            dataplane,
+            verified_instructions,
+            files,
+            watch,
+        };
+        daemon.read_all().await;
+        let present = daemon.world.vif_statuses();
+        let present: Vec<u32> = present.iter().map(|vif| vif.index).collect();
+        if let Err(error) = daemon.dataplane.forget_all_but(&present) {
+            warn!(%error, "old pins stay");
+        }
+        info!(
+            rules = %daemon.options.rules.display(),
+            mode = daemon.options.mode.name(),
+            verified_instructions,
+            "running"
+        );
+        Ok(daemon)
+    }
+
+    async fn read_all(&mut self) {
+        let resolvers = resolvers::read(&self.options.resolv_conf);
+        let names = self.world.known_surroundings().names.clone();
+        self.happened(Event::Surroundings(Surroundings { resolvers, names })).await;
+        self.read_rules().await;
+        self.read_links().await;
+        if self.gate_problem.is_some() {
+            self.load_gate().await;
+        }
+    }
+
+    async fn read_rules(&mut self) {
+        match self.files.read() {
+            Ok(changes) => {
+                for (client, rules) in changes {
+                    self.happened(Event::Rules { client, rules }).await;
+                }
+            }
+            Err(error) => {
+                let directory = self.options.rules.display();
+                error!(%directory, %error, "cannot list rules; those in force stay");
+            }
+        }
+        self.tidy();
+    }
+
+    async fn read_links(&mut self) {
+        match self.watch.read().await {
+            Ok(links) => self.happened(Event::Links(links)).await,
+            Err(error) => error!(%error, "cannot read links; what is known stays"),
+        }
+        self.tidy();
+    }
+
+    /// Tells the world, and does what it answers, and so on until it is content.
+    async fn happened(&mut self, event: Event) {
+        let mut effects = VecDeque::from(self.world.step(event));
+        while let Some(effect) = effects.pop_front() {
+            let event = self.perform(effect).await;
+            effects.extend(event.map(|event| self.world.step(event)).unwrap_or_default());
+        }
+    }
+
+    /// Does one thing; what came of it can be an event again.
+    async fn perform(&mut self, effect: Effect) -> Option<Event> {
+        match effect {
+            Effect::SetLocals(locals) => {
+                let outcome = self.dataplane.maps.set_locals(locals.into_iter());
+                log_failure("own addresses", outcome);
+                None
+            }
+            Effect::Redirect(redirections) => {
+                if self.gate.redirections != redirections {
+                    self.gate.redirections = redirections;
+                    if self.gate.mode == Mode::Standalone {
+                        self.load_gate().await;
+                    }
+                }
+                None
+            }
+            Effect::Put { client, installation, generation } => {
+                let outcome = self.dataplane.maps.put(client, &installation, generation);
+                outcome.err().map(|error| Event::Refused { client, why: error.to_string() })
+            }
+            Effect::Remove(client) => {
+                log_failure("removing a client", self.dataplane.maps.remove(client));
+                None
+            }
+            Effect::Attach { vif, name } => {
+                let outcome = self.dataplane.attach(vif, &name);
+                match &outcome {
+                    Ok(how) => info!(vif = name, how = how.name(), "attached"),
+                    Err(error) => error!(vif = name, %error, "not attached: nothing passes"),
+                }
+                let outcome = outcome.map(|how| how.name().to_owned());
+                Some(Event::Attached { vif, outcome: outcome.map_err(|error| error.to_string()) })
+            }
+            Effect::Forget { vif } => {
+                if let Err(error) = self.dataplane.forget(vif) {
+                    warn!(vif, %error, "a pin stays");
+                }
+                None
+            }
+            Effect::Tell(notice) => {
+                tell(&notice);
+                None
+            }
+        }
+    }
+
+    async fn load_gate(&mut self) {
+        self.gate_problem = self.gate.load().await.err().map(|error| error.to_string());
+        if let Some(problem) = &self.gate_problem {
+            error!(problem, "the gate is as it was before");
+        }
+    }
+
+    fn tidy(&mut self) {
+        log_failure("making room in the maps", self.dataplane.maps.tidy());
+    }
+
+    fn tell_records(&self, records: &[DropRecord]) {
+        for record in records {
+            let vif = self.world.vif_name(record.vif).unwrap_or("a vif that is gone");
+            info!(target: "denied", "{}", self.describe(vif, record));
+        }
+    }
+
+    /// One line about a packet that was not accepted.
+    fn describe(&self, vif: &str, record: &DropRecord) -> String {
+        let source = IpAddr::from(record.source);
+        let destination = IpAddr::from(record.destination);
+        let number = self.world.rule_number(record.vif, source, record.generation, record.rule);
+        let reason = match (number, Reason::from_index(record.reason)) {
+            (Some(number), _) => format!("rule {number:04}"),
+            (None, Some(Reason::Rule)) => format!("rule with index {}", record.rule),
+            (None, Some(reason)) => reason.name().to_owned(),
+            (None, None) => format!("reason {}", record.reason),
+        };
+        let suppressed = match record.suppressed {
+            0 => String::new(),
+            count => format!(", {count} more not shown"),
+        };
+        let DropRecord { protocol, destination_port, generation, .. } = record;
+        format!(
+            "{vif}: {source} to {destination}, protocol {protocol}, port or type \
+             {destination_port}: {reason}, generation {generation}{suppressed}"
+        )
+    }
+
+    fn status(&self, request: &Request) -> Status {
+        let mut clients = self.world.client_statuses();
+        match request {
+            Request::Status => {}
+            Request::Show { client } => clients.retain(|it| it.address == *client),
+        }
+        for status in &mut clients {
+            let Some(vif) = status.vif_index else {
+                continue;
+            };
+            let client = ClientId { vif, address: status.address };
+            status.counters = self.reason_counters(Some(client));
+            status.default_counter =
+                status.counters.remove(Reason::Default.name()).unwrap_or_default();
+            for (index, rule) in (0..DEFAULT_RULE).zip(&mut status.rules) {
+                rule.counter = counted(self.dataplane.maps.rule_counter(client, index));
+            }
+        }
+        Status {
+            schema: SCHEMA,
+            agent: AgentStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                source: self.options.rules.display().to_string(),
+                mode: self.options.mode.name().to_owned(),
+                mark_bit: self.options.dataplane.mark_bit,
+                verified_instructions: self.verified_instructions,
+                resolvers: self.world.known_surroundings().resolvers.clone(),
+                gate_problem: self.gate_problem.clone(),
+            },
+            vifs: self.world.vif_statuses(),
+            clients,
+            strays: self.reason_counters(None),
+        }
+    }
+
+    /// Counters of all reasons that counted anything.
+    fn reason_counters(
+        &self,
+        client: Option<ClientId>,
+    ) -> std::collections::BTreeMap<String, CounterStatus> {
+        let all = Reason::ALL.iter().map(|&reason| {
+            let counter = counted(self.dataplane.maps.reason_counter(client, reason));
+            (reason.name().to_owned(), counter)
+        });
+        all.filter(|(_, counter)| counter.packets > 0).collect()
+    }
+}
+
+fn counted(counter: Result<Counter, MapsError>) -> CounterStatus {
+    match counter {
+        Ok(Counter { packets, bytes }) => CounterStatus { packets, bytes },
+        Err(error) => {
+            debug!(%error, "a counter cannot be read");
+            CounterStatus::default()
+        }
+    }
+}
+
+fn log_failure(what: &str, outcome: Result<(), MapsError>) {
+    if let Err(error) = outcome {
+        error!(what, %error);
+    }
+}
+
+fn tell(notice: &Notice) {
+    match notice {
+        Notice::Live { client, rules, cells_checked } => {
+            info!(%client, rules, cells_checked, "policy proved");
+        }
+        Notice::Blocked { client, why } => warn!(%client, why, "blocked"),
+        Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
+    }
+}

@@ -1,0 +1,437 @@
+//! Policies and clients in the kernel's maps: staged where no packet looks, made live by
+//! one store, taken back when no packet can see them any more.
+//! Never decides what to install.
+//!
+//! What was replaced must outlive the packets that still read it. Replacing an inner map
+//! makes the kernel wait until all running programs have ended (`maybe_wait_bpf_programs`
+//! in kernel/bpf/syscall.c); only after such a wait are indices used again.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io;
+use std::net::IpAddr;
+use std::ops::Range;
+use std::sync::Arc;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{ArrayOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use aya::util::nr_cpus;
+use firewall_common::abi::{
+    Address, Class, Client, ClientKey, Counter, MAX_CLASSES, MAX_CLIENTS, MAX_COUNTERS,
+    MAX_INSTALLED, MAX_POLICIES, MAX_SEGMENTS, NO_CLASS, RecordBudget, STATE_BLOCKED, STATE_POLICY,
+    STATE_WAITING, Segment, Span,
+};
+use firewall_common::verdict::{Reason, reason_counter, rule_counter};
+use thiserror::Error;
+
+use super::mapped::MappedArray;
+use super::ranges::Ranges;
+use crate::rules::compile::Policy;
+use crate::world::{ClientId, Installation};
+
+/// Bit of the flags that an LPM trie must have (uapi/linux/bpf.h).
+const BPF_F_NO_PREALLOC: u32 = 1;
+
+type Trie = LpmTrie<MapData, Address, u32>;
+
+/// Something could not be put into the maps; what was in force still is.
+#[derive(Debug, Error)]
+pub enum MapsError {
+    /// A table is full.
+    #[error("no room for {needed} more {what}; there is room for {most} of all clients together")]
+    Full {
+        /// What there is no room for.
+        what: &'static str,
+        /// How many were needed.
+        needed: u32,
+        /// Size of the table.
+        most: usize,
+    },
+    /// The kernel refused.
+    #[error("the kernel refuses: {0}")]
+    Kernel(#[from] MapError),
+    /// The mapping of an array refused.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The object has no such map.
+    #[error("the eBPF object has no usable map `{0}`")]
+    Missing(&'static str),
+}
+
+/// A policy in the maps.
+struct Installed {
+    slot: u32,
+    classes: Range<u32>,
+    segments: Range<u32>,
+    clients: usize,
+}
+
+/// What is in force for a client.
+struct InForce {
+    record: u32,
+    counters: Range<u32>,
+    policy: Option<Arc<Policy>>,
+}
+
+/// All maps that the agent writes.
+pub struct Maps {
+    clients: aya::maps::HashMap<MapData, ClientKey, u32>,
+    live: MappedArray<u32>,
+    records: MappedArray<Client>,
+    policies: ArrayOfMaps<MapData, Trie>,
+    classes: MappedArray<Class>,
+    segments: MappedArray<Segment>,
+    locals: aya::maps::HashMap<MapData, Address, u8>,
+    counters: PerCpuArray<MapData, Counter>,
+    budgets: aya::maps::HashMap<MapData, u32, RecordBudget>,
+    /// Stands in every slot that has no policy: no prefix, so nothing is accepted.
+    empty: Trie,
+
+    free_indices: Ranges,
+    free_records: Ranges,
+    free_slots: Ranges,
+    free_classes: Ranges,
+    free_segments: Ranges,
+    free_counters: Ranges,
+
+    indices: HashMap<ClientId, u32>,
+    in_force: HashMap<ClientId, InForce>,
+    installed: HashMap<Arc<Policy>, Installed>,
+    /// Not in force any more, but perhaps still read by packets on their way.
+    retired: Vec<InForce>,
+    retired_indices: Vec<u32>,
+}
+
+/// Takes a map out of the object.
+fn take<T: TryFrom<Map>>(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<T, MapsError> {
+    let map = ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
+    T::try_from(map).map_err(|_| MapsError::Missing(name))
+}
+
+fn take_mapped<T: aya::Pod>(
+    ebpf: &mut aya::Ebpf,
+    name: &'static str,
+    length: usize,
+) -> Result<MappedArray<T>, MapsError> {
+    match ebpf.take_map(name) {
+        Some(Map::Array(map)) => Ok(MappedArray::new(map, length)?),
+        _ => Err(MapsError::Missing(name)),
+    }
+}
+
+/// All indices of a table whose first `reserved` are not handed out.
+fn indices(reserved: u32, size: usize) -> Ranges {
+    Ranges::new(reserved..u32::try_from(size).unwrap_or(u32::MAX))
+}
+
+impl Maps {
+    /// Takes the maps of a freshly loaded object.
+    pub fn new(ebpf: &mut aya::Ebpf) -> Result<Self, MapsError> {
+        Ok(Self {
+            clients: take(ebpf, "CLIENTS")?,
+            live: take_mapped(ebpf, "LIVE", MAX_CLIENTS)?,
+            records: take_mapped(ebpf, "INSTALLED", MAX_INSTALLED)?,
+            policies: take(ebpf, "POLICIES")?,
+            classes: take_mapped(ebpf, "CLASSES", MAX_CLASSES)?,
+            segments: take_mapped(ebpf, "SEGMENTS", MAX_SEGMENTS)?,
+            locals: take(ebpf, "LOCALS")?,
+            counters: take(ebpf, "COUNTERS")?,
+            budgets: take(ebpf, "RECORD_BUDGETS")?,
+            empty: LpmTrie::create(1, BPF_F_NO_PREALLOC)?,
+            free_indices: indices(0, MAX_CLIENTS),
+            free_records: indices(0, MAX_INSTALLED),
+            // Slot 0 is for waiting only.
+            free_slots: indices(1, MAX_POLICIES),
+            free_classes: indices(0, MAX_CLASSES),
+            free_segments: indices(0, MAX_SEGMENTS),
+            // The first counters are for packets without a client.
+            free_counters: indices(Reason::COUNT, MAX_COUNTERS),
+            indices: HashMap::new(),
+            in_force: HashMap::new(),
+            installed: HashMap::new(),
+            retired: Vec::new(),
+            retired_indices: Vec::new(),
+        })
+    }
+
+    /// Puts something in force for a client. On error nothing has changed.
+    pub fn put(
+        &mut self,
+        client: ClientId,
+        installation: &Installation,
+        generation: u32,
+    ) -> Result<(), MapsError> {
+        match self.try_put(client, installation, generation) {
+            Err(MapsError::Full { .. }) if self.has_retired() => {
+                self.tidy()?;
+                self.try_put(client, installation, generation)
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn try_put(
+        &mut self,
+        client: ClientId,
+        installation: &Installation,
+        generation: u32,
+    ) -> Result<(), MapsError> {
+        let (state, policy, rules) = match installation {
+            Installation::Waiting => (STATE_WAITING, None, 0),
+            Installation::Blocked => (STATE_BLOCKED, None, 0),
+            Installation::Policy { policy, rules } => (STATE_POLICY, Some(policy.policy()), *rules),
+        };
+        let staged = self.stage(policy, rules)?;
+        let record = Client {
+            state,
+            policy: policy.and_then(|it| self.installed.get(it)).map_or(0, |it| it.slot),
+            generation,
+            counters: staged.counters.start,
+        };
+        let outcome = self.records.store(staged.record, [record]).map_err(MapsError::from);
+        match outcome.and_then(|()| self.make_live(client, staged.record)) {
+            Ok(()) => {
+                self.retired.extend(self.in_force.insert(client, staged));
+                Ok(())
+            }
+            Err(error) => {
+                self.retired.push(staged);
+                Err(error)
+            }
+        }
+    }
+
+    /// Takes all that a client needs to be put in force, and fills in all but the record.
+    fn stage(&mut self, policy: Option<&Arc<Policy>>, rules: u32) -> Result<InForce, MapsError> {
+        let counters = Reason::COUNT.saturating_add(rules);
+        let record = take_range(&mut self.free_records, 1, "clients", MAX_CLIENTS)?;
+        let counters = take_range(&mut self.free_counters, counters, "rule counters", MAX_COUNTERS)
+            .inspect_err(|_| self.free_records.give(record.clone()))?;
+        let mut staged = InForce { record: record.start, counters, policy: None };
+        let filled = self.clear_counters(staged.counters.clone()).and_then(|()| match policy {
+            None => Ok(()),
+            Some(policy) => {
+                self.share_policy(policy)?;
+                staged.policy = Some(Arc::clone(policy));
+                Ok(())
+            }
+        });
+        if let Err(error) = filled {
+            // No packet has seen it.
+            self.free_records.give(record);
+            self.free_counters.give(staged.counters);
+            return Err(error);
+        }
+        Ok(staged)
+    }
+
+    /// The one store that makes packets see a record.
+    fn make_live(&mut self, client: ClientId, record: u32) -> Result<(), MapsError> {
+        if let Some(index) = self.indices.get(&client) {
+            return Ok(self.live.publish(*index, record)?);
+        }
+        let index = take_range(&mut self.free_indices, 1, "clients", MAX_CLIENTS)?.start;
+        let inserted = self
+            .live
+            .publish(index, record)
+            .map_err(MapsError::from)
+            .and_then(|()| Ok(self.clients.insert(key(client), index, 0)?));
+        match inserted {
+            Ok(()) => {
+                self.indices.insert(client, index);
+                Ok(())
+            }
+            Err(error) => {
+                self.free_indices.give(index..index + 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes the kernel forget a client: its packets are those of an unknown source.
+    pub fn remove(&mut self, client: ClientId) -> Result<(), MapsError> {
+        let Some(index) = self.indices.get(&client).copied() else {
+            return Ok(());
+        };
+        self.clients.remove(&key(client))?;
+        self.indices.remove(&client);
+        self.retired_indices.push(index);
+        self.retired.extend(self.in_force.remove(&client));
+        Ok(())
+    }
+
+    /// Whether [`Self::tidy`] has something to do.
+    pub fn has_retired(&self) -> bool {
+        !self.retired.is_empty() || !self.retired_indices.is_empty()
+    }
+
+    /// Waits until no packet can see what was replaced, and makes room of it. Takes some
+    /// milliseconds.
+    pub fn tidy(&mut self) -> Result<(), MapsError> {
+        if !self.has_retired() {
+            return Ok(());
+        }
+        self.policies.set(0, &self.empty, 0)?;
+        for index in self.retired_indices.drain(..) {
+            self.free_indices.give(index..index + 1);
+        }
+        for InForce { record, counters, policy } in std::mem::take(&mut self.retired) {
+            self.free_records.give(record..record + 1);
+            self.free_counters.give(counters);
+            if let Some(policy) = policy {
+                self.leave_policy(&policy)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Counts one more client of a policy, and puts it into the maps if it is the first.
+    fn share_policy(&mut self, policy: &Arc<Policy>) -> Result<(), MapsError> {
+        if let Some(installed) = self.installed.get_mut(policy) {
+            installed.clients += 1;
+            return Ok(());
+        }
+        let classes = u32::try_from(policy.classes.len()).unwrap_or(u32::MAX);
+        let segments = u32::try_from(policy.segments.len()).unwrap_or(u32::MAX);
+        let slot = take_range(&mut self.free_slots, 1, "policies", MAX_POLICIES)?;
+        let classes = take_range(&mut self.free_classes, classes, "classes", MAX_CLASSES)
+            .inspect_err(|_| self.free_slots.give(slot.clone()))?;
+        let segments = take_range(&mut self.free_segments, segments, "port ranges", MAX_SEGMENTS)
+            .inspect_err(|_| {
+            self.free_slots.give(slot.clone());
+            self.free_classes.give(classes.clone());
+        })?;
+        let installed = Installed { slot: slot.start, classes, segments, clients: 1 };
+        if let Err(error) = self.fill(policy, &installed) {
+            self.give_back(installed);
+            return Err(error);
+        }
+        self.installed.insert(Arc::clone(policy), installed);
+        Ok(())
+    }
+
+    /// Writes a policy where no packet looks yet; its indices are moved to where it is.
+    fn fill(&mut self, policy: &Policy, to: &Installed) -> Result<(), MapsError> {
+        let moved = |span: Span| Span { start: span.start + to.segments.start, ..span };
+        self.segments.store(to.segments.start, policy.segments.iter().copied())?;
+        let classes = policy.classes.iter().map(|class| Class {
+            wider: match class.wider {
+                NO_CLASS => NO_CLASS,
+                wider => wider + to.classes.start,
+            },
+            tcp: moved(class.tcp),
+            udp: moved(class.udp),
+            icmp: moved(class.icmp),
+            other: moved(class.other),
+        });
+        self.classes.store(to.classes.start, classes)?;
+        let size = u32::try_from(policy.prefixes.len()).unwrap_or(u32::MAX).max(1);
+        let mut trie = Trie::create(size, BPF_F_NO_PREALLOC)?;
+        for (prefix, class) in &policy.prefixes {
+            let key = Key::new(u32::from(prefix.length()), prefix.address());
+            trie.insert(&key, class + to.classes.start, 0)?;
+        }
+        // Takes some milliseconds: the kernel waits for running programs.
+        self.policies.set(to.slot, &trie, 0)?;
+        Ok(())
+    }
+
+    /// Counts one client of a policy less, and frees it after the last.
+    fn leave_policy(&mut self, policy: &Arc<Policy>) -> Result<(), MapsError> {
+        let Entry::Occupied(mut entry) = self.installed.entry(Arc::clone(policy)) else {
+            return Ok(());
+        };
+        entry.get_mut().clients -= 1;
+        if entry.get().clients == 0 {
+            let installed = entry.remove();
+            self.policies.set(installed.slot, &self.empty, 0)?;
+            self.give_back(installed);
+        }
+        Ok(())
+    }
+
+    fn give_back(&mut self, installed: Installed) {
+        let Installed { slot, classes, segments, clients: _ } = installed;
+        self.free_slots.give(slot..slot + 1);
+        self.free_classes.give(classes);
+        self.free_segments.give(segments);
+    }
+
+    /// Makes the netvm's own addresses known: exactly these.
+    pub fn set_locals(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapsError> {
+        let wanted: Vec<Address> = addresses.map(Address::from).collect();
+        let known = self.locals.keys().collect::<Result<Vec<Address>, _>>()?;
+        for address in known.iter().filter(|address| !wanted.contains(address)) {
+            self.locals.remove(address)?;
+        }
+        for address in wanted.iter().filter(|address| !known.contains(address)) {
+            self.locals.insert(address, 1, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Lets a vif's denied packets be reported.
+    pub fn add_vif(&mut self, vif: u32) -> Result<(), MapsError> {
+        Ok(self.budgets.insert(vif, RecordBudget::default(), 0)?)
+    }
+
+    /// The opposite of [`Self::add_vif`].
+    pub fn remove_vif(&mut self, vif: u32) {
+        // It may never have been there.
+        let _ = self.budgets.remove(&vif);
+    }
+
+    fn clear_counters(&mut self, range: Range<u32>) -> Result<(), MapsError> {
+        let processors = nr_cpus().map_err(|(_, error)| error)?;
+        for index in range {
+            let zero = PerCpuValues::try_from(vec![Counter::default(); processors])?;
+            self.counters.set(index, zero, 0)?;
+        }
+        Ok(())
+    }
+
+    /// What was counted for a reason; for packets without a client if there is none.
+    pub fn reason_counter(
+        &self,
+        client: Option<ClientId>,
+        reason: Reason,
+    ) -> Result<Counter, MapsError> {
+        match client.map(|client| self.in_force.get(&client)) {
+            None => self.counter(reason_counter(0, reason)),
+            Some(None) => Ok(Counter::default()),
+            Some(Some(it)) => self.counter(reason_counter(it.counters.start, reason)),
+        }
+    }
+
+    /// What was counted for a rule, by its index.
+    pub fn rule_counter(&self, client: ClientId, rule: u32) -> Result<Counter, MapsError> {
+        let in_force = self.in_force.get(&client);
+        let index = in_force.map(|it| (rule_counter(it.counters.start, rule), it.counters.end));
+        match index {
+            Some((index, end)) if index < end => self.counter(index),
+            _ => Ok(Counter::default()),
+        }
+    }
+
+    fn counter(&self, index: u32) -> Result<Counter, MapsError> {
+        let values = self.counters.get(&index, 0)?;
+        let sum = values.iter().fold(Counter::default(), |sum, value| Counter {
+            packets: sum.packets.wrapping_add(value.packets),
+            bytes: sum.bytes.wrapping_add(value.bytes),
+        });
+        Ok(sum)
+    }
+}
+
+fn key(client: ClientId) -> ClientKey {
+    ClientKey { vif: client.vif, address: client.address.into() }
+}
+
+fn take_range(
+    free: &mut Ranges,
+    needed: u32,
+    what: &'static str,
+    most: usize,
+) -> Result<Range<u32>, MapsError> {
+    free.take(needed).ok_or(MapsError::Full { what, needed, most })
+}

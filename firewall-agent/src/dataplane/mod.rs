@@ -1,0 +1,302 @@
+//! The kernel side: loads the programs, attaches them to vifs, fills their maps.
+//! Never decides what is in force for whom, and never detaches on its way out: what is
+//! attached and installed goes on without the agent.
+
+pub mod maps;
+pub mod records;
+
+mod mapped;
+mod ranges;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+
+use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::{LinkOrder, ProgramError, SchedClassifier, TcAttachType, tc};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use firewall_common::abi::ABI_VERSION;
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use thiserror::Error;
+
+use self::maps::{Maps, MapsError};
+
+/// The kernel programs, compiled by `cargo xtask build-ebpf`; empty if the agent was
+/// built without them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/firewall-ebpf.o"));
+
+/// Priority and handle of the clsact filter. Fixed, so that a new agent replaces the
+/// filter of an earlier one instead of adding another.
+const CLSACT_PRIORITY: u16 = 1;
+const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+/// How programs are attached to vifs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Attach {
+    /// tcx if the kernel takes it, else clsact.
+    Auto,
+    /// tcx: Linux 6.6 and newer. Owned by a link that no other tool can remove.
+    Tcx,
+    /// A clsact qdisc with a filter, for older kernels. Any tool with CAP_NET_ADMIN can
+    /// remove it; then the gate forwards nothing.
+    Clsact,
+}
+
+impl Attach {
+    /// The word that people read.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// How to load and attach.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory on a BPF file system in which links are pinned.
+    pub pins: PathBuf,
+    /// Mask with the one bit that marks accepted packets.
+    pub mark_bit: u32,
+    /// How programs are attached.
+    pub attach: Attach,
+}
+
+/// The kernel side cannot be set up.
+#[derive(Debug, Error)]
+pub enum DataplaneError {
+    /// Built without the kernel programs.
+    #[error(
+        "this agent was built without its kernel programs and cannot filter anything; \
+         build it with `cargo xtask build`"
+    )]
+    NoObject,
+    /// The pin directory is unusable.
+    #[error("cannot pin links in {path}: {error}")]
+    Pins {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The object cannot be loaded.
+    #[error("cannot load the kernel programs (are you root?): {0}")]
+    Load(#[from] EbpfError),
+    /// The verifier refused, or an attachment failed.
+    #[error("{}", with_sources(.0))]
+    Program(#[from] ProgramError),
+    /// A pinned link is unusable.
+    #[error("{}", with_sources(.0))]
+    Link(#[from] LinkError),
+    /// clsact could not be set up.
+    #[error("{}", with_sources(.0))]
+    Tc(#[from] TcError),
+    /// A map is unusable.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// A link changed its name under our hands.
+    #[error("{name} is not interface {vif} any more")]
+    Renamed {
+        /// The name it had.
+        name: String,
+        /// Its interface index.
+        vif: u32,
+    },
+}
+
+/// An error with all that is behind it; the libraries' own texts leave that out.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// The loaded programs and their maps.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    options: Options,
+    links: PathBuf,
+    /// The maps.
+    pub maps: Maps,
+}
+
+impl Dataplane {
+    /// Loads the programs. Nothing is attached yet.
+    pub fn load(options: Options) -> Result<Self, DataplaneError> {
+        if OBJECT.is_empty() {
+            return Err(DataplaneError::NoObject);
+        }
+        let links = pin_directory(&options.pins)
+            .map_err(|error| DataplaneError::Pins { path: options.pins.clone(), error })?;
+        let mut ebpf = load_object(options.mark_bit)?;
+        let maps = Maps::new(&mut ebpf)?;
+        from_client(&mut ebpf)?.load()?;
+        Ok(Self { ebpf, options, links, maps })
+    }
+
+    /// The object, for reading its log.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Instructions that the verifier walked through, if the kernel tells (5.16).
+    pub fn verified_instructions(&mut self) -> Option<u32> {
+        from_client(&mut self.ebpf).ok()?.info().ok()?.verified_instruction_count()
+    }
+
+    /// Attaches the program to a vif, or takes over what an earlier agent attached there,
+    /// without a moment between the old program and the new one. Returns how.
+    pub fn attach(&mut self, vif: u32, name: &str) -> Result<Attach, DataplaneError> {
+        // aya looks the interface up by name; it must be the same before and after.
+        expect_index(name, vif)?;
+        self.maps.add_vif(vif)?;
+        let how = match self.options.attach {
+            Attach::Tcx => self.attach_tcx(vif, name).map(|()| Attach::Tcx),
+            Attach::Clsact => self.attach_clsact(name).map(|()| Attach::Clsact),
+            Attach::Auto => match self.attach_tcx(vif, name) {
+                Ok(()) => Ok(Attach::Tcx),
+                Err(refused) => match self.attach_clsact(name) {
+                    Ok(()) => Ok(Attach::Clsact),
+                    Err(_) => Err(refused),
+                },
+            },
+        }?;
+        expect_index(name, vif)?;
+        Ok(how)
+    }
+
+    fn attach_tcx(&mut self, vif: u32, name: &str) -> Result<(), DataplaneError> {
+        let pin = self.link_path(vif);
+        let program = from_client(&mut self.ebpf)?;
+        if let Some(pinned) = pinned(&pin)? {
+            let link = SchedClassifierLink::try_from(FdLink::from(pinned))?;
+            match program.attach_to_link(link) {
+                Ok(link) => {
+                    // The pin keeps the link; this handle may go.
+                    drop(program.take_link(link)?);
+                    return Ok(());
+                }
+                // It belonged to a device of the same index that is gone.
+                Err(_) => remove_pin(&pin)?,
+            }
+        }
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        let link = program.attach_with_options(name, TcAttachType::Ingress, order)?;
+        let link: FdLink = program.take_link(link)?.try_into()?;
+        let pinned = link.pin(&pin);
+        pinned.map(drop).map_err(|error| DataplaneError::Pins {
+            path: pin,
+            error: io::Error::other(with_sources(&error)),
+        })
+    }
+
+    fn attach_clsact(&mut self, name: &str) -> Result<(), DataplaneError> {
+        let program = from_client(&mut self.ebpf)?;
+        let earlier = SchedClassifierLink::attached(
+            name,
+            TcAttachType::Ingress,
+            CLSACT_PRIORITY,
+            CLSACT_HANDLE,
+            None,
+        );
+        let earlier = earlier.map_err(TcError::from)?;
+        let link = match program.attach_to_link(earlier) {
+            Ok(link) => link,
+            Err(_) => {
+                // A qdisc that is there already is as good; attaching tells.
+                let _ = tc::qdisc_add_clsact(name);
+                let options = NlOptions {
+                    priority: CLSACT_PRIORITY,
+                    handle: CLSACT_HANDLE,
+                    ..NlOptions::default()
+                };
+                let options = TcAttachOptions::Netlink(options);
+                program.attach_with_options(name, TcAttachType::Ingress, options)?
+            }
+        };
+        // Dropping it would detach: the filter is to outlive the agent.
+        std::mem::forget(program.take_link(link)?);
+        Ok(())
+    }
+
+    /// Removes what is left of a vif that is gone. The kernel detached the program.
+    pub fn forget(&mut self, vif: u32) -> Result<(), DataplaneError> {
+        self.maps.remove_vif(vif);
+        remove_pin(&self.link_path(vif))
+    }
+
+    /// Removes pins of vifs that went while no agent was there to see it.
+    pub fn forget_all_but(&mut self, present: &[u32]) -> Result<(), DataplaneError> {
+        let unlistable = |error| DataplaneError::Pins { path: self.links.clone(), error };
+        for entry in fs::read_dir(&self.links).map_err(unlistable)? {
+            let path = entry.map_err(unlistable)?.path();
+            let expected = present.iter().any(|vif| self.link_path(*vif) == path);
+            if !expected {
+                remove_pin(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn link_path(&self, vif: u32) -> PathBuf {
+        self.links.join(format!("from_client-{vif}"))
+    }
+}
+
+/// Loads the object, with the mark's bit in place. The kernel's own type information is
+/// left out on purpose: kernels of Qubes VMs have none.
+pub fn load_object(mark_bit: u32) -> Result<Ebpf, EbpfError> {
+    EbpfLoader::new().btf(None).override_global("MARK_BIT", &mark_bit, true).load(OBJECT)
+}
+
+fn from_client(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DataplaneError> {
+    let program = ebpf.program_mut("from_client").ok_or(DataplaneError::NoObject)?;
+    Ok(program.try_into()?)
+}
+
+/// Makes the directory for links of this version of the maps' layout.
+fn pin_directory(pins: &Path) -> io::Result<PathBuf> {
+    let links = pins.join(format!("v{ABI_VERSION}"));
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(&links)?;
+    if statfs(&links)?.filesystem_type() != BPF_FS_MAGIC {
+        fs::remove_dir(&links)?;
+        return Err(io::Error::other(
+            "not on a BPF file system; mount one with `mount -t bpf bpf /sys/fs/bpf`",
+        ));
+    }
+    Ok(links)
+}
+
+fn pinned(path: &Path) -> Result<Option<PinnedLink>, DataplaneError> {
+    match PinnedLink::from_pin(path) {
+        Ok(link) => Ok(Some(link)),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            Ok(None)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn remove_pin(path: &Path) -> Result<(), DataplaneError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(DataplaneError::Pins { path: path.to_owned(), error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn expect_index(name: &str, vif: u32) -> Result<(), DataplaneError> {
+    match nix::net::if_::if_nametoindex(name) {
+        Ok(index) if index == vif => Ok(()),
+        _ => Err(DataplaneError::Renamed { name: name.to_owned(), vif }),
+    }
+}

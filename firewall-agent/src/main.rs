@@ -1,0 +1,36 @@
+//! Starts what the arguments ask for.
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser as _;
+use firewall_agent::cli::{self, Arguments, Command};
+use firewall_agent::daemon;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Run(run) => start(run.into()),
+        Command::Status(ask) => cli::status(&ask),
+        Command::Show { client, ask } => cli::show(client, &ask),
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("firewall-agent: {error:#}");
+        ExitCode::from(2)
+    })
+}
+
+fn start(options: daemon::Options) -> Result<ExitCode> {
+    // FIREWALL_LOG=debug shows more; the syntax is that of tracing's EnvFilter.
+    let filter = EnvFilter::try_from_env("FIREWALL_LOG").unwrap_or_else(|_| "info".into());
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(colours)
+        .init();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(daemon::run(options))?;
+    Ok(ExitCode::SUCCESS)
+}

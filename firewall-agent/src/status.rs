@@ -1,0 +1,154 @@
+//! What the agent tells about itself: the types of the control socket's JSON.
+//! Never decides or formats anything.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this JSON; it changes when a field is renamed, removed or changes meaning.
+pub const SCHEMA: u32 = 1;
+
+/// Everything about a running agent.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The agent.
+    pub agent: AgentStatus,
+    /// Links that match the pattern of vifs.
+    pub vifs: Vec<VifStatus>,
+    /// Clients, and addresses that have rules but no vif.
+    pub clients: Vec<ClientStatus>,
+    /// Packets that belong to no known client, by reason.
+    pub strays: BTreeMap<String, CounterStatus>,
+}
+
+/// The agent itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentStatus {
+    /// Its version.
+    pub version: String,
+    /// Its process.
+    pub pid: u32,
+    /// Where rules come from.
+    pub source: String,
+    /// `qubes` or `standalone`.
+    pub mode: String,
+    /// Bit of the packet mark that the gate looks for, as a mask.
+    pub mark_bit: u32,
+    /// Instructions that the kernel's verifier walked through to accept the program.
+    pub verified_instructions: Option<u32>,
+    /// DNS servers behind `specialtarget=dns`.
+    pub resolvers: Vec<IpAddr>,
+    /// The last attempt to load the gate, if it failed.
+    pub gate_problem: Option<String>,
+}
+
+/// One vif.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VifStatus {
+    /// Its interface index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+    /// `tcx` or `clsact`, or nothing if no program is attached.
+    pub attached: Option<String>,
+    /// Why no program could be attached.
+    pub problem: Option<String>,
+    /// Its clients' addresses.
+    pub addresses: Vec<IpAddr>,
+}
+
+/// What is in force for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Its policy decides.
+    Live,
+    /// Everything is rejected; `problem` says why.
+    Blocked,
+    /// Everything is dropped; no rules are known.
+    Waiting,
+    /// It has rules and no vif.
+    Absent,
+}
+
+/// One client.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ClientStatus {
+    /// Its address.
+    pub address: IpAddr,
+    /// Name of its vif.
+    pub vif: Option<String>,
+    /// Interface index of its vif.
+    pub vif_index: Option<u32>,
+    /// What is in force.
+    pub state: State,
+    /// Why it is blocked.
+    pub problem: Option<ProblemStatus>,
+    /// Number of the policy in force, as drop records quote it.
+    pub generation: Option<u32>,
+    /// What happens when no rule matches: `accept` or `drop`.
+    pub default: Option<String>,
+    /// Packets that no rule matched.
+    pub default_counter: CounterStatus,
+    /// Its rules in order.
+    pub rules: Vec<RuleStatus>,
+    /// Size of the policy and figures of its proof.
+    pub policy: Option<PolicyStatus>,
+    /// Packets by reason, where no rule had a say.
+    pub counters: BTreeMap<String, CounterStatus>,
+}
+
+/// What is wrong with a client's rules.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProblemStatus {
+    /// File or QubesDB path.
+    pub origin: String,
+    /// Line in the file, from 1.
+    pub line: Option<usize>,
+    /// The offending text.
+    pub text: String,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RuleStatus {
+    /// Number of its key.
+    pub number: u16,
+    /// As dom0 wrote it.
+    pub text: String,
+    /// Its host name, if that is not resolved.
+    pub unresolved: Option<String>,
+    /// Whether any packet can reach it: false if earlier rules match all of its packets.
+    pub effective: bool,
+    /// Packets it decided.
+    pub counter: CounterStatus,
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CounterStatus {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes of frames.
+    pub bytes: u64,
+}
+
+/// Size and proof of a policy.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct PolicyStatus {
+    /// Destination prefixes.
+    pub prefixes: usize,
+    /// Classes.
+    pub classes: usize,
+    /// Segments.
+    pub segments: usize,
+    /// Cells in which policy and rules were compared before it went live.
+    pub cells_checked: usize,
+    /// Whether those were all cells there are.
+    pub complete: bool,
+}

@@ -1,0 +1,509 @@
+//! PURE: all memory of the agent. It is told what happened and answers what to do.
+//! Never does I/O, never reads a clock, never sleeps.
+//!
+//! Clients come from links (vif and address), rules come from a source, by address. What
+//! is in force for a client follows from both: no rules yet: waiting; rules that cannot
+//! be used: blocked; else its policy.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::rules::check::{self, ProvedPolicy};
+use crate::rules::compile;
+use crate::rules::parse::RulesetError;
+use crate::rules::resolve::{self, Surroundings};
+use crate::rules::{Destination, Family, Ruleset};
+use crate::status::{
+    ClientStatus, CounterStatus, PolicyStatus, ProblemStatus, RuleStatus, State, VifStatus,
+};
+
+/// A client: an address behind a vif.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientId {
+    /// Interface index of the vif.
+    pub vif: u32,
+    /// The client's address.
+    pub address: IpAddr,
+}
+
+/// A link whose name matches the pattern of vifs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vif {
+    /// Interface index.
+    pub index: u32,
+    /// Interface name.
+    pub name: String,
+    /// Addresses of the clients behind it.
+    pub addresses: BTreeSet<IpAddr>,
+}
+
+/// All links, as they are now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Links {
+    /// The vifs.
+    pub vifs: Vec<Vif>,
+    /// The netvm's own addresses, on any interface.
+    pub locals: BTreeSet<IpAddr>,
+}
+
+/// Rules that cannot be used, with the place they came from.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{origin}: {error}")]
+pub struct SourceError {
+    /// File or QubesDB path.
+    pub origin: String,
+    /// What is wrong with it.
+    pub error: RulesetError,
+}
+
+/// Something happened outside.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Links or their addresses changed; this is all of them.
+    Links(Links),
+    /// A client's rules were written, or removed.
+    Rules {
+        /// The client's address.
+        client: IpAddr,
+        /// The rules; `None` if there are none any more.
+        rules: Option<Result<Ruleset, SourceError>>,
+    },
+    /// Resolvers or names changed.
+    Surroundings(Surroundings),
+    /// A program was attached to a vif, or could not be.
+    Attached {
+        /// Interface index.
+        vif: u32,
+        /// How, or why not.
+        outcome: Result<String, String>,
+    },
+    /// What was put in force could not be; the client has what it had before.
+    Refused {
+        /// The client.
+        client: ClientId,
+        /// Why.
+        why: String,
+    },
+}
+
+/// What to put in force for a client.
+#[derive(Clone, Debug)]
+pub enum Installation {
+    /// Drop everything; no rules are known.
+    Waiting,
+    /// Reject everything.
+    Blocked,
+    /// Let a policy decide.
+    Policy {
+        /// The policy.
+        policy: ProvedPolicy,
+        /// How many rules to count.
+        rules: u32,
+    },
+}
+
+/// Something the daemon must do.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// The netvm's own addresses are now these.
+    SetLocals(BTreeSet<IpAddr>),
+    /// Virtual resolvers lead to these real ones.
+    Redirect(Vec<(Ipv4Addr, Ipv4Addr)>),
+    /// Put something in force for a client.
+    Put {
+        /// The client.
+        client: ClientId,
+        /// What.
+        installation: Installation,
+        /// Its number.
+        generation: u32,
+    },
+    /// A client is gone: remove all that is in force for it.
+    Remove(ClientId),
+    /// Attach the program to a vif.
+    Attach {
+        /// Interface index.
+        vif: u32,
+        /// Interface name.
+        name: String,
+    },
+    /// A vif is gone: remove what is left of it.
+    Forget {
+        /// Interface index.
+        vif: u32,
+    },
+    /// Tell whoever reads the log.
+    Tell(Notice),
+}
+
+/// News worth a line in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A policy is in force for a client's address.
+    Live {
+        /// The address.
+        client: IpAddr,
+        /// How many rules it has.
+        rules: usize,
+        /// In how many cells policy and rules were compared.
+        cells_checked: usize,
+    },
+    /// A client's address is blocked.
+    Blocked {
+        /// The address.
+        client: IpAddr,
+        /// Why.
+        why: String,
+    },
+    /// A client's address has no rules any more.
+    Waiting {
+        /// The address.
+        client: IpAddr,
+    },
+}
+
+/// What a client's rules come to.
+#[derive(Clone, Debug)]
+enum Standing {
+    Waiting,
+    Blocked(ProblemStatus),
+    Live(Arc<Live>),
+}
+
+#[derive(Debug)]
+struct Live {
+    ruleset: Ruleset,
+    policy: ProvedPolicy,
+}
+
+#[derive(Debug)]
+struct KnownVif {
+    vif: Vif,
+    attached: Option<Result<String, String>>,
+}
+
+#[derive(Debug)]
+struct InForce {
+    generation: u32,
+    /// Set when the kernel's tables could not take what the rules come to.
+    refused: Option<String>,
+}
+
+/// All memory of the agent.
+#[derive(Debug, Default)]
+pub struct World {
+    vifs: BTreeMap<u32, KnownVif>,
+    locals: BTreeSet<IpAddr>,
+    rulesets: BTreeMap<IpAddr, Result<Ruleset, SourceError>>,
+    standings: BTreeMap<IpAddr, Standing>,
+    clients: BTreeMap<ClientId, InForce>,
+    surroundings: Surroundings,
+    generation: u32,
+}
+
+impl World {
+    /// Takes in what happened and answers what to do, in this order.
+    pub fn step(&mut self, event: Event) -> Vec<Effect> {
+        match event {
+            Event::Links(links) => self.links(links),
+            Event::Rules { client, rules } => self.rules(client, rules),
+            Event::Surroundings(surroundings) => self.surroundings(surroundings),
+            Event::Attached { vif, outcome } => {
+                if let Some(known) = self.vifs.get_mut(&vif) {
+                    known.attached = Some(outcome);
+                }
+                Vec::new()
+            }
+            Event::Refused { client, why } => self.refused(client, why),
+        }
+    }
+
+    fn links(&mut self, links: Links) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        if links.locals != self.locals {
+            self.locals = links.locals;
+            effects.push(Effect::SetLocals(self.locals.clone()));
+        }
+        let wanted = |vif: &Vif| {
+            let index = vif.index;
+            let clients = vif.addresses.iter();
+            clients.map(move |&address| ClientId { vif: index, address }).collect::<Vec<_>>()
+        };
+        let now: BTreeSet<ClientId> = links.vifs.iter().flat_map(wanted).collect();
+        let gone: Vec<ClientId> =
+            self.clients.keys().filter(|client| !now.contains(client)).copied().collect();
+        for client in gone {
+            self.clients.remove(&client);
+            effects.push(Effect::Remove(client));
+        }
+        let present: BTreeSet<u32> = links.vifs.iter().map(|vif| vif.index).collect();
+        self.vifs.retain(|&vif, _| {
+            let stays = present.contains(&vif);
+            if !stays {
+                effects.push(Effect::Forget { vif });
+            }
+            stays
+        });
+        // First what is in force, then the program: one that takes over from an earlier
+        // agent's knows its clients from its first packet on.
+        for client in now {
+            if !self.clients.contains_key(&client) {
+                effects.push(self.put(client));
+            }
+        }
+        for vif in links.vifs {
+            match self.vifs.get_mut(&vif.index) {
+                Some(known) => known.vif = vif,
+                None => {
+                    effects.push(Effect::Attach { vif: vif.index, name: vif.name.clone() });
+                    self.vifs.insert(vif.index, KnownVif { vif, attached: None });
+                }
+            }
+        }
+        effects
+    }
+
+    fn rules(
+        &mut self,
+        client: IpAddr,
+        rules: Option<Result<Ruleset, SourceError>>,
+    ) -> Vec<Effect> {
+        if self.rulesets.get(&client) == rules.as_ref() {
+            return Vec::new();
+        }
+        match rules {
+            Some(rules) => self.rulesets.insert(client, rules),
+            None => self.rulesets.remove(&client),
+        };
+        self.judge(client)
+    }
+
+    fn surroundings(&mut self, surroundings: Surroundings) -> Vec<Effect> {
+        if self.surroundings == surroundings {
+            return Vec::new();
+        }
+        self.surroundings = surroundings;
+        let mut effects = vec![Effect::Redirect(self.surroundings.redirections())];
+        let affected = self.rulesets.iter().filter_map(|(&client, rules)| {
+            let before = match self.standings.get(&client) {
+                Some(Standing::Live(live)) => Some(Arc::clone(live.policy.policy())),
+                Some(Standing::Waiting | Standing::Blocked(_)) | None => None,
+            };
+            rules.is_ok().then_some((client, before))
+        });
+        for (client, before) in affected.collect::<Vec<_>>() {
+            let standing = self.standing(client);
+            let unchanged = match (&standing, before) {
+                (Standing::Live(live), Some(before)) => *live.policy.policy() == before,
+                _ => false,
+            };
+            if !unchanged {
+                effects.extend(self.stand(client, standing));
+            }
+        }
+        effects
+    }
+
+    /// A client whose policy does not fit into the kernel's tables is blocked. If even
+    /// that does not fit, the kernel does not know the client, and drops its packets.
+    fn refused(&mut self, client: ClientId, why: String) -> Vec<Effect> {
+        let Some(in_force) = self.clients.get_mut(&client) else {
+            return Vec::new();
+        };
+        let first = in_force.refused.is_none();
+        in_force.refused = Some(why.clone());
+        let mut effects = vec![Effect::Tell(Notice::Blocked { client: client.address, why })];
+        if first {
+            let generation = in_force.generation;
+            let installation = Installation::Blocked;
+            effects.push(Effect::Put { client, installation, generation });
+        }
+        effects
+    }
+
+    /// Works out what a client's rules come to, and puts it in force on all its vifs.
+    fn judge(&mut self, address: IpAddr) -> Vec<Effect> {
+        let standing = self.standing(address);
+        self.stand(address, standing)
+    }
+
+    fn stand(&mut self, address: IpAddr, standing: Standing) -> Vec<Effect> {
+        let notice = match &standing {
+            Standing::Waiting => Notice::Waiting { client: address },
+            Standing::Blocked(problem) => {
+                let ProblemStatus { origin, reason, .. } = problem;
+                Notice::Blocked { client: address, why: format!("{origin}: {reason}") }
+            }
+            Standing::Live(live) => Notice::Live {
+                client: address,
+                rules: live.ruleset.rules.len(),
+                cells_checked: live.policy.proof().cells_checked,
+            },
+        };
+        self.standings.insert(address, standing);
+        let clients = self.clients.keys().filter(|client| client.address == address);
+        let clients: Vec<ClientId> = clients.copied().collect();
+        let mut effects = vec![Effect::Tell(notice)];
+        effects.extend(clients.into_iter().map(|client| self.put(client)));
+        effects
+    }
+
+    fn standing(&self, address: IpAddr) -> Standing {
+        let ruleset = match self.rulesets.get(&address) {
+            None => return Standing::Waiting,
+            Some(Err(SourceError { origin, error })) => {
+                return Standing::Blocked(ProblemStatus {
+                    origin: origin.clone(),
+                    line: error.line,
+                    text: error.text.clone(),
+                    reason: error.problem.to_string(),
+                });
+            }
+            Some(Ok(ruleset)) => ruleset,
+        };
+        let blocked = |reason: String| {
+            let origin = format!("rules of {address}");
+            Standing::Blocked(ProblemStatus { origin, line: None, text: String::new(), reason })
+        };
+        let resolved = resolve::resolve(Family::from(address), ruleset, &self.surroundings);
+        let policy = match compile::compile(&resolved) {
+            Ok(policy) => policy,
+            Err(error) => return blocked(error.to_string()),
+        };
+        match check::prove(&resolved, policy) {
+            Ok(policy) => Standing::Live(Arc::new(Live { ruleset: ruleset.clone(), policy })),
+            Err(error) => blocked(error.to_string()),
+        }
+    }
+
+    fn put(&mut self, client: ClientId) -> Effect {
+        // 0 is "no policy" in drop records.
+        self.generation = self.generation.checked_add(1).unwrap_or(1);
+        let generation = self.generation;
+        let installation = match self.standings.get(&client.address) {
+            None | Some(Standing::Waiting) => Installation::Waiting,
+            Some(Standing::Blocked(_)) => Installation::Blocked,
+            Some(Standing::Live(live)) => Installation::Policy {
+                policy: live.policy.clone(),
+                rules: u32::try_from(live.ruleset.rules.len()).unwrap_or(u32::MAX),
+            },
+        };
+        self.clients.insert(client, InForce { generation, refused: None });
+        Effect::Put { client, installation, generation }
+    }
+
+    /// Resolvers and names as last told.
+    pub fn known_surroundings(&self) -> &Surroundings {
+        &self.surroundings
+    }
+
+    /// Name of a vif.
+    pub fn vif_name(&self, vif: u32) -> Option<&str> {
+        self.vifs.get(&vif).map(|known| known.vif.name.as_str())
+    }
+
+    /// Key number of a rule, given its index and the generation of the policy it is in.
+    pub fn rule_number(
+        &self,
+        vif: u32,
+        address: IpAddr,
+        generation: u32,
+        index: u32,
+    ) -> Option<u16> {
+        let in_force = self.clients.get(&ClientId { vif, address })?;
+        let Some(Standing::Live(live)) = self.standings.get(&address) else {
+            return None;
+        };
+        let rule = live.ruleset.rules.get(usize::try_from(index).ok()?)?;
+        (in_force.generation == generation).then_some(rule.number)
+    }
+
+    /// All vifs.
+    pub fn vif_statuses(&self) -> Vec<VifStatus> {
+        let vifs = self.vifs.values().map(|known| VifStatus {
+            index: known.vif.index,
+            name: known.vif.name.clone(),
+            attached: known.attached.clone().and_then(Result::ok),
+            problem: known.attached.clone().and_then(Result::err),
+            addresses: known.vif.addresses.iter().copied().collect(),
+        });
+        vifs.collect()
+    }
+
+    /// All clients, and addresses with rules but no vif. Counters are left at zero.
+    pub fn client_statuses(&self) -> Vec<ClientStatus> {
+        let present = self.clients.iter().map(|(client, in_force)| {
+            self.client_status(client.address, Some((client.vif, in_force)))
+        });
+        let has_vif: BTreeSet<IpAddr> = self.clients.keys().map(|client| client.address).collect();
+        let absent = self.rulesets.keys().filter(|address| !has_vif.contains(address));
+        let absent = absent.map(|&address| self.client_status(address, None));
+        present.chain(absent).collect()
+    }
+
+    fn client_status(&self, address: IpAddr, present: Option<(u32, &InForce)>) -> ClientStatus {
+        let standing = self.standings.get(&address).unwrap_or(&Standing::Waiting);
+        let refused = present.and_then(|(_, in_force)| in_force.refused.clone());
+        let refused = refused.map(|reason| ProblemStatus {
+            origin: "the kernel's tables".to_owned(),
+            line: None,
+            text: String::new(),
+            reason,
+        });
+        let (state, problem) = match (standing, refused) {
+            (_, Some(problem)) => (State::Blocked, Some(problem)),
+            (Standing::Blocked(problem), None) => (State::Blocked, Some(problem.clone())),
+            (Standing::Waiting, None) => (State::Waiting, None),
+            (Standing::Live(_), None) => (State::Live, None),
+        };
+        let live = match standing {
+            Standing::Live(live) => Some(live),
+            Standing::Waiting | Standing::Blocked(_) => None,
+        };
+        ClientStatus {
+            address,
+            vif: present.and_then(|(vif, _)| self.vif_name(vif)).map(str::to_owned),
+            vif_index: present.map(|(vif, _)| vif),
+            state: if present.is_none() && problem.is_none() { State::Absent } else { state },
+            problem,
+            generation: present.map(|(_, in_force)| in_force.generation),
+            default: live.map(|live| live.ruleset.default.name().to_owned()),
+            default_counter: CounterStatus::default(),
+            rules: live.map(|live| self.rule_statuses(live)).unwrap_or_default(),
+            policy: live.map(|live| policy_status(&live.policy)),
+            counters: BTreeMap::new(),
+        }
+    }
+
+    fn rule_statuses(&self, live: &Live) -> Vec<RuleStatus> {
+        let effective = live.policy.policy().effective_rules();
+        let rules = (0..).zip(&live.ruleset.rules).map(|(index, rule)| RuleStatus {
+            number: rule.number,
+            text: rule.text.clone(),
+            unresolved: match &rule.destination {
+                Destination::Name(name) if !self.surroundings.names.contains_key(name) => {
+                    Some(name.clone())
+                }
+                Destination::Any | Destination::Network(_) | Destination::Name(_) => None,
+            },
+            effective: effective.contains(&index),
+            counter: CounterStatus::default(),
+        });
+        rules.collect()
+    }
+}
+
+fn policy_status(policy: &ProvedPolicy) -> PolicyStatus {
+    let proof = policy.proof();
+    let policy = policy.policy();
+    PolicyStatus {
+        prefixes: policy.prefixes.len(),
+        classes: policy.classes.len(),
+        segments: policy.segments.len(),
+        cells_checked: proof.cells_checked,
+        complete: proof.complete,
+    }
+}

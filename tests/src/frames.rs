@@ -1,0 +1,110 @@
+//! Raw Ethernet frames: sending any bytes, and watching an interface.
+//! Never interprets a frame: what to look for is an argument.
+//!
+//! A capture sits where `tcpdump` does: what arrives is seen before tc programs and nft,
+//! what leaves is seen after them. Checksums may be left for hardware that does not
+//! exist, and one frame may be longer than the link's MTU.
+
+use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use nix::errno::Errno;
+use nix::libc::{AF_PACKET, ETH_P_ALL, sockaddr_ll};
+use nix::net::if_::if_nametoindex;
+use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::{
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, recv, send, socket,
+};
+
+use crate::namespace::Namespace;
+use crate::wait::Deadline;
+
+/// Longest frame that offloading makes, and some more.
+const MAX_FRAME: usize = 1 << 17;
+
+/// Sends one frame, Ethernet header first, out of an interface of the namespace.
+pub fn send_raw(from: &Namespace, interface: &str, frame: &[u8]) -> Result<()> {
+    // Protocol 0: this socket receives nothing.
+    let socket = from.run(|| open(interface, 0))?;
+    let sent = send(socket.as_raw_fd(), frame, MsgFlags::empty())
+        .with_context(|| format!("cannot send a frame out of `{interface}`"))?;
+    ensure!(sent == frame.len(), "only {sent} of {} bytes left `{interface}`", frame.len());
+    Ok(())
+}
+
+/// Watches an interface of the namespace from now on, in both directions.
+pub fn capture(on: &Namespace, interface: &str) -> Result<Capture> {
+    let socket = on.run(|| open(interface, u16::try_from(ETH_P_ALL)?))?;
+    Ok(Capture { socket, buffer: vec![0; MAX_FRAME] })
+}
+
+/// Frames that crossed an interface since it was made.
+#[derive(Debug)]
+pub struct Capture {
+    socket: OwnedFd,
+    buffer: Vec<u8>,
+}
+
+impl Capture {
+    /// The next frame that fits; those before it are gone. `None` if none came in time.
+    pub fn wait_for(
+        &mut self,
+        fits: impl Fn(&[u8]) -> bool,
+        timeout: Duration,
+    ) -> Result<Option<Vec<u8>>> {
+        let deadline = Deadline::after(timeout);
+        loop {
+            while let Some(frame) = self.next()? {
+                if fits(frame) {
+                    return Ok(Some(frame.to_vec()));
+                }
+            }
+            let mut descriptors = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            if !deadline.poll(&mut descriptors)? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// A frame that is already here.
+    fn next(&mut self) -> Result<Option<&[u8]>> {
+        match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
+            Ok(length) => Ok(self.buffer.get(..length)),
+            // The interface went down or away: nothing more to see yet.
+            Err(Errno::EAGAIN | Errno::ENETDOWN) => Ok(None),
+            Err(error) => Err(error).context("cannot read a frame"),
+        }
+    }
+}
+
+/// A packet socket of the calling thread's namespace, bound to one interface.
+fn open(interface: &str, protocol: u16) -> Result<OwnedFd> {
+    let index = if_nametoindex(interface)
+        .with_context(|| format!("there is no interface `{interface}`"))?;
+    // Without a protocol until it is bound, or it would see all interfaces first.
+    let flags = SockFlag::SOCK_CLOEXEC;
+    let socket = socket(AddressFamily::Packet, SockType::Raw, flags, None)
+        .context("cannot open a packet socket")?;
+    bind(socket.as_raw_fd(), &link_address(i32::try_from(index)?, protocol)?)
+        .with_context(|| format!("cannot bind a packet socket to `{interface}`"))?;
+    Ok(socket)
+}
+
+fn link_address(index: i32, protocol: u16) -> Result<LinkAddr> {
+    let address = sockaddr_ll {
+        sll_family: u16::try_from(AF_PACKET)?,
+        sll_protocol: protocol.to_be(),
+        sll_ifindex: index,
+        sll_hatype: 0,
+        sll_pkttype: 0,
+        sll_halen: 0,
+        sll_addr: [0; 8],
+    };
+    let length = u32::try_from(size_of::<sockaddr_ll>())?;
+    // SAFETY: the pointer is to a whole `sockaddr_ll`, whose length goes with it, and
+    // which is copied before it goes away.
+    let address = unsafe { LinkAddr::from_raw((&raw const address).cast(), Some(length)) };
+    address.context("not a link address")
+}
