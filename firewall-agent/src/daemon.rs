@@ -16,13 +16,14 @@ use crate::control::{Listener, Request};
 use crate::dataplane::maps::MapsError;
 use crate::dataplane::records::{Log, Records};
 use crate::dataplane::{self, Dataplane};
+use crate::events::{ClientId, Effect, Event, Notice};
 use crate::links::{Pattern, Watch};
 use crate::nft::{Gate, Mode};
 use crate::resolvers;
 use crate::rules::resolve::Surroundings;
 use crate::sources::files::Files;
 use crate::status::{AgentStatus, CounterStatus, SCHEMA, Status};
-use crate::world::{ClientId, Effect, Event, Notice, World};
+use crate::world::World;
 
 /// Everything is read again this often, should a change have gone unnoticed.
 const RESYNC: Duration = Duration::from_secs(10);

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`rules`] | text to proved policy; pure |
 //! | [`world`] | all memory of the agent; pure |
+//! | [`events`] | the words between the world and the edges |
 //! | [`daemon`] | the event loop |
 //! | [`sources`], [`links`], [`resolvers`] | edges that tell what happened |
 //! | [`dataplane`], [`nft`] | edges that do what is to be done |
@@ -13,6 +14,7 @@ pub mod cli;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
+pub mod events;
 pub mod links;
 pub mod nft;
 pub mod resolvers;

@@ -20,7 +20,7 @@ use netlink_packet_route::route::{
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
 
-use crate::world::{Links, Vif};
+use crate::events::{Links, Vif};
 
 /// Which links are vifs: a name, or the beginning of names with a `*` behind it, as
 /// nftables writes it.

@@ -6,164 +6,17 @@
 //! be used: blocked; else its policy.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use thiserror::Error;
-
+use crate::events::{ClientId, Effect, Event, Installation, Links, Notice, SourceError, Vif};
 use crate::rules::check::{self, ProvedPolicy};
 use crate::rules::compile;
-use crate::rules::parse::RulesetError;
 use crate::rules::resolve::{self, Surroundings};
 use crate::rules::{Destination, Family, Ruleset};
 use crate::status::{
     ClientStatus, CounterStatus, PolicyStatus, ProblemStatus, RuleStatus, State, VifStatus,
 };
-
-/// A client: an address behind a vif.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ClientId {
-    /// Interface index of the vif.
-    pub vif: u32,
-    /// The client's address.
-    pub address: IpAddr,
-}
-
-/// A link whose name matches the pattern of vifs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Vif {
-    /// Interface index.
-    pub index: u32,
-    /// Interface name.
-    pub name: String,
-    /// Addresses of the clients behind it.
-    pub addresses: BTreeSet<IpAddr>,
-}
-
-/// All links, as they are now.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Links {
-    /// The vifs.
-    pub vifs: Vec<Vif>,
-    /// The netvm's own addresses, on any interface.
-    pub locals: BTreeSet<IpAddr>,
-}
-
-/// Rules that cannot be used, with the place they came from.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("{origin}: {error}")]
-pub struct SourceError {
-    /// File or QubesDB path.
-    pub origin: String,
-    /// What is wrong with it.
-    pub error: RulesetError,
-}
-
-/// Something happened outside.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// Links or their addresses changed; this is all of them.
-    Links(Links),
-    /// A client's rules were written, or removed.
-    Rules {
-        /// The client's address.
-        client: IpAddr,
-        /// The rules; `None` if there are none any more.
-        rules: Option<Result<Ruleset, SourceError>>,
-    },
-    /// Resolvers or names changed.
-    Surroundings(Surroundings),
-    /// A program was attached to a vif, or could not be.
-    Attached {
-        /// Interface index.
-        vif: u32,
-        /// How, or why not.
-        outcome: Result<String, String>,
-    },
-    /// What was put in force could not be; the client has what it had before.
-    Refused {
-        /// The client.
-        client: ClientId,
-        /// Why.
-        why: String,
-    },
-}
-
-/// What to put in force for a client.
-#[derive(Clone, Debug)]
-pub enum Installation {
-    /// Drop everything; no rules are known.
-    Waiting,
-    /// Reject everything.
-    Blocked,
-    /// Let a policy decide.
-    Policy {
-        /// The policy.
-        policy: ProvedPolicy,
-        /// How many rules to count.
-        rules: u32,
-    },
-}
-
-/// Something the daemon must do.
-#[derive(Clone, Debug)]
-pub enum Effect {
-    /// The netvm's own addresses are now these.
-    SetLocals(BTreeSet<IpAddr>),
-    /// Virtual resolvers lead to these real ones.
-    Redirect(Vec<(Ipv4Addr, Ipv4Addr)>),
-    /// Put something in force for a client.
-    Put {
-        /// The client.
-        client: ClientId,
-        /// What.
-        installation: Installation,
-        /// Its number.
-        generation: u32,
-    },
-    /// A client is gone: remove all that is in force for it.
-    Remove(ClientId),
-    /// Attach the program to a vif.
-    Attach {
-        /// Interface index.
-        vif: u32,
-        /// Interface name.
-        name: String,
-    },
-    /// A vif is gone: remove what is left of it.
-    Forget {
-        /// Interface index.
-        vif: u32,
-    },
-    /// Tell whoever reads the log.
-    Tell(Notice),
-}
-
-/// News worth a line in the log.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Notice {
-    /// A policy is in force for a client's address.
-    Live {
-        /// The address.
-        client: IpAddr,
-        /// How many rules it has.
-        rules: usize,
-        /// In how many cells policy and rules were compared.
-        cells_checked: usize,
-    },
-    /// A client's address is blocked.
-    Blocked {
-        /// The address.
-        client: IpAddr,
-        /// Why.
-        why: String,
-    },
-    /// A client's address has no rules any more.
-    Waiting {
-        /// The address.
-        client: IpAddr,
-    },
-}
 
 /// What a client's rules come to.
 #[derive(Clone, Debug)]

@@ -2,10 +2,15 @@
 //! Never part of the product, and knows nothing of its insides.
 
 pub mod frames;
+
+pub mod generate;
 mod icmp;
 mod leftovers;
 pub mod namespace;
+pub mod oracle;
+pub mod packets;
 pub mod probe;
+pub mod program;
 pub mod rig;
 pub mod server;
 mod wait;

@@ -26,8 +26,8 @@ use thiserror::Error;
 
 use super::mapped::MappedArray;
 use super::ranges::Ranges;
+use crate::events::{ClientId, Installation};
 use crate::rules::compile::Policy;
-use crate::world::{ClientId, Installation};
 
 /// Bit of the flags that an LPM trie must have (uapi/linux/bpf.h).
 const BPF_F_NO_PREALLOC: u32 = 1;

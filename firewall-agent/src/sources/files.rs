@@ -14,9 +14,9 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tracing::warn;
 
+use crate::events::SourceError;
 use crate::rules::parse::{self, Entry, Problem, RulesetError};
 use crate::rules::{Family, Ruleset};
-use crate::world::SourceError;
 
 /// Largest file that is read, in bytes: 10,000 rules have room in it.
 const MAX_FILE: u64 = 16 << 20;

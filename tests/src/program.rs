@@ -1,0 +1,170 @@
+//! The kernel program under BPF_PROG_TEST_RUN: a frame goes in, a verdict comes out.
+//! Never attaches anything, so no packet of the machine is touched.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::Ebpf;
+use aya::maps::{MapData, RingBuf};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use firewall_agent::dataplane::load_object;
+use firewall_agent::dataplane::maps::Maps;
+use firewall_agent::events::{ClientId, Installation};
+use firewall_agent::rules::check::{self, ProvedPolicy};
+use firewall_agent::rules::resolve::{self, Surroundings};
+use firewall_agent::rules::{Family, Ruleset, compile};
+use firewall_agent::sources::files;
+use firewall_common::abi::{Counter, DropRecord};
+use firewall_common::verdict::Reason;
+
+use crate::oracle;
+
+/// The mark's bit in these tests; not the default, so that the setting is tested as well.
+pub const MARK_BIT: u32 = 1 << 17;
+/// The loopback device, the vif of these tests.
+pub const VIF: u32 = 1;
+
+/// Size of the kernel's `struct __sk_buff` and offsets in it (uapi/linux/bpf.h).
+const CONTEXT: usize = 192;
+const CONTEXT_MARK: usize = 8;
+const CONTEXT_GSO_SEGMENTS: usize = 164;
+
+/// A loaded program with its maps.
+pub struct Program {
+    ebpf: Ebpf,
+    /// What the agent writes.
+    pub maps: Maps,
+    records: RingBuf<MapData>,
+}
+
+/// What became of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// Whether it was handed on.
+    pub handed_on: bool,
+    /// The packet's mark afterwards.
+    pub mark: u32,
+}
+
+impl Outcome {
+    /// Handed on with the mark.
+    pub const ACCEPTED: Self = Self { handed_on: true, mark: MARK_BIT };
+    /// Handed on without the mark.
+    pub const UNMARKED: Self = Self { handed_on: true, mark: 0 };
+    /// Dropped.
+    pub const DROPPED: Self = Self { handed_on: false, mark: 0 };
+}
+
+impl Program {
+    /// Loads the object, with its program `from_client` and the empty one.
+    pub fn load() -> Result<Self> {
+        let mut ebpf = load_object(MARK_BIT).context("cannot load the object, are you root?")?;
+        let mut maps = Maps::new(&mut ebpf)?;
+        maps.add_vif(VIF)?;
+        let records = RingBuf::try_from(ebpf.take_map("RECORDS").context("no RECORDS")?)?;
+        let mut program = Self { ebpf, maps, records };
+        for name in ["from_client", "baseline"] {
+            program.classifier(name)?.load()?;
+        }
+        Ok(program)
+    }
+
+    fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier> {
+        Ok(self.ebpf.program_mut(name).context("no such program")?.try_into()?)
+    }
+
+    /// Instructions that the verifier walked through.
+    pub fn verified_instructions(&mut self) -> Result<u32> {
+        let info = self.classifier("from_client")?.info()?;
+        info.verified_instruction_count().context("the kernel does not tell")
+    }
+
+    /// Sends one frame.
+    pub fn send(&mut self, frame: &[u8]) -> Result<Outcome> {
+        self.send_with(frame, 0, 0)
+    }
+
+    /// Sends one frame that comes with a mark, or stands for several segments.
+    pub fn send_with(&mut self, frame: &[u8], mark: u32, gso_segments: u32) -> Result<Outcome> {
+        let mut context = [0; CONTEXT];
+        context[CONTEXT_MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
+        context[CONTEXT_GSO_SEGMENTS..][..4].copy_from_slice(&gso_segments.to_ne_bytes());
+        let mut after = [0; CONTEXT];
+        let result = self.classifier("from_client")?.test_run(TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut after),
+            ..TestRunOptions::new()
+        })?;
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&after[CONTEXT_MARK..][..4]);
+        let handed_on = match result.return_value.cast_signed() {
+            -1 => true,
+            2 => false,
+            other => anyhow::bail!("unknown return code {other}"),
+        };
+        let mark = if handed_on { u32::from_ne_bytes(bytes) } else { 0 };
+        Ok(Outcome { handed_on, mark })
+    }
+
+    /// Mean time of one run of a program, harness included.
+    pub fn time(&mut self, name: &str, frame: &[u8], repeat: u32) -> Result<Duration> {
+        let options = TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() };
+        Ok(self.classifier(name)?.test_run(options)?.duration)
+    }
+
+    /// Puts a client's rules in force as the agent would.
+    pub fn put(
+        &mut self,
+        client: IpAddr,
+        ruleset: &oracle::Ruleset,
+        known: &Surroundings,
+    ) -> Result<()> {
+        let policy = proved(client, &ruleset.file(), known)?;
+        let rules = u32::try_from(ruleset.rules.len())?;
+        self.install(client, &Installation::Policy { policy, rules }, 1)
+    }
+
+    /// Puts anything in force for a client.
+    pub fn install(
+        &mut self,
+        client: IpAddr,
+        installation: &Installation,
+        generation: u32,
+    ) -> Result<()> {
+        let client = ClientId { vif: VIF, address: client };
+        self.maps.put(client, installation, generation)?;
+        Ok(self.maps.tidy()?)
+    }
+
+    /// Packets counted for a client and reason.
+    pub fn counted(&self, client: Option<IpAddr>, reason: Reason) -> Result<Counter> {
+        let client = client.map(|address| ClientId { vif: VIF, address });
+        Ok(self.maps.reason_counter(client, reason)?)
+    }
+
+    /// Packets counted for a client and rule.
+    pub fn counted_rule(&self, client: IpAddr, rule: u32) -> Result<Counter> {
+        Ok(self.maps.rule_counter(ClientId { vif: VIF, address: client }, rule)?)
+    }
+
+    /// Takes all drop records.
+    pub fn records(&mut self) -> Result<Vec<DropRecord>> {
+        let mut records = Vec::new();
+        while let Some(item) = self.records.next() {
+            ensure!(item.len() == size_of::<DropRecord>(), "record of {} bytes", item.len());
+            // SAFETY: as many bytes as the type has, and any bytes are one.
+            records.push(unsafe { item.as_ptr().cast::<DropRecord>().read_unaligned() });
+        }
+        Ok(records)
+    }
+}
+
+/// A client's rules, all the way from text to a proved policy.
+pub fn proved(client: IpAddr, text: &str, known: &Surroundings) -> Result<ProvedPolicy> {
+    let ruleset: Ruleset = files::ruleset(client, text)?;
+    let resolved = resolve::resolve(Family::from(client), &ruleset, known);
+    let policy = compile::compile(&resolved)?;
+    Ok(check::prove(&resolved, policy)?)
+}

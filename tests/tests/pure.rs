@@ -1,0 +1,11 @@
+//! Ring 1: does the meaning hold? Text, rules, policies and the agent's memory, without a
+//! kernel. Runs anywhere.
+
+mod pure {
+    mod files;
+    mod packets;
+    mod policies;
+    mod rules;
+    mod tidy;
+    mod world;
+}

@@ -1,0 +1,105 @@
+//! Rule files: complete or refused, and read as they are now.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use firewall_agent::rules::parse::Problem;
+use firewall_agent::sources::files::{self, Files};
+
+const FILE: &str = "\
+# A comment, and an empty line.
+
+policy = accept
+0000 = action=drop dst4=10.0.0.0/8
+0001 = action=accept dst4=192.0.2.0/24 proto=tcp dstports=1-1024
+0002 = action=drop
+commit
+";
+
+fn client() -> IpAddr {
+    "10.137.0.12".parse().expect("an address")
+}
+
+#[test]
+fn half_a_file_is_never_taken_for_a_whole_one() {
+    let whole = files::ruleset(client(), FILE).expect("a ruleset");
+    for length in 0..FILE.len() {
+        let half = files::ruleset(client(), &FILE[..length]);
+        assert!(half.is_err(), "{:?} became {half:?}", &FILE[..length]);
+    }
+    assert_eq!(whole.rules.len(), 3);
+}
+
+#[test]
+fn an_error_names_line_text_and_reason() {
+    let check = |text: &str, line, quoted: &str, problem: Problem| {
+        let error = files::ruleset(client(), text).expect_err("an error");
+        assert_eq!((error.line, error.text.as_str(), error.problem), (line, quoted, problem));
+    };
+    check("policy = drop\n0000 = action=maybe\ncommit\n", Some(2), "action=maybe", {
+        Problem::NotAnAction("maybe".to_owned())
+    });
+    check("policy = drop\nnonsense\ncommit\n", Some(2), "nonsense", Problem::NotAnEntry);
+    check("policy = drop\ncommit\n0000 = action=accept\n", Some(3), "0000 = action=accept", {
+        Problem::AfterCommit
+    });
+    check("policy = drop\n", None, "", Problem::NoCommit);
+    check("policy = drop\ncommit", None, "", Problem::NoCommit);
+    check("policy=drop\ncommit\n", Some(1), "policy=drop", Problem::NotAnEntry);
+    check("policy = drop\r\ncommit\r\n", Some(2), "commit\r", Problem::NotAnEntry);
+}
+
+/// A directory that goes away with the test.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("firewall-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).expect("a directory");
+        Self(path)
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.0.join(name), bytes).expect("a file");
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn files_tell_only_what_changed() {
+    let directory = Directory::new("files");
+    directory.write("10.137.0.12", FILE.as_bytes());
+    directory.write("fd09::1", b"policy = drop\ncommit\n");
+    directory.write(".10.137.0.13.swp", b"policy = accept\ncommit\n");
+    directory.write("10.137.0.14~", b"policy = accept\ncommit\n");
+    directory.write("FD09::2", b"policy = accept\ncommit\n");
+    directory.write("010.137.0.1", b"policy = accept\ncommit\n");
+    let mut files = Files::watch(&directory.0).expect("a watch");
+    let addresses = |changes: Vec<files::Change>| {
+        let mut all: Vec<(String, Option<bool>)> = changes
+            .into_iter()
+            .map(|(client, rules)| (client.to_string(), rules.map(|rules| rules.is_ok())))
+            .collect();
+        all.sort();
+        all
+    };
+    let v4 = || "10.137.0.12".to_owned();
+    let first = addresses(files.read().expect("a directory"));
+    assert_eq!(first, [(v4(), Some(true)), ("fd09::1".to_owned(), Some(true))]);
+    assert_eq!(addresses(files.read().expect("a directory")), []);
+    directory.write("10.137.0.12", b"\xff\xfe");
+    assert_eq!(addresses(files.read().expect("a directory")), [(v4(), Some(false))]);
+    directory.write("10.137.0.12", FILE.as_bytes());
+    assert_eq!(addresses(files.read().expect("a directory")), [(v4(), Some(true))]);
+    fs::remove_file(directory.0.join("10.137.0.12")).expect("a file");
+    assert_eq!(addresses(files.read().expect("a directory")), [(v4(), None)]);
+    fs::remove_dir_all(&directory.0).expect("a directory");
+    assert!(files.read().is_err(), "a directory that is gone is not an empty one");
+}
