@@ -21,7 +21,7 @@ use crate::status::Status;
 /// Longest question, in bytes.
 const MAX_REQUEST: u64 = 4096;
 /// How long a slow asker may take.
-const PATIENCE: Duration = Duration::from_secs(5);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A question.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result};
 use firewall_common::abi::{Counter, DEFAULT_RULE, DropRecord};
 use firewall_common::verdict::Reason;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{debug, error, info, warn};
+use tracing::{error, info, warn};
 
 use crate::control::{Listener, Request};
 use crate::dataplane::maps::MapsError;
@@ -308,14 +308,9 @@ impl Daemon {
     }
 }
 
-fn counted(counter: Result<Counter, MapsError>) -> CounterStatus {
-    match counter {
-        Ok(Counter { packets, bytes }) => CounterStatus { packets, bytes },
-        Err(error) => {
-            debug!(%error, "a counter cannot be read");
-            CounterStatus::default()
-        }
-    }
+fn counted(counter: Counter) -> CounterStatus {
+    let Counter { packets, bytes } = counter;
+    CounterStatus { packets, bytes }
 }
 
 fn log_failure(what: &str, outcome: Result<(), MapsError>) {

@@ -76,6 +76,15 @@ impl Address {
             self.words[0].to_ne_bytes()[0] == 0xff
         }
     }
+
+    /// Whether this is an IPv6 source of a single link: fe80::/10, or none yet, `::`
+    /// (RFC 4291, section 2.5).
+    #[inline(always)]
+    pub const fn is_link_local(&self) -> bool {
+        let [first, second, _, _] = self.words[0].to_ne_bytes();
+        let [a, b, c, d] = self.words;
+        (first == 0xfe && second & 0xc0 == 0x80) || (a | b | c | d) == 0
+    }
 }
 
 impl From<IpAddr> for Address {
@@ -254,7 +263,7 @@ pub const MAX_POLICIES: usize = 4096;
 pub const MAX_CLASSES: usize = 1 << 16;
 /// Most segments of all policies together, 8 bytes each.
 pub const MAX_SEGMENTS: usize = 1 << 19;
-/// Most counters of all clients together, 16 bytes each for every processor.
+/// Most counters of all clients together, 16 bytes each.
 pub const MAX_COUNTERS: usize = 1 << 16;
 /// Most addresses of the netvm itself.
 pub const MAX_LOCALS: usize = 4096;

@@ -36,6 +36,9 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     };
     let key = ClientKey { vif, address: packet.source };
     let Some(client) = tables.client(&key) else {
+        if packet.source.is_link_local() {
+            return Decision::stray(Verdict::Drop, Reason::LinkLocal);
+        }
         return Decision::stray(Verdict::Drop, Reason::UnknownSource);
     };
     if packet.destination.is_multicast() || tables.is_local(&packet.destination) {

@@ -71,6 +71,9 @@ reasons! {
     Fragment = "fragment",
     /// The source address is not at home behind this vif.
     UnknownSource = "unknown-source",
+    /// An IPv6 source that is link-local or unspecified: the neighbour and multicast
+    /// chatter of every client, which Qubes has always dropped. Not worth a record.
+    LinkLocal = "link-local",
     /// For another machine's hardware address.
     OtherHost = "other-host",
     /// A VLAN tag.

@@ -2,6 +2,7 @@
 //! Never cleverer than that: what is decided, and why, is in firewall-common.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
 // The macros make public functions beside the documented ones.
 #![allow(missing_docs)]
 

@@ -6,7 +6,7 @@
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf};
 use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
     Address, Class, Client, ClientKey, Counter, DropRecord, MAX_CLASSES, MAX_CLIENTS, MAX_COUNTERS,
@@ -48,9 +48,11 @@ static SEGMENTS: Array<Segment, MAX_SEGMENTS, MMAPABLE> = Array::new();
 #[btf_map]
 static LOCALS: HashMap<Address, u8, MAX_LOCALS> = HashMap::new();
 
-/// Packets and bytes by client and reason or rule. Kernel writes, agent reads and clears.
+/// Packets and bytes by client and reason or rule. Kernel adds, agent reads, and clears
+/// where no packet looks. Not by processor: a client's packets mostly come in on one, and
+/// an atomic addition there costs no more than finding the processor's own copy.
 #[btf_map]
-pub static COUNTERS: PerCpuArray<Counter, MAX_COUNTERS> = PerCpuArray::new();
+pub static COUNTERS: Array<Counter, MAX_COUNTERS, MMAPABLE> = Array::new();
 
 /// Drop records. Kernel writes, agent reads.
 #[btf_map]

@@ -1,6 +1,8 @@
 //! Counts every verdict; reports what was not accepted, a few times a second.
 //! Never changes a verdict.
 
+use core::arch::asm;
+
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::error;
@@ -19,6 +21,7 @@ pub fn report(context: &TcContext, skb: &Skb<'_>, packet: Option<&Packet>, decis
     count(skb, decision);
     match decision.verdict {
         Verdict::Accept | Verdict::Pass => {}
+        Verdict::Drop if decision.reason == Reason::LinkLocal => {}
         Verdict::Reject | Verdict::Drop => record(skb, packet, decision),
     }
     if decision.reason == Reason::Inconsistent {
@@ -31,10 +34,24 @@ fn count(skb: &Skb<'_>, decision: &Decision) {
     let Some(counter) = COUNTERS.get_ptr_mut(decision.counter()) else {
         return;
     };
-    // SAFETY: the entry is this processor's own, and softirqs do not interrupt each other.
-    let counter = unsafe { &mut *counter };
-    counter.packets += skb.segments();
-    counter.bytes += u64::from(skb.length());
+    // SAFETY: inside the map's value, aligned to 8 bytes.
+    unsafe { add(&raw mut (*counter).packets, skb.segments()) };
+    // SAFETY: as above.
+    unsafe { add(&raw mut (*counter).bytes, u64::from(skb.length())) };
+}
+
+/// Adds to a word that other processors add to at the same time. The core library has no
+/// such operation for BPF, though every version of the instruction set does.
+///
+/// # Safety
+///
+/// `word` points to 8 aligned bytes that stay where they are.
+#[inline(always)]
+unsafe fn add(word: *mut u64, value: u64) {
+    // SAFETY: the instruction touches nothing but the word.
+    unsafe {
+        asm!("lock *(u64 *)({word} + 0) += {value}", word = in(reg) word, value = in(reg) value);
+    }
 }
 
 #[inline(always)]

@@ -1,6 +1,7 @@
 //! The vocabulary of the test suites: networks, traffic, and what came back.
 //! Never part of the product, and knows nothing of its insides.
 
+pub mod agent;
 pub mod frames;
 
 pub mod generate;

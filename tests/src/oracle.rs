@@ -84,15 +84,15 @@ impl Rule {
         if !proto {
             return false;
         }
-        if let Some((first, last)) = self.ports {
-            if !(tcp || udp) || packet.port < first || packet.port > last {
-                return false;
-            }
+        if let Some((first, last)) = self.ports
+            && (!(tcp || udp) || packet.port < first || packet.port > last)
+        {
+            return false;
         }
-        if let Some(kind) = self.icmp_type {
-            if !icmp || packet.port != u16::from(kind) {
-                return false;
-            }
+        if let Some(kind) = self.icmp_type
+            && (!icmp || packet.port != u16::from(kind))
+        {
+            return false;
         }
         if self.dns {
             // Today's agent skips such a rule unless its ports are exactly DNS's.

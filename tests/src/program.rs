@@ -139,14 +139,14 @@ impl Program {
     }
 
     /// Packets counted for a client and reason.
-    pub fn counted(&self, client: Option<IpAddr>, reason: Reason) -> Result<Counter> {
+    pub fn counted(&self, client: Option<IpAddr>, reason: Reason) -> Counter {
         let client = client.map(|address| ClientId { vif: VIF, address });
-        Ok(self.maps.reason_counter(client, reason)?)
+        self.maps.reason_counter(client, reason)
     }
 
     /// Packets counted for a client and rule.
-    pub fn counted_rule(&self, client: IpAddr, rule: u32) -> Result<Counter> {
-        Ok(self.maps.rule_counter(ClientId { vif: VIF, address: client }, rule)?)
+    pub fn counted_rule(&self, client: IpAddr, rule: u32) -> Counter {
+        self.maps.rule_counter(ClientId { vif: VIF, address: client }, rule)
     }
 
     /// Takes all drop records.

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::Pod;
 use aya::maps::MapData;
+use firewall_common::abi::Counter;
 use memmap2::{MmapOptions, MmapRaw};
 
 /// The kernel gives each element of an array a multiple of 8 bytes
@@ -50,6 +51,19 @@ impl<T: Pod> MappedArray<T> {
             unsafe { element.write_volatile(value) };
         }
         Ok(())
+    }
+}
+
+impl MappedArray<Counter> {
+    /// What was counted so far. Packets and bytes are read one after the other, so a
+    /// packet that comes in between is in one of them only.
+    pub fn load(&self, index: u32) -> Counter {
+        let Some(element) = self.element(index) else {
+            return Counter::default();
+        };
+        // SAFETY: inside the mapping and aligned; the kernel changes it while it is read,
+        // one whole word at a time, which a volatile read of a word takes as it is.
+        unsafe { element.read_volatile() }
     }
 }
 

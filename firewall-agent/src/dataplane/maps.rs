@@ -14,8 +14,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{ArrayOfMaps, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use aya::util::nr_cpus;
+use aya::maps::{ArrayOfMaps, LpmTrie, Map, MapData, MapError};
 use firewall_common::abi::{
     Address, Class, Client, ClientKey, Counter, MAX_CLASSES, MAX_CLIENTS, MAX_COUNTERS,
     MAX_INSTALLED, MAX_POLICIES, MAX_SEGMENTS, NO_CLASS, RecordBudget, STATE_BLOCKED, STATE_POLICY,
@@ -82,7 +81,7 @@ pub struct Maps {
     classes: MappedArray<Class>,
     segments: MappedArray<Segment>,
     locals: aya::maps::HashMap<MapData, Address, u8>,
-    counters: PerCpuArray<MapData, Counter>,
+    counters: MappedArray<Counter>,
     budgets: aya::maps::HashMap<MapData, u32, RecordBudget>,
     /// Stands in every slot that has no policy: no prefix, so nothing is accepted.
     empty: Trie,
@@ -135,7 +134,7 @@ impl Maps {
             classes: take_mapped(ebpf, "CLASSES", MAX_CLASSES)?,
             segments: take_mapped(ebpf, "SEGMENTS", MAX_SEGMENTS)?,
             locals: take(ebpf, "LOCALS")?,
-            counters: take(ebpf, "COUNTERS")?,
+            counters: take_mapped(ebpf, "COUNTERS", MAX_COUNTERS)?,
             budgets: take(ebpf, "RECORD_BUDGETS")?,
             empty: LpmTrie::create(1, BPF_F_NO_PREALLOC)?,
             free_indices: indices(0, MAX_CLIENTS),
@@ -208,7 +207,9 @@ impl Maps {
         let counters = take_range(&mut self.free_counters, counters, "rule counters", MAX_COUNTERS)
             .inspect_err(|_| self.free_records.give(record.clone()))?;
         let mut staged = InForce { record: record.start, counters, policy: None };
-        let filled = self.clear_counters(staged.counters.clone()).and_then(|()| match policy {
+        let zeros = staged.counters.clone().map(|_| Counter::default());
+        let cleared = self.counters.store(staged.counters.start, zeros).map_err(MapsError::from);
+        let filled = cleared.and_then(|()| match policy {
             None => Ok(()),
             Some(policy) => {
                 self.share_policy(policy)?;
@@ -381,45 +382,26 @@ impl Maps {
         let _ = self.budgets.remove(&vif);
     }
 
-    fn clear_counters(&mut self, range: Range<u32>) -> Result<(), MapsError> {
-        let processors = nr_cpus().map_err(|(_, error)| error)?;
-        for index in range {
-            let zero = PerCpuValues::try_from(vec![Counter::default(); processors])?;
-            self.counters.set(index, zero, 0)?;
-        }
-        Ok(())
-    }
-
     /// What was counted for a reason; for packets without a client if there is none.
-    pub fn reason_counter(
-        &self,
-        client: Option<ClientId>,
-        reason: Reason,
-    ) -> Result<Counter, MapsError> {
+    pub fn reason_counter(&self, client: Option<ClientId>, reason: Reason) -> Counter {
         match client.map(|client| self.in_force.get(&client)) {
-            None => self.counter(reason_counter(0, reason)),
-            Some(None) => Ok(Counter::default()),
-            Some(Some(it)) => self.counter(reason_counter(it.counters.start, reason)),
+            None => self.counters.load(reason_counter(0, reason)),
+            Some(None) => Counter::default(),
+            Some(Some(it)) => self.counters.load(reason_counter(it.counters.start, reason)),
         }
     }
 
     /// What was counted for a rule, by its index.
-    pub fn rule_counter(&self, client: ClientId, rule: u32) -> Result<Counter, MapsError> {
-        let in_force = self.in_force.get(&client);
-        let index = in_force.map(|it| (rule_counter(it.counters.start, rule), it.counters.end));
-        match index {
-            Some((index, end)) if index < end => self.counter(index),
-            _ => Ok(Counter::default()),
+    pub fn rule_counter(&self, client: ClientId, rule: u32) -> Counter {
+        let Some(in_force) = self.in_force.get(&client) else {
+            return Counter::default();
+        };
+        let index = rule_counter(in_force.counters.start, rule);
+        if in_force.counters.contains(&index) {
+            self.counters.load(index)
+        } else {
+            Counter::default()
         }
-    }
-
-    fn counter(&self, index: u32) -> Result<Counter, MapsError> {
-        let values = self.counters.get(&index, 0)?;
-        let sum = values.iter().fold(Counter::default(), |sum, value| Counter {
-            packets: sum.packets.wrapping_add(value.packets),
-            bytes: sum.bytes.wrapping_add(value.bytes),
-        });
-        Ok(sum)
     }
 }
 

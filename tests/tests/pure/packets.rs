@@ -1,15 +1,20 @@
 //! The parser on slices: total, and never reads what is not there.
 
+use std::net::Ipv6Addr;
+
 use firewall_common::packet::{Frame, parse};
 use firewall_common::verdict::Reason;
 use firewall_tests::packets::{self, V4, V6};
 use proptest::prelude::*;
 
+const SOURCE: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 1);
+const DESTINATION: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
+
 #[test]
 fn every_cut_of_a_packet_is_truncated() {
     let tcp = packets::tcp(1, 2);
     let v4 = V4::new([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), packets::TCP, &tcp);
-    let v6 = V6::new("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap(), packets::TCP, &tcp);
+    let v6 = V6::new(SOURCE, DESTINATION, packets::TCP, &tcp);
     let frames = [
         v4.frame(),
         V4 { options: vec![7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 1], ..v4 }.frame(),
@@ -50,8 +55,7 @@ proptest! {
         let v4 = V4::new([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), protocol, &payload).frame();
         let padded = [v4.clone(), padding.clone()].concat();
         prop_assert_eq!(parse(v4.as_slice()), parse(padded.as_slice()));
-        let (source, destination) = ("fd00::1".parse().unwrap(), "fd00::2".parse().unwrap());
-        let v6 = V6::new(source, destination, protocol, &payload).frame();
+        let v6 = V6::new(SOURCE, DESTINATION, protocol, &payload).frame();
         let padded = [v6.clone(), padding].concat();
         prop_assert_eq!(parse(v6.as_slice()), parse(padded.as_slice()));
     }

@@ -1,0 +1,185 @@
+//! The real agent, as a process in a rig's netvm.
+//! Never ends a process that it did not start.
+
+use std::fs::{self, File};
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use firewall_agent::control::{self, Request};
+use firewall_agent::status::{ClientStatus, State, Status};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::oracle::Ruleset;
+use crate::rig::Rig;
+
+/// How long anything that the agent does may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A running agent.
+pub struct Agent {
+    child: Child,
+    directory: PathBuf,
+}
+
+/// The agent's binary, which `cargo xtask test` builds beside the tests.
+pub fn binary() -> Result<PathBuf> {
+    let test = std::env::current_exe()?;
+    let directories = test.ancestors().skip(1).take(2);
+    let mut candidates = directories.map(|directory| directory.join("firewall-agent"));
+    candidates
+        .find(|candidate| candidate.is_file())
+        .context("no firewall-agent beside the tests: run `cargo build` first")
+}
+
+impl Agent {
+    /// Starts the agent in the rig's netvm and waits until it answers.
+    pub fn start(rig: &Rig, arguments: &[&str]) -> Result<Self> {
+        let directory = rig.directory().to_owned();
+        fs::create_dir_all(directory.join("rules"))?;
+        let resolv_conf = directory.join("resolv.conf");
+        if !resolv_conf.exists() {
+            fs::write(&resolv_conf, "")?;
+        }
+        let log = File::options().create(true).append(true).open(directory.join("agent.log"))?;
+        let mut command = Command::new(binary()?);
+        if !arguments.contains(&"--mode") {
+            command.args(["run", "--mode", "standalone"]);
+        } else {
+            command.arg("run");
+        }
+        command
+            .arg("--rules")
+            .arg(directory.join("rules"))
+            .arg("--socket")
+            .arg(directory.join("control.sock"))
+            .arg("--resolv-conf")
+            .arg(resolv_conf)
+            .arg("--pins")
+            .arg(rig.bpffs().join("firewall"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let child = rig.netvm().spawn(&mut command)?;
+        let mut agent = Self { child, directory };
+        let deadline = Instant::now() + PATIENCE;
+        while agent.status().is_err() {
+            if let Some(status) = agent.child.try_wait()? {
+                bail!("the agent ended with {status}:\n{}", agent.log());
+            }
+            ensure!(Instant::now() < deadline, "the agent does not answer:\n{}", agent.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(agent)
+    }
+
+    /// What the agent says about itself.
+    pub fn status(&self) -> Result<Status> {
+        Ok(control::ask(&self.socket(), &Request::Status)?)
+    }
+
+    /// What it says about one client.
+    pub fn client(&self, client: IpAddr) -> Result<ClientStatus> {
+        let mut status = control::ask(&self.socket(), &Request::Show { client })?;
+        status.clients.pop().with_context(|| format!("the agent does not know {client}"))
+    }
+
+    /// Waits until the agent says something.
+    pub fn wait_for(&self, what: &str, is_so: impl Fn(&Status) -> bool) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let status = self.status()?;
+            if is_so(&status) {
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                bail!("never {what}: {status:#?}\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until a client is in this state, on a vif.
+    pub fn wait_for_state(&self, client: IpAddr, state: State) -> Result<()> {
+        self.wait_for(&format!("{client} {state:?}"), |status| {
+            let mut clients = status.clients.iter();
+            clients.any(|it| it.address == client && it.state == state && it.vif.is_some())
+        })
+    }
+
+    /// Waits until the program is attached to a vif.
+    pub fn wait_for_vif(&self, name: &str) -> Result<()> {
+        self.wait_for(&format!("attached to {name}"), |status| {
+            status.vifs.iter().any(|vif| vif.name == name && vif.attached.is_some())
+        })
+    }
+
+    /// Writes a client's rules as a whole and waits until they are in force.
+    pub fn put(&self, client: IpAddr, rules: &Ruleset) -> Result<()> {
+        let before = self.client(client).ok().and_then(|status| status.generation);
+        write_rules(&self.directory, client, &rules.file())?;
+        self.wait_for(&format!("new rules of {client}"), |status| {
+            let mut clients = status.clients.iter();
+            clients.any(|it| {
+                it.address == client
+                    && it.state == State::Live
+                    && it.generation != before
+                    && it.rules.len() == rules.rules.len()
+            })
+        })
+    }
+
+    /// Path of a client's rule file.
+    pub fn rules_of(&self, client: IpAddr) -> PathBuf {
+        self.directory.join("rules").join(client.to_string())
+    }
+
+    /// Path of the control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.directory.join("control.sock")
+    }
+
+    /// What it wrote to its log.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("agent.log")).unwrap_or_default()
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Ends it without warning.
+    pub fn kill(mut self) -> Result<()> {
+        self.child.kill()?;
+        self.child.wait()?;
+        Ok(())
+    }
+
+    /// Asks it to end, and returns whether it did so with exit code 0.
+    pub fn terminate(mut self) -> Result<bool> {
+        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        Ok(self.child.wait()?.success())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Writes a rule file in one step, as whoever writes rules should: aside, then renamed.
+pub fn write_rules(directory: &Path, client: IpAddr, text: &str) -> Result<()> {
+    let rules = directory.join("rules");
+    fs::create_dir_all(&rules)?;
+    let aside = rules.join(format!(".{client}.new"));
+    fs::write(&aside, text)?;
+    fs::rename(aside, rules.join(client.to_string()))?;
+    Ok(())
+}
