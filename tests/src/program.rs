@@ -87,25 +87,13 @@ impl Program {
 
     /// Sends one frame that comes with a mark, or stands for several segments.
     pub fn send_with(&mut self, frame: &[u8], mark: u32, gso_segments: u32) -> Result<Outcome> {
-        let mut context = [0; CONTEXT];
-        context[CONTEXT_MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
-        context[CONTEXT_GSO_SEGMENTS..][..4].copy_from_slice(&gso_segments.to_ne_bytes());
-        let mut after = [0; CONTEXT];
-        let result = self.classifier("from_client")?.test_run(TestRunOptions {
-            data_in: Some(frame),
-            ctx_in: Some(&context),
-            ctx_out: Some(&mut after),
-            ..TestRunOptions::new()
-        })?;
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(&after[CONTEXT_MARK..][..4]);
-        let handed_on = match result.return_value.cast_signed() {
-            -1 => true,
-            2 => false,
-            other => anyhow::bail!("unknown return code {other}"),
-        };
-        let mark = if handed_on { u32::from_ne_bytes(bytes) } else { 0 };
-        Ok(Outcome { handed_on, mark })
+        self.split()?.0.send(frame, mark, gso_segments)
+    }
+
+    /// The program and the maps, for using both at the same time.
+    pub fn split(&mut self) -> Result<(Sender<'_>, &mut Maps)> {
+        let program = self.ebpf.program("from_client").context("no such program")?;
+        Ok((Sender(program.try_into()?), &mut self.maps))
     }
 
     /// Mean time of one run of a program, harness included.
@@ -158,6 +146,34 @@ impl Program {
             records.push(unsafe { item.as_ptr().cast::<DropRecord>().read_unaligned() });
         }
         Ok(records)
+    }
+}
+
+/// The loaded program.
+pub struct Sender<'a>(&'a SchedClassifier);
+
+impl Sender<'_> {
+    /// Sends one frame that comes with a mark, or stands for several segments.
+    pub fn send(&self, frame: &[u8], mark: u32, gso_segments: u32) -> Result<Outcome> {
+        let mut context = [0; CONTEXT];
+        context[CONTEXT_MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
+        context[CONTEXT_GSO_SEGMENTS..][..4].copy_from_slice(&gso_segments.to_ne_bytes());
+        let mut after = [0; CONTEXT];
+        let result = self.0.test_run(TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut after),
+            ..TestRunOptions::new()
+        })?;
+        let mut bytes = [0; 4];
+        bytes.copy_from_slice(&after[CONTEXT_MARK..][..4]);
+        let handed_on = match result.return_value.cast_signed() {
+            -1 => true,
+            2 => false,
+            other => anyhow::bail!("unknown return code {other}"),
+        };
+        let mark = if handed_on { u32::from_ne_bytes(bytes) } else { 0 };
+        Ok(Outcome { handed_on, mark })
     }
 }
 

@@ -10,7 +10,8 @@ use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
+use notify::event::{AccessKind, AccessMode};
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tracing::warn;
 
@@ -38,9 +39,11 @@ impl Files {
     /// Begins to watch a directory.
     pub fn watch(directory: &Path) -> notify::Result<Self> {
         let (sender, changed) = mpsc::channel(1);
-        let mut watcher = notify::recommended_watcher(move |_event| {
-            // Full means that a wake-up is already waiting: nothing is lost.
-            let _ = sender.try_send(());
+        let mut watcher = notify::recommended_watcher(move |event| {
+            if is_change(&event) {
+                // Full means that a wake-up is already waiting: nothing is lost.
+                let _ = sender.try_send(());
+            }
         })?;
         watcher.watch(directory, RecursiveMode::NonRecursive)?;
         Ok(Self {
@@ -84,6 +87,17 @@ impl Files {
         changes.extend(changed.map(|(&client, rules)| (client, Some(rules.clone()))));
         self.seen = now;
         Ok(changes)
+    }
+}
+
+/// Whether an event can mean different rules. Reading is told as well, our own included;
+/// an error (an overrun, say) can hide a change.
+fn is_change(event: &notify::Result<Event>) -> bool {
+    match event {
+        Ok(Event { kind: EventKind::Access(access), .. }) => {
+            matches!(access, AccessKind::Close(AccessMode::Write))
+        }
+        Ok(_) | Err(_) => true,
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use firewall_agent::rules::parse::Problem;
 use firewall_agent::sources::files::{self, Files};
@@ -102,4 +103,21 @@ fn files_tell_only_what_changed() {
     assert_eq!(addresses(files.read().expect("a directory")), [(v4(), None)]);
     fs::remove_dir_all(&directory.0).expect("a directory");
     assert!(files.read().is_err(), "a directory that is gone is not an empty one");
+}
+
+#[test]
+fn a_written_file_wakes_and_reading_does_not() {
+    let directory = Directory::new("wake");
+    directory.write("10.137.0.12", FILE.as_bytes());
+    let mut files = Files::watch(&directory.0).expect("a watch");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    runtime.expect("a runtime").block_on(async {
+        let moment = Duration::from_millis(300);
+        files.read().expect("a directory");
+        let woken = tokio::time::timeout(moment, files.changed()).await;
+        assert!(woken.is_err(), "its own reading wakes it, and again, and again");
+        directory.write("10.137.0.12", b"half");
+        let woken = tokio::time::timeout(100 * moment, files.changed()).await;
+        assert!(woken.is_ok(), "a change does not wake it");
+    });
 }

@@ -1,0 +1,246 @@
+//! One question a test: what passes, what is marked, what is counted and told.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use anyhow::Result;
+use firewall_agent::events::{ClientId, Installation};
+use firewall_common::abi::{DEFAULT_RULE, RECORDS_PER_SECOND};
+use firewall_common::verdict::Reason;
+use firewall_tests::oracle::{Proto, Rule};
+use firewall_tests::packets::{self, V4, V6};
+use firewall_tests::program::{MARK_BIT, Outcome, Program, VIF, proved};
+
+use super::common::*;
+
+#[test]
+fn what_is_the_kernels_is_handed_on_without_the_mark() -> Result<()> {
+    let mut program = program_with(&rules(&[Rule::all(true)]))?;
+    let own4 = Ipv4Addr::new(10, 137, 0, 1);
+    let own6: Ipv6Addr = "fd09:24ef:4179::1".parse()?;
+    program.maps.set_locals([own4.into(), own6.into()].into_iter())?;
+    let arp = packets::ethernet(0x0806, &[0; 28]);
+    check(&mut program, "ARP", &arp, Outcome::UNMARKED, Reason::Arp);
+    for destination in ["10.137.0.1", "224.0.0.1", "239.255.255.250", "255.255.255.255"] {
+        let frame = packets::plain(CLIENT4, destination.parse()?, packets::UDP, 53);
+        check(&mut program, destination, &frame, Outcome::UNMARKED, Reason::Local);
+    }
+    for destination in ["fd09:24ef:4179::1", "ff02::1", "ff02::1:ff00:1", "ff0e::1"] {
+        let frame = packets::plain(CLIENT6, destination.parse()?, packets::ICMPV6, 135);
+        check(&mut program, destination, &frame, Outcome::UNMARKED, Reason::Local);
+    }
+    // Its neighbours are not the netvm's.
+    let frame = packets::plain(CLIENT4, "10.137.0.2".parse()?, packets::UDP, 53);
+    assert_eq!(program.send(&frame)?, Outcome::ACCEPTED);
+    program.maps.set_locals(std::iter::empty())?;
+    let frame = packets::plain(CLIENT4, own4.into(), packets::UDP, 53);
+    assert_eq!(program.send(&frame)?, Outcome::ACCEPTED);
+    Ok(())
+}
+
+#[test]
+fn a_later_fragment_is_handed_on_without_the_mark() -> Result<()> {
+    let mut program = program_with(&rules(&[Rule::all(true)]))?;
+    for offset in [1, 2, 185, 0x1fff] {
+        let frame = V4 {
+            fragment: offset,
+            ..V4::new(v4(CLIENT4), SERVER4, packets::TCP, &packets::tcp(1, 443))
+        };
+        check(&mut program, "IPv4", &frame.frame(), Outcome::UNMARKED, Reason::Fragment);
+        let frame = V6::new(v6(CLIENT6), SERVER6, packets::TCP, &packets::tcp(1, 443))
+            .with(packets::FRAGMENT, &packets::fragment(offset, offset % 2 == 0));
+        check(&mut program, "IPv6", &frame.frame(), Outcome::UNMARKED, Reason::Fragment);
+    }
+    Ok(())
+}
+
+#[test]
+fn first_and_atomic_fragments_and_extension_headers_do_not_hide_the_ports() -> Result<()> {
+    let udp_53 = Rule { proto: Some(Proto::Udp), ports: Some((53, 53)), ..Rule::all(false) };
+    let mut program = program_with(&rules(&[udp_53, Rule::all(true)]))?;
+    let none = packets::options(0);
+    for (port, expected) in [(53, Outcome::UNMARKED), (54, Outcome::ACCEPTED)] {
+        let udp = packets::udp(1, port);
+        let plain = V6::new(v6(CLIENT6), SERVER6, packets::UDP, &udp);
+        let atomic = packets::fragment(0, false);
+        let eight = (0..8).fold(plain.clone(), |it, _| it.with(packets::DESTINATION, &none));
+        let frames = [
+            V4::new(v4(CLIENT4), SERVER4, packets::UDP, &udp).frame(),
+            V4 { fragment: 0x2000, ..V4::new(v4(CLIENT4), SERVER4, packets::UDP, &udp) }.frame(),
+            V4 {
+                options: [vec![1, 7, 39, 4], vec![0; 36]].concat(),
+                ..V4::new(v4(CLIENT4), SERVER4, packets::UDP, &udp)
+            }
+            .frame(),
+            plain.clone().frame(),
+            plain.clone().with(packets::HOP_BY_HOP, &none).frame(),
+            plain.clone().with(packets::DESTINATION, &packets::options(31)).frame(),
+            plain.clone().with(packets::FRAGMENT, &atomic).frame(),
+            plain.clone().with(packets::FRAGMENT, &packets::fragment(0, true)).frame(),
+            plain
+                .clone()
+                .with(packets::HOP_BY_HOP, &none)
+                .with(packets::DESTINATION, &none)
+                .with(packets::FRAGMENT, &atomic)
+                .with(packets::DESTINATION, &none)
+                .frame(),
+            eight.frame(),
+        ];
+        for (index, frame) in frames.iter().enumerate() {
+            assert_eq!(program.send(frame)?, expected, "frame {index}, port {port}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn protocols_without_ports_match_only_rules_without_protocol() -> Result<()> {
+    let by_protocol = [Proto::Tcp, Proto::Udp, Proto::Icmp]
+        .map(|proto| Rule { proto: Some(proto), ..Rule::all(true) });
+    let by_ports = Rule { ports: Some((0, 65535)), ..Rule::all(true) };
+    let mut all: Vec<Rule> = by_protocol.to_vec();
+    all.push(by_ports);
+    let others = [
+        packets::GRE,
+        packets::ESP,
+        packets::AUTHENTICATION,
+        packets::IPV6_IN_IP,
+        packets::NO_NEXT,
+        4,
+        132,
+        255,
+    ];
+    for (rules_, expected) in
+        [(rules(&all), Outcome::UNMARKED), (rules(&[Rule::all(true)]), Outcome::ACCEPTED)]
+    {
+        let mut program = program_with(&rules_)?;
+        for protocol in others {
+            for (client, server) in
+                [(CLIENT4, IpAddr::from(SERVER4)), (CLIENT6, IpAddr::from(SERVER6))]
+            {
+                let frame = packets::plain(client, server, protocol, 0);
+                assert_eq!(program.send(&frame)?, expected, "protocol {protocol} of {client}");
+            }
+        }
+        // The other family's ICMP is an unknown protocol.
+        let frame = packets::plain(CLIENT4, SERVER4.into(), packets::ICMPV6, 0);
+        assert_eq!(program.send(&frame)?, expected);
+        let frame = packets::plain(CLIENT6, SERVER6.into(), packets::ICMP, 0);
+        assert_eq!(program.send(&frame)?, expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_without_usable_rules_sends_nothing() -> Result<()> {
+    let mut program = Program::load()?;
+    let frame = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 443);
+    check(&mut program, "unknown", &frame, Outcome::DROPPED, Reason::UnknownSource);
+    program.install(CLIENT4, &Installation::Waiting, 1)?;
+    check(&mut program, "waiting", &frame, Outcome::DROPPED, Reason::Waiting);
+    program.install(CLIENT4, &Installation::Blocked, 2)?;
+    check(&mut program, "blocked", &frame, Outcome::UNMARKED, Reason::Blocked);
+    program.put(CLIENT4, &rules(&[Rule::all(true)]), &known())?;
+    assert_eq!(program.send(&frame)?, Outcome::ACCEPTED);
+    program.maps.remove(ClientId { vif: VIF, address: CLIENT4 })?;
+    check(&mut program, "removed", &frame, Outcome::DROPPED, Reason::UnknownSource);
+    // The same address at home behind another vif is somebody else.
+    let elsewhere = ClientId { vif: VIF + 1, address: CLIENT4 };
+    program.maps.put(elsewhere, &Installation::Blocked, 3)?;
+    check(&mut program, "elsewhere", &frame, Outcome::DROPPED, Reason::UnknownSource);
+    Ok(())
+}
+
+#[test]
+fn tables_that_contradict_themselves_drop() -> Result<()> {
+    let mut program = Program::load()?;
+    // An IPv4 policy has nothing that covers an IPv6 destination.
+    let policy = proved(CLIENT4, &rules(&[Rule::all(true)]).file(), &known())?;
+    program.install(CLIENT6, &Installation::Policy { policy, rules: 1 }, 1)?;
+    let frame = packets::plain(CLIENT6, SERVER6.into(), packets::TCP, 443);
+    check(&mut program, "no class", &frame, Outcome::DROPPED, Reason::Inconsistent);
+    Ok(())
+}
+
+#[test]
+fn the_other_bits_of_the_mark_are_left_alone() -> Result<()> {
+    let mut program = program_with(&rules(&[Rule { proto: Some(Proto::Tcp), ..Rule::all(true) }]))?;
+    let accepted = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 443);
+    let rejected = packets::plain(CLIENT4, SERVER4.into(), packets::UDP, 443);
+    for others in [0, 0xca6c, !MARK_BIT] {
+        for had_bit in [0, MARK_BIT] {
+            let outcome = program.send_with(&accepted, others | had_bit, 0)?;
+            assert_eq!(outcome, Outcome { handed_on: true, mark: others | MARK_BIT });
+            let outcome = program.send_with(&rejected, others | had_bit, 0)?;
+            assert_eq!(outcome, Outcome { handed_on: true, mark: others });
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn rules_count_packets_segments_and_bytes() -> Result<()> {
+    let tcp = Rule { proto: Some(Proto::Tcp), ..Rule::all(true) };
+    let udp = Rule { proto: Some(Proto::Udp), ..Rule::all(false) };
+    let mut program = program_with(&rules(&[tcp, udp]))?;
+    let frame = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 443);
+    for (sent, segments) in [(1, 1), (2, 1), (46, 44)] {
+        program.send_with(&frame, 0, if segments == 1 { 0 } else { segments })?;
+        assert_eq!(program.counted_rule(CLIENT4, 0).packets, sent);
+    }
+    assert_eq!(program.counted_rule(CLIENT4, 0).bytes, 3 * frame.len() as u64);
+    assert_eq!(program.counted_rule(CLIENT4, 1).packets, 0);
+    program.send(&packets::plain(CLIENT4, SERVER4.into(), packets::UDP, 53))?;
+    assert_eq!(program.counted_rule(CLIENT4, 1).packets, 1);
+    program.send(&packets::plain(CLIENT4, SERVER4.into(), packets::ICMP, 8))?;
+    assert_eq!(program.counted(Some(CLIENT4), Reason::Default).packets, 1);
+    // Counters belong to one client, although both share a policy's shape.
+    assert_eq!(program.counted_rule(CLIENT6, 0).packets, 0);
+    Ok(())
+}
+
+#[test]
+fn drop_records_are_complete_and_limited_while_counters_count_all() -> Result<()> {
+    let tcp = Rule { proto: Some(Proto::Tcp), ..Rule::all(false) };
+    let mut program = program_with(&rules(&[Rule::all(true)]))?;
+    program.put(CLIENT4, &rules(&[Rule { dns: true, ..Rule::all(true) }, tcp]), &known())?;
+    let frame = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 443);
+    let sent = 1000;
+    for _ in 0..sent {
+        program.send(&frame)?;
+    }
+    assert_eq!(program.counted_rule(CLIENT4, 1).packets, sent);
+    let records = program.records()?;
+    // A second may have ended on the way; a thousand test runs take far less than ten.
+    assert!(!records.is_empty() && records.len() <= 10 * RECORDS_PER_SECOND as usize);
+    let record = records[0];
+    assert_eq!(IpAddr::from(record.source), CLIENT4);
+    assert_eq!(IpAddr::from(record.destination), IpAddr::from(SERVER4));
+    assert_eq!((record.source_port, record.destination_port), (40000, 443));
+    assert_eq!((record.protocol, record.rule, record.generation), (packets::TCP, 1, 1));
+    assert_eq!(record.suppressed, 0);
+    // What was not told is told with the next record, a second later.
+    let told =
+        records.len() as u64 + records.iter().map(|it| u64::from(it.suppressed)).sum::<u64>();
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let mut more = 0;
+    let late = loop {
+        assert!(std::time::Instant::now() < deadline, "no record after the limit");
+        program.send(&packets::plain(CLIENT4, SERVER4.into(), packets::UDP, 7))?;
+        more += 1;
+        if let Some(record) = program.records()?.first() {
+            break *record;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(50));
+    };
+    assert_eq!(told + u64::from(late.suppressed) + 1, sent + more);
+    assert_eq!((late.rule, late.protocol), (DEFAULT_RULE, packets::UDP));
+    Ok(())
+}
+
+#[test]
+fn the_verifier_is_content_with_less_than_its_budget() -> Result<()> {
+    let verified = Program::load()?.verified_instructions()?;
+    println!("{verified} instructions verified");
+    assert!(verified < 250_000, "{verified}");
+    Ok(())
+}

@@ -1,0 +1,129 @@
+//! Start, kill, restart: what is open and what is closed while the agent is not there,
+//! and what it owns in nftables.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use firewall_agent::status::State;
+use firewall_tests::agent::{Agent, PATIENCE, write_rules};
+use firewall_tests::oracle::{Rule, Ruleset};
+use firewall_tests::probe::{OpenFlow, Outcome};
+use firewall_tests::rig::{ClientSpec, Rig};
+
+use super::world::*;
+
+#[test]
+fn after_sigkill_policies_go_on_and_a_new_vif_forwards_nothing() -> Result<()> {
+    let world = World::new("sigkill")?;
+    let agent = world.start()?;
+    world.put(&agent, &[tcp_443(), ping()])?;
+    use Outcome::Accepted;
+    let v4 = [Accepted, PROHIBITED4, PROHIBITED4, Accepted];
+    let v6 = [Accepted, PROHIBITED6, PROHIBITED6, Accepted];
+    agent.kill()?;
+    world.check("dead agent", v4, v6);
+    // A vif that comes while the agent is dead has no program: nothing is marked.
+    let late = ClientSpec::numbered(13);
+    let late_client = world.rig.add_client(&late)?;
+    let late_v4: IpAddr = late.v4.context("no IPv4 address")?.into();
+    let everything = Ruleset { default_accept: true, rules: Vec::new() };
+    write_rules(world.rig.directory(), late_v4, &everything.file())?;
+    check(late_client.namespace(), "dead agent, new vif", ALL_PROHIBITED4, ALL_PROHIBITED6);
+    world.check("dead agent, still", v4, v6);
+    // A new agent takes over without a gap: a flow that was open before goes on.
+    let to = SocketAddr::new(SERVER4, 443);
+    let mut flow = OpenFlow::open(world.client.namespace(), to, PATIENCE)?;
+    let agent = world.start()?;
+    ensure!(flow.exchange(PATIENCE)?, "an allowed flow was broken by a restart");
+    agent.wait_for_state(late_v4, State::Live)?;
+    world.check("new agent", v4, v6);
+    check(late_client.namespace(), "new agent, new vif", ACCEPTED, SILENT);
+    // One program on each vif, not one for each agent.
+    let links = fs::read_dir(world.rig.bpffs().join("firewall/v1"))?.count();
+    assert_eq!(links, 2);
+    ensure!(agent.terminate()?, "SIGTERM is not a clean end");
+    world.check("stopped agent", v4, v6);
+    Ok(())
+}
+
+#[test]
+fn a_gate_without_any_program_forwards_nothing_from_vifs() -> Result<()> {
+    let world = World::new("gate")?;
+    let agent = world.start()?;
+    world.put(&agent, &[Rule::all(true)])?;
+    world.check("with a program", ACCEPTED, ACCEPTED);
+    agent.kill()?;
+    fs::remove_dir_all(world.rig.bpffs().join("firewall"))?;
+    world.check("without", ALL_PROHIBITED4, ALL_PROHIBITED6);
+    let listed = list_ruleset(&world.rig)?;
+    for table in ["table ip qubes-firewall", "table ip6 qubes-firewall"] {
+        assert!(listed.contains(table), "{listed}");
+    }
+    assert!(listed.contains("run `firewall-agent show`"), "{listed}");
+    Ok(())
+}
+
+fn list_ruleset(rig: &Rig) -> Result<String> {
+    let mut nft = Command::new("nft");
+    nft.args(["list", "ruleset"]).stdout(std::process::Stdio::piped());
+    let output = rig.netvm().spawn(&mut nft)?.wait_with_output()?;
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+#[test]
+fn the_gate_is_as_large_with_many_rules_as_with_none() -> Result<()> {
+    let world = World::new("size")?;
+    let agent = world.start()?;
+    let before = list_ruleset(&world.rig)?;
+    let network = |index: u32| Some((Ipv4Addr::from_bits(0x0808_0000 + index).into(), 32));
+    let rules = (0..10_000).map(|index| Rule { network: network(index), ..tcp_443() });
+    let rules = Ruleset { default_accept: false, rules: rules.collect() };
+    agent.put(world.v4, &rules)?;
+    assert_eq!(list_ruleset(&world.rig)?, before);
+    let policy = agent.client(world.v4)?.policy.context("no policy")?;
+    assert_eq!(policy.prefixes, 10_001);
+    assert!(policy.complete && policy.cells_checked > 40_000, "{policy:?}");
+    Ok(())
+}
+
+#[test]
+fn qubes_mode_touches_no_table_but_its_own() -> Result<()> {
+    let world = World::new("qubes")?;
+    let mut nft = Command::new("nft");
+    nft.arg("table ip qubes { chain custom-forward { counter; }; }");
+    ensure!(world.rig.netvm().spawn(&mut nft)?.wait()?.success());
+    let before = list_ruleset(&world.rig)?;
+    let agent = Agent::start(&world.rig, &["--mode", "qubes"])?;
+    agent.wait_for_vif(world.client.vif())?;
+    let after = list_ruleset(&world.rig)?;
+    assert!(after.contains(before.trim()), "{after}");
+    let tables: Vec<&str> = after.lines().filter(|line| line.starts_with("table")).collect();
+    assert_eq!(
+        tables,
+        ["table ip qubes {", "table ip qubes-firewall {", "table ip6 qubes-firewall {"]
+    );
+    Ok(())
+}
+
+#[test]
+fn clsact_filters_as_tcx_does_and_is_replaced_by_the_next_agent() -> Result<()> {
+    let world = World::new("clsact")?;
+    use Outcome::Accepted;
+    let v4 = [Accepted, PROHIBITED4, PROHIBITED4, Accepted];
+    let v6 = [Accepted, PROHIBITED6, PROHIBITED6, Accepted];
+    for round in 0..2 {
+        let agent = Agent::start(&world.rig, &["--attach", "clsact"])?;
+        agent.wait_for_vif(world.client.vif())?;
+        let status = agent.status()?;
+        assert_eq!(status.vifs[0].attached.as_deref(), Some("clsact"));
+        if round == 0 {
+            world.put(&agent, &[tcp_443(), ping()])?;
+        }
+        world.check("clsact", v4, v6);
+        agent.kill()?;
+        world.check("clsact, dead agent", v4, v6);
+    }
+    Ok(())
+}
