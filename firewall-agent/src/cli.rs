@@ -285,5 +285,6 @@ fn told(problem: &ProblemStatus) -> String {
 }
 
 fn counted(counter: &CounterStatus) -> String {
-    format!("{} packets, {} bytes", counter.packets, counter.bytes)
+    let word = if counter.packets == 1 { "packet" } else { "packets" };
+    format!("{} {word}, {} bytes", counter.packets, counter.bytes)
 }

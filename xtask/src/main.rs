@@ -6,6 +6,8 @@ mod run;
 mod setup;
 mod suites;
 
+use std::process::ExitCode;
+
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -30,23 +32,30 @@ enum Command {
     Build,
     /// Run the real agent in a rig of network namespaces and show what happens.
     Demo(suites::Demo),
-    /// Run all tests: formatting of nothing, skipping of nothing silently.
+    /// Run all tests: pure ones, the program in the kernel, the agent in a rig.
     Test(suites::Test),
-    /// Run the formatter, the linter and all tests, as CI does.
-    Ci,
     /// Measure.
     #[command(subcommand)]
     Bench(suites::Bench),
 }
 
-fn main() -> Result<()> {
-    match Arguments::parse().command {
+fn main() -> ExitCode {
+    match obey(Arguments::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn obey(command: Command) -> Result<()> {
+    match command {
         Command::Setup => setup::everything().map(drop),
         Command::BuildEbpf => ebpf::build().map(drop),
         Command::Build => suites::build().map(drop),
         Command::Demo(options) => suites::demo(&options),
         Command::Test(options) => suites::test(&options),
-        Command::Ci => suites::ci(),
         Command::Bench(what) => suites::bench(&what),
     }
 }

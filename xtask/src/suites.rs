@@ -1,29 +1,164 @@
-//! stub
-use anyhow::Result;
-/// Demo
+//! Builds and runs what a person asks for: the agent, the demo, the tests, the benches.
+//! Never knows what they do.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run::{output_of, root, run, say};
+use crate::{ebpf, setup};
+
+/// Options of `demo`.
 #[derive(clap::Args)]
-pub struct Demo {}
-/// Test
+pub struct Demo {
+    /// Leave rig and agent running for exploring, and say how to enter.
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Options of `test`.
 #[derive(clap::Args)]
-pub struct Test {}
-/// Bench
+pub struct Test {
+    /// Only tests whose path contains this, like `pure::` or `rig::life`.
+    filter: Option<String>,
+    /// Repeat a random run that printed this seed.
+    #[arg(long)]
+    seed: Option<u64>,
+}
+
+/// What to measure.
 #[derive(clap::Subcommand)]
 pub enum Bench {
-    /// p
-    Prog,
+    /// Time of the kernel program for one packet, by number of destination prefixes.
+    Prog {
+        /// Options of the measurement itself; see `cargo xtask bench prog -- --help`.
+        #[arg(last = true)]
+        options: Vec<String>,
+    },
 }
-pub fn build() -> Result<()> {
+
+/// Builds the agent for use.
+pub fn build() -> Result<PathBuf> {
+    ebpf::build()?;
+    cargo(&["build", "--release", "--locked", "-p", "firewall-agent"])?;
+    let agent = root().join("target/release/firewall-agent");
+    say(&format!("the agent is {}", agent.display()));
+    Ok(agent)
+}
+
+/// Runs the demo.
+pub fn demo(options: &Demo) -> Result<()> {
+    prepare("the demo")?;
+    cargo(&["build", "--locked", "-p", "firewall-agent", "-p", "firewall-tests"])?;
+    let mut demo = Command::new(root().join("target/debug/demo"));
+    if options.keep {
+        demo.arg("--keep");
+    }
+    run(&mut demo)
+}
+
+/// Runs all tests and ends with one line that sums them up.
+pub fn test(options: &Test) -> Result<()> {
+    prepare("the tests")?;
+    cargo(&["build", "--locked"])?;
+    say("running the tests");
+    let mut tests = Command::new("cargo");
+    tests.current_dir(root()).args(["test", "--locked", "--no-fail-fast"]);
+    tests.args(options.filter.as_slice());
+    if let Some(seed) = options.seed {
+        tests.env("FIREWALL_SEED", seed.to_string());
+    }
+    let mut tests = tests.stdout(Stdio::piped()).spawn().context("cannot start cargo")?;
+    let output = tests.stdout.take().context("no output")?;
+    let mut sum = Sum::default();
+    for line in BufReader::new(output).lines() {
+        let line = line?;
+        println!("{line}");
+        sum.add(&line);
+    }
+    let status = tests.wait()?;
+    println!("{} passed, {} failed, {} skipped", sum.passed, sum.failed, sum.skipped);
+    if !status.success() || sum.failed > 0 {
+        bail!("not all tests passed");
+    }
+    if sum.passed == 0 {
+        bail!("no test ran");
+    }
     Ok(())
 }
-pub fn demo(_: &Demo) -> Result<()> {
-    Ok(())
+
+/// Runs a benchmark.
+pub fn bench(what: &Bench) -> Result<()> {
+    prepare("the benchmarks")?;
+    cargo(&["build", "--release", "--locked", "-p", "firewall-tests", "--bin", "bench"])?;
+    let mut bench = Command::new(root().join("target/release/bench"));
+    match what {
+        Bench::Prog { options } => bench.arg("prog").args(options),
+    };
+    run(&mut bench)
 }
-pub fn test(_: &Test) -> Result<()> {
-    Ok(())
+
+/// Everything that running in a rig takes.
+fn prepare(what: &str) -> Result<()> {
+    if output_of("id", &["-u"]).as_deref() != Some("0") {
+        bail!("{what} load eBPF programs and make network namespaces: run this as root");
+    }
+    setup::for_rig()?;
+    ebpf::build().map(drop)
 }
-pub fn ci() -> Result<()> {
-    Ok(())
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    run(Command::new("cargo").current_dir(root()).args(arguments))
 }
-pub fn bench(_: &Bench) -> Result<()> {
-    Ok(())
+
+/// What all test binaries together say.
+#[derive(Default)]
+struct Sum {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+}
+
+impl Sum {
+    /// Reads a line like `test result: ok. 3 passed; 0 failed; 1 ignored; ...`.
+    fn add(&mut self, line: &str) {
+        let Some((_, counts)) =
+            line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
+        else {
+            return;
+        };
+        for count in counts.split("; ") {
+            let Some((number, what)) = count.split_once(' ') else {
+                continue;
+            };
+            let number: usize = number.parse().unwrap_or(0);
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.skipped += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_of_all_binaries_are_summed_up() {
+        let mut sum = Sum::default();
+        let line = |passed| {
+            format!(
+                "test result: FAILED. {passed} passed; 1 failed; 2 ignored; 0 measured; 4 filtered out; finished in 0.1s"
+            )
+        };
+        sum.add(&line(3));
+        sum.add("test rig::life ... ok");
+        sum.add(&line(4));
+        assert_eq!((sum.passed, sum.failed, sum.skipped), (7, 2, 4));
+    }
 }

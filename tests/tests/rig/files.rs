@@ -66,7 +66,7 @@ fn show_and_status_tell_what_is_in_force() -> Result<()> {
         let mut lines = text.lines().filter(|line| line.trim_start().starts_with(number));
         lines.next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(line("0001"), "0001 action=accept proto=icmp 1 packets, 58 bytes");
+    assert_eq!(line("0001"), "0001 action=accept proto=icmp 1 packet, 58 bytes");
     assert!(line("0000").ends_with("dstports=443-443 0 packets, 0 bytes"), "{text}");
     let (_, json) = cli(&agent, &["show", "10.137.0.12", "--json"])?;
     let json: serde_json::Value = serde_json::from_str(&json)?;
