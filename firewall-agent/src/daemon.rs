@@ -47,6 +47,7 @@ pub struct Options {
 
 /// Runs until SIGTERM or SIGINT. What is in force then stays in force.
 pub async fn run(options: Options) -> Result<()> {
+    dataplane::require_object()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;

@@ -3,6 +3,7 @@
 
 mod program {
     mod common;
+    mod fields;
     mod odd;
     mod random;
     mod swap;

@@ -131,9 +131,6 @@ pub struct Dataplane {
 impl Dataplane {
     /// Loads the programs. Nothing is attached yet.
     pub fn load(options: Options) -> Result<Self, DataplaneError> {
-        if OBJECT.is_empty() {
-            return Err(DataplaneError::NoObject);
-        }
         let links = pin_directory(&options.pins)
             .map_err(|error| DataplaneError::Pins { path: options.pins.clone(), error })?;
         let mut ebpf = load_object(options.mark_bit)?;
@@ -249,6 +246,11 @@ impl Dataplane {
     fn link_path(&self, vif: u32) -> PathBuf {
         self.links.join(format!("from_client-{vif}"))
     }
+}
+
+/// Whether this agent was built with its kernel programs inside.
+pub fn require_object() -> Result<(), DataplaneError> {
+    if OBJECT.is_empty() { Err(DataplaneError::NoObject) } else { Ok(()) }
 }
 
 /// Loads the object, with the mark's bit in place. The kernel's own type information is
