@@ -21,7 +21,7 @@ struct Field {
 #[track_caller]
 fn check_field(field: &Field) -> Result<()> {
     let mut program = Program::load()?;
-    program.put(field.client, &rules(&[field.rule.clone()]), &known())?;
+    program.put(field.client, &rules(std::slice::from_ref(&field.rule)), &known())?;
     let sent = [(&field.matches, Outcome::ACCEPTED), (&field.others, Outcome::UNMARKED)];
     for (packets, expected) in sent {
         for (protocol, destination, port) in packets {
