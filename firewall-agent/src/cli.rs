@@ -4,6 +4,7 @@
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -82,6 +83,10 @@ pub struct Run {
     /// How programs are attached to interfaces.
     #[arg(long, default_value = "auto")]
     pub attach: Attach,
+    /// Denied packets of one client in a second that are answered with "admin prohibited";
+    /// more of them are dropped silently.
+    #[arg(long, value_name = "PACKETS", default_value = "10000")]
+    pub reject_rate: NonZeroU64,
     /// Where the DNS servers behind `specialtarget=dns` are named.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
@@ -109,11 +114,12 @@ const QUBES_MARKER: &str = "/usr/share/qubes/marker-vm";
 
 impl From<Run> for crate::daemon::Options {
     fn from(run: Run) -> Self {
-        let Run { rules, socket, pins, vifs, mark_bit, mode, attach, resolv_conf } = run;
+        let Run { rules, socket, pins, vifs, mark_bit, mode, attach, reject_rate, resolv_conf } =
+            run;
         let mode = mode.unwrap_or_else(|| {
             if Path::new(QUBES_MARKER).exists() { Mode::Qubes } else { Mode::Standalone }
         });
-        let dataplane = dataplane::Options { pins, mark_bit, attach };
+        let dataplane = dataplane::Options { pins, mark_bit, attach, reject_rate };
         Self { rules, socket, resolv_conf, vifs, mode, dataplane }
     }
 }
@@ -168,17 +174,19 @@ fn answer(ask: &Ask, request: &Request, text: impl Fn(&Status) -> String) -> Res
     Ok(if problems(&status) == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
 }
 
-/// How many links an earlier agent left pinned, if that can be seen.
+/// How many vifs an earlier agent left its program pinned for, if that can be seen.
 fn pinned(pins: &Path) -> Option<usize> {
     let versions = std::fs::read_dir(pins).ok()?.flatten();
     let links = versions.filter_map(|version| std::fs::read_dir(version.path()).ok());
-    Some(links.map(Iterator::count).sum())
+    let of_vif = |name: std::ffi::OsString| name.to_string_lossy().starts_with("from_client-");
+    Some(links.flatten().flatten().filter(|link| of_vif(link.file_name())).count())
 }
 
 fn problems(status: &Status) -> usize {
     let clients = status.clients.iter().filter(|client| client.problem.is_some()).count();
     let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
-    clients + vifs + usize::from(status.agent.gate_problem.is_some())
+    let uplinks = status.agent.unguarded_uplinks.len();
+    clients + vifs + uplinks + usize::from(status.agent.gate_problem.is_some())
 }
 
 fn summary(status: &Status) -> String {
@@ -211,6 +219,10 @@ fn summary(status: &Status) -> String {
         if let Some(problem) = &vif.problem {
             let _ = writeln!(text, "PROBLEM: no program on {}: {problem}", vif.name);
         }
+    }
+    for (uplink, problem) in &agent.unguarded_uplinks {
+        let _ =
+            writeln!(text, "PROBLEM: clients' addresses are not guarded on {uplink}: {problem}");
     }
     if let Some(problem) = &agent.gate_problem {
         let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");

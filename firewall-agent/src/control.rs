@@ -2,7 +2,7 @@
 //! Never answers by itself; the daemon does.
 
 use std::fs;
-use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
@@ -153,9 +153,10 @@ pub fn ask(path: &Path, request: &Request) -> Result<Status, ControlError> {
     let mut line = serde_json::to_string(request)?;
     line.push('\n');
     stream.write_all(line.as_bytes()).map_err(failed)?;
-    let mut reader = BufReader::new(stream);
-    if reader.fill_buf().map_err(failed)?.is_empty() {
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).map_err(failed)?;
+    if answer.is_empty() {
         return Err(failed(io::Error::other("the agent ended before it answered")));
     }
-    Ok(serde_json::from_reader(reader)?)
+    Ok(serde_json::from_slice(&answer)?)
 }

@@ -1,7 +1,7 @@
 //! THE event loop: edges tell what happened, [`World`] answers what to do, this does it.
 //! Never decides anything itself.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,10 +12,11 @@ use firewall_common::verdict::Reason;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
+use crate::conntrack::{Conntrack, ConntrackError};
 use crate::control::{Listener, Request};
 use crate::dataplane::maps::MapsError;
 use crate::dataplane::records::{Log, Records};
-use crate::dataplane::{self, Dataplane};
+use crate::dataplane::{self, Attach, Dataplane, DataplaneError};
 use crate::events::{ClientId, Effect, Event, Notice};
 use crate::links::{Pattern, Watch};
 use crate::nft::{Gate, Mode};
@@ -85,6 +86,9 @@ struct Daemon {
     verified_instructions: Option<u32>,
     files: Files,
     watch: Watch,
+    conntrack: Conntrack,
+    /// Clients whose connections are still to be looked through.
+    settling: BTreeSet<ClientId>,
 }
 
 impl Daemon {
@@ -103,22 +107,21 @@ impl Daemon {
         let files = Files::watch(&options.rules)
             .with_context(|| format!("cannot watch {}", options.rules.display()))?;
         let watch = Watch::start(options.vifs.clone()).context("cannot open rtnetlink")?;
-        let world = World::default();
-        let gate_problem = None;
+        let conntrack = Conntrack::open().context("cannot open conntrack's netlink")?;
         let mut daemon = Self {
             options,
-            world,
+            world: World::default(),
             gate,
-            gate_problem,
+            gate_problem: None,
             dataplane,
             verified_instructions,
             files,
             watch,
+            conntrack,
+            settling: BTreeSet::new(),
         };
         daemon.read_all().await;
-        let present = daemon.world.vif_statuses();
-        let present: Vec<u32> = present.iter().map(|vif| vif.index).collect();
-        if let Err(error) = daemon.dataplane.forget_all_but(&present) {
+        if let Err(error) = daemon.dataplane.forget_all_but(&daemon.world.links_in_use()) {
             warn!(%error, "old pins stay");
         }
         info!(
@@ -153,7 +156,7 @@ impl Daemon {
                 error!(%directory, %error, "cannot list rules; those in force stay");
             }
         }
-        self.tidy();
+        self.tidy().await;
     }
 
     async fn read_links(&mut self) {
@@ -161,7 +164,7 @@ impl Daemon {
             Ok(links) => self.happened(Event::Links(links)).await,
             Err(error) => error!(%error, "cannot read links; what is known stays"),
         }
-        self.tidy();
+        self.tidy().await;
     }
 
     /// Tells the world, and does what it answers, and so on until it is content.
@@ -198,18 +201,26 @@ impl Daemon {
                 log_failure("removing a client", self.dataplane.maps.remove(client));
                 None
             }
+            Effect::SetConnected(connected) => {
+                let outcome = self.dataplane.maps.set_connected(connected.into_iter());
+                log_failure("clients' addresses", outcome);
+                None
+            }
+            Effect::Settle(client) => {
+                self.settling.insert(client);
+                None
+            }
             Effect::Attach { vif, name } => {
                 let outcome = self.dataplane.attach(vif, &name);
-                match &outcome {
-                    Ok(how) => info!(vif = name, how = how.name(), "attached"),
-                    Err(error) => error!(vif = name, %error, "not attached: nothing passes"),
-                }
-                let outcome = outcome.map(|how| how.name().to_owned());
-                Some(Event::Attached { vif, outcome: outcome.map_err(|error| error.to_string()) })
+                Some(attached(vif, &name, outcome, "nothing passes"))
             }
-            Effect::Forget { vif } => {
-                if let Err(error) = self.dataplane.forget(vif) {
-                    warn!(vif, %error, "a pin stays");
+            Effect::AttachUplink { uplink, name } => {
+                let outcome = self.dataplane.attach_uplink(uplink, &name);
+                Some(attached(uplink, &name, outcome, "clients' addresses are not guarded there"))
+            }
+            Effect::Forget { link } => {
+                if let Err(error) = self.dataplane.forget(link) {
+                    warn!(link, %error, "a pin stays");
                 }
                 None
             }
@@ -227,13 +238,46 @@ impl Daemon {
         }
     }
 
-    fn tidy(&mut self) {
+    /// Makes room in the maps; then ends what clients have open and must not have any
+    /// more. By then every packet that an old policy accepted has gone its way. Until it is
+    /// done, what such a client sends is dropped and not handed on.
+    async fn tidy(&mut self) {
         log_failure("making room in the maps", self.dataplane.maps.tidy());
+        if self.settling.is_empty() {
+            return;
+        }
+        match self.cut().await {
+            Ok(0) => {}
+            Ok(ended) => info!(ended, "connections that rules deny now"),
+            Err(error) => {
+                error!(%error, "cannot end connections; denied packets are dropped until then");
+                return;
+            }
+        }
+        for client in std::mem::take(&mut self.settling) {
+            log_failure("settling", self.dataplane.maps.settle(client));
+        }
+        log_failure("making room in the maps", self.dataplane.maps.tidy());
+    }
+
+    /// Returns how many connections it ended.
+    async fn cut(&self) -> Result<usize, ConntrackError> {
+        let mut ended = 0;
+        let flows = self.conntrack.flows().await?;
+        for client in &self.settling {
+            let is_denied = self.world.judge_of(*client);
+            let of_client = flows.iter().filter(|flow| flow.source == client.address);
+            for flow in of_client.filter(|flow| is_denied(&flow.packet)) {
+                self.conntrack.delete(flow).await?;
+                ended += 1;
+            }
+        }
+        Ok(ended)
     }
 
     fn tell_records(&self, records: &[DropRecord]) {
         for record in records {
-            let vif = self.world.vif_name(record.vif).unwrap_or("a vif that is gone");
+            let vif = self.world.link_name(record.vif).unwrap_or("a link that is gone");
             info!(target: "denied", "{}", self.describe(vif, record));
         }
     }
@@ -289,6 +333,7 @@ impl Daemon {
                 verified_instructions: self.verified_instructions,
                 resolvers: self.world.known_surroundings().resolvers.clone(),
                 gate_problem: self.gate_problem.clone(),
+                unguarded_uplinks: self.world.unguarded_uplinks(),
             },
             vifs: self.world.vif_statuses(),
             clients,
@@ -312,6 +357,20 @@ impl Daemon {
 fn counted(counter: Counter) -> CounterStatus {
     let Counter { packets, bytes } = counter;
     CounterStatus { packets, bytes }
+}
+
+fn attached(
+    link: u32,
+    name: &str,
+    outcome: Result<Attach, DataplaneError>,
+    otherwise: &str,
+) -> Event {
+    match &outcome {
+        Ok(how) => info!(link = name, how = how.name(), "attached"),
+        Err(error) => error!(link = name, %error, "not attached: {otherwise}"),
+    }
+    let outcome = outcome.map(|how| how.name().to_owned()).map_err(|error| error.to_string());
+    Event::Attached { link, outcome }
 }
 
 fn log_failure(what: &str, outcome: Result<(), MapsError>) {

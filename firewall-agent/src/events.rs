@@ -1,7 +1,7 @@
 //! The words between the world and the edges: what happened, and what to do.
 //! Never holds behaviour.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use thiserror::Error;
@@ -36,6 +36,8 @@ pub struct Vif {
 pub struct Links {
     /// The vifs.
     pub vifs: Vec<Vif>,
+    /// Name by interface index of every other link but loopback.
+    pub uplinks: BTreeMap<u32, String>,
     /// The netvm's own addresses, on any interface.
     pub locals: BTreeSet<IpAddr>,
 }
@@ -64,10 +66,10 @@ pub enum Event {
     },
     /// Resolvers or names changed.
     Surroundings(Surroundings),
-    /// A program was attached to a vif, or could not be.
+    /// A program was attached to a link, or could not be.
     Attached {
         /// Interface index.
-        vif: u32,
+        link: u32,
         /// How, or why not.
         outcome: Result<String, String>,
     },
@@ -101,6 +103,8 @@ pub enum Installation {
 pub enum Effect {
     /// The netvm's own addresses are now these.
     SetLocals(BTreeSet<IpAddr>),
+    /// These addresses, and no others, belong to clients, present or not.
+    SetConnected(BTreeSet<IpAddr>),
     /// Virtual resolvers lead to these real ones.
     Redirect(Vec<(Ipv4Addr, Ipv4Addr)>),
     /// Put something in force for a client.
@@ -114,6 +118,9 @@ pub enum Effect {
     },
     /// A client is gone: remove all that is in force for it.
     Remove(ClientId),
+    /// Find what a client has open and must not have any more, end it, and let the client's
+    /// denied packets be rejected again.
+    Settle(ClientId),
     /// Attach the program to a vif.
     Attach {
         /// Interface index.
@@ -121,10 +128,17 @@ pub enum Effect {
         /// Interface name.
         name: String,
     },
-    /// A vif is gone: remove what is left of it.
+    /// Attach the programs that guard clients' addresses to another link.
+    AttachUplink {
+        /// Interface index.
+        uplink: u32,
+        /// Interface name.
+        name: String,
+    },
+    /// A link is gone: remove what is left of it.
     Forget {
         /// Interface index.
-        vif: u32,
+        link: u32,
     },
     /// Tell whoever reads the log.
     Tell(Notice),

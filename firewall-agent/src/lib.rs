@@ -7,10 +7,11 @@
 //! | [`events`] | the words between the world and the edges |
 //! | [`daemon`] | the event loop |
 //! | [`sources`], [`links`], [`resolvers`] | edges that tell what happened |
-//! | [`dataplane`], [`nft`] | edges that do what is to be done |
+//! | [`dataplane`], [`nft`], [`conntrack`] | edges that do what is to be done |
 //! | [`control`], [`status`], [`cli`] | what a person sees, and the way it gets there |
 
 pub mod cli;
+pub mod conntrack;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;

@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteType,
@@ -100,15 +100,22 @@ impl Watch {
     /// Reads everything.
     pub async fn read(&self) -> Result<Links, rtnetlink::Error> {
         let mut vifs: BTreeMap<u32, Vif> = BTreeMap::new();
+        let mut uplinks = BTreeMap::new();
         let mut links = self.handle.link().get().execute();
         while let Some(link) = links.try_next().await? {
             let name = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) if self.pattern.matches(name) => Some(name.clone()),
+                LinkAttribute::IfName(name) => Some(name.clone()),
                 _ => None,
             });
-            if let Some(name) = name {
-                let index = link.header.index;
-                vifs.insert(index, Vif { index, name, addresses: BTreeSet::new() });
+            let index = link.header.index;
+            match name {
+                Some(name) if self.pattern.matches(&name) => {
+                    vifs.insert(index, Vif { index, name, addresses: BTreeSet::new() });
+                }
+                Some(name) if !link.header.flags.contains(LinkFlags::Loopback) => {
+                    uplinks.insert(index, name);
+                }
+                Some(_) | None => {}
             }
         }
         let mut locals = BTreeSet::new();
@@ -129,7 +136,7 @@ impl Watch {
         for vif in vifs.values_mut() {
             vif.addresses.retain(|address| !locals.contains(address));
         }
-        Ok(Links { vifs: vifs.into_values().collect(), locals })
+        Ok(Links { vifs: vifs.into_values().collect(), uplinks, locals })
     }
 
     async fn read_neighbours(&self, vifs: &mut BTreeMap<u32, Vif>) -> Result<(), rtnetlink::Error> {

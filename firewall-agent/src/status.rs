@@ -43,6 +43,8 @@ pub struct AgentStatus {
     pub resolvers: Vec<IpAddr>,
     /// The last attempt to load the gate, if it failed.
     pub gate_problem: Option<String>,
+    /// Links that are not vifs and not guarded against clients' addresses, with the reason.
+    pub unguarded_uplinks: BTreeMap<String, String>,
 }
 
 /// One vif.

@@ -9,8 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use firewall_common::abi::ACTION_ACCEPT;
+use firewall_common::packet::Packet;
+use firewall_common::policy;
+
 use crate::events::{ClientId, Effect, Event, Installation, Links, Notice, SourceError, Vif};
-use crate::rules::check::{self, ProvedPolicy};
+use crate::rules::check::{self, PolicyTables, ProvedPolicy};
 use crate::rules::compile;
 use crate::rules::resolve::{self, Surroundings};
 use crate::rules::{Destination, Family, Ruleset};
@@ -32,10 +36,13 @@ struct Live {
     policy: ProvedPolicy,
 }
 
+/// How programs were attached to a link, or why not.
+type Attached = Result<String, String>;
+
 #[derive(Debug)]
 struct KnownVif {
     vif: Vif,
-    attached: Option<Result<String, String>>,
+    attached: Option<Attached>,
 }
 
 #[derive(Debug)]
@@ -49,7 +56,9 @@ struct InForce {
 #[derive(Debug, Default)]
 pub struct World {
     vifs: BTreeMap<u32, KnownVif>,
+    uplinks: BTreeMap<u32, (String, Option<Attached>)>,
     locals: BTreeSet<IpAddr>,
+    connected: BTreeSet<IpAddr>,
     rulesets: BTreeMap<IpAddr, Result<Ruleset, SourceError>>,
     standings: BTreeMap<IpAddr, Standing>,
     clients: BTreeMap<ClientId, InForce>,
@@ -64,9 +73,11 @@ impl World {
             Event::Links(links) => self.links(links),
             Event::Rules { client, rules } => self.rules(client, rules),
             Event::Surroundings(surroundings) => self.surroundings(surroundings),
-            Event::Attached { vif, outcome } => {
-                if let Some(known) = self.vifs.get_mut(&vif) {
+            Event::Attached { link, outcome } => {
+                if let Some(known) = self.vifs.get_mut(&link) {
                     known.attached = Some(outcome);
+                } else if let Some((_, attached)) = self.uplinks.get_mut(&link) {
+                    *attached = Some(outcome);
                 }
                 Vec::new()
             }
@@ -93,20 +104,34 @@ impl World {
             effects.push(Effect::Remove(client));
         }
         let present: BTreeSet<u32> = links.vifs.iter().map(|vif| vif.index).collect();
-        self.vifs.retain(|&vif, _| {
-            let stays = present.contains(&vif);
+        self.vifs.retain(|&link, _| {
+            let stays = present.contains(&link);
             if !stays {
-                effects.push(Effect::Forget { vif });
+                effects.push(Effect::Forget { link });
             }
             stays
         });
+        self.uplinks.retain(|&link, _| {
+            let stays = links.uplinks.contains_key(&link);
+            if !stays {
+                effects.push(Effect::Forget { link });
+            }
+            stays
+        });
+        for (&uplink, name) in &links.uplinks {
+            self.uplinks.entry(uplink).or_insert_with(|| {
+                effects.push(Effect::AttachUplink { uplink, name: name.clone() });
+                (name.clone(), None)
+            });
+        }
         // First what is in force, then the program: one that takes over from an earlier
         // agent's knows its clients from its first packet on.
         for client in now {
             if !self.clients.contains_key(&client) {
-                effects.push(self.put(client));
+                effects.extend(self.put(client));
             }
         }
+        effects.extend(self.connected());
         for vif in links.vifs {
             match self.vifs.get_mut(&vif.index) {
                 Some(known) => known.vif = vif,
@@ -131,7 +156,21 @@ impl World {
             Some(rules) => self.rulesets.insert(client, rules),
             None => self.rulesets.remove(&client),
         };
-        self.judge(client)
+        let mut effects = self.judge(client);
+        effects.extend(self.connected());
+        effects
+    }
+
+    /// Which addresses belong to clients: those behind vifs, and those that have rules, as
+    /// dom0 writes them for qubes that are not running too.
+    fn connected(&mut self) -> Option<Effect> {
+        let present = self.clients.keys().map(|client| client.address);
+        let connected: BTreeSet<IpAddr> = present.chain(self.rulesets.keys().copied()).collect();
+        if connected == self.connected {
+            return None;
+        }
+        self.connected = connected;
+        Some(Effect::SetConnected(self.connected.clone()))
     }
 
     fn surroundings(&mut self, surroundings: Surroundings) -> Vec<Effect> {
@@ -173,6 +212,7 @@ impl World {
             let generation = in_force.generation;
             let installation = Installation::Blocked;
             effects.push(Effect::Put { client, installation, generation });
+            effects.push(Effect::Settle(client));
         }
         effects
     }
@@ -200,7 +240,7 @@ impl World {
         let clients = self.clients.keys().filter(|client| client.address == address);
         let clients: Vec<ClientId> = clients.copied().collect();
         let mut effects = vec![Effect::Tell(notice)];
-        effects.extend(clients.into_iter().map(|client| self.put(client)));
+        effects.extend(clients.into_iter().flat_map(|client| self.put(client)));
         effects
     }
 
@@ -232,7 +272,8 @@ impl World {
         }
     }
 
-    fn put(&mut self, client: ClientId) -> Effect {
+    /// Whatever is new may deny what the client has open: it settles each time.
+    fn put(&mut self, client: ClientId) -> [Effect; 2] {
         // 0 is "no policy" in drop records.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let generation = self.generation;
@@ -245,7 +286,26 @@ impl World {
             },
         };
         self.clients.insert(client, InForce { generation, refused: None });
-        Effect::Put { client, installation, generation }
+        [Effect::Put { client, installation, generation }, Effect::Settle(client)]
+    }
+
+    /// Whether what is in force for a client now denies a packet of it, by the function
+    /// that the kernel runs. What is not the rules' business is not denied.
+    pub fn judge_of(&self, client: ClientId) -> impl Fn(&Packet) -> bool {
+        let refused = self.clients.get(&client).is_none_or(|it| it.refused.is_some());
+        let live = match self.standings.get(&client.address) {
+            Some(Standing::Live(live)) if !refused => Some(live),
+            Some(Standing::Waiting | Standing::Blocked(_) | Standing::Live(_)) | None => None,
+        };
+        let tables = live.map(|live| PolicyTables::new(live.policy.policy()));
+        move |packet| {
+            let destination = IpAddr::from(packet.destination);
+            if packet.destination.is_multicast() || self.locals.contains(&destination) {
+                return false;
+            }
+            let answer = tables.as_ref().and_then(|tables| policy::answer(tables, 0, packet));
+            answer.is_none_or(|answer| answer.action != ACTION_ACCEPT)
+        }
     }
 
     /// Resolvers and names as last told.
@@ -253,9 +313,10 @@ impl World {
         &self.surroundings
     }
 
-    /// Name of a vif.
-    pub fn vif_name(&self, vif: u32) -> Option<&str> {
-        self.vifs.get(&vif).map(|known| known.vif.name.as_str())
+    /// Name of a link.
+    pub fn link_name(&self, link: u32) -> Option<&str> {
+        let vif = self.vifs.get(&link).map(|known| known.vif.name.as_str());
+        vif.or_else(|| self.uplinks.get(&link).map(|(name, _)| name.as_str()))
     }
 
     /// Key number of a rule, given its index and the generation of the policy it is in.
@@ -272,6 +333,20 @@ impl World {
         };
         let rule = live.ruleset.rules.get(usize::try_from(index).ok()?)?;
         (in_force.generation == generation).then_some(rule.number)
+    }
+
+    /// Links that are not guarded against clients' addresses, with the reason.
+    pub fn unguarded_uplinks(&self) -> BTreeMap<String, String> {
+        let failed = self.uplinks.values().filter_map(|(name, attached)| match attached {
+            Some(Err(why)) => Some((name.clone(), why.clone())),
+            Some(Ok(_)) | None => None,
+        });
+        failed.collect()
+    }
+
+    /// Interface indices of all links that programs are attached to.
+    pub fn links_in_use(&self) -> Vec<u32> {
+        self.vifs.keys().chain(self.uplinks.keys()).copied().collect()
     }
 
     /// All vifs.
@@ -318,7 +393,7 @@ impl World {
         };
         ClientStatus {
             address,
-            vif: present.and_then(|(vif, _)| self.vif_name(vif)).map(str::to_owned),
+            vif: present.and_then(|(vif, _)| self.link_name(vif)).map(str::to_owned),
             vif_index: present.map(|(vif, _)| vif),
             state: if present.is_none() && problem.is_none() { State::Absent } else { state },
             problem,

@@ -124,8 +124,9 @@ abi_type! {
 abi_type! {
     /// What is, was or will be in force for one client. Never changed while packets can
     /// see it: one store of its index into the map `LIVE` replaces one by another.
-    Client: 16 bytes {
-        /// One of the `STATE_` constants; anything else drops.
+    Client: 20 bytes {
+        /// One of the `STATE_` constants, with or without [`SETTLING`]; anything else
+        /// drops.
         state: u32,
         /// Slot of the client's policy; only meaningful with [`STATE_POLICY`].
         policy: u32,
@@ -133,6 +134,8 @@ abi_type! {
         generation: u32,
         /// First index of the client's counters.
         counters: u32,
+        /// The client's own index, by which it has a budget of rejects.
+        index: u32,
     }
 }
 
@@ -142,6 +145,10 @@ pub const STATE_WAITING: u32 = 0;
 pub const STATE_POLICY: u32 = 1;
 /// The client's rules cannot be used: everything is rejected.
 pub const STATE_BLOCKED: u32 = 2;
+/// Added to a state while connections that it denies may still be known to conntrack: what
+/// would be rejected is dropped, so that not even a flowtable in front of the gate can
+/// forward it.
+pub const SETTLING: u32 = 1 << 8;
 
 abi_type! {
     /// A run of segments: `length` of them from index `start`.
@@ -251,11 +258,16 @@ abi_type! {
 /// Drop records that one vif can cause in a second; the counters count all packets.
 pub const RECORDS_PER_SECOND: u32 = 20;
 
+/// Denied packets of one client that are handed on at once, to be rejected.
+pub const REJECT_BURST: u64 = 2_000;
+
 /// Most clients (vif and address) at once.
 pub const MAX_CLIENTS: usize = 4096;
 /// Most [`Client`] values: one in force and one on its way in or out for each client.
 pub const MAX_INSTALLED: usize = 2 * MAX_CLIENTS;
-/// Most vifs at once.
+/// Most addresses that belong to clients, whether these are there or not.
+pub const MAX_CONNECTED: usize = 8192;
+/// Most interfaces at once.
 pub const MAX_VIFS: usize = 4096;
 /// Most different policies at once, 8 bytes each.
 pub const MAX_POLICIES: usize = 4096;

@@ -102,6 +102,22 @@ pub struct Packet {
     pub later_fragment: bool,
 }
 
+impl Packet {
+    /// A packet of which nothing but the addresses is known.
+    #[inline(always)]
+    pub const fn of_addresses(source: Address, destination: Address) -> Self {
+        Self {
+            source,
+            destination,
+            protocol: Protocol::Other,
+            number: 0,
+            port: 0,
+            source_port: 0,
+            later_fragment: false,
+        }
+    }
+}
+
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {

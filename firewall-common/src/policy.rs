@@ -3,8 +3,8 @@
 //! Never counts, never reports, never parses.
 
 use crate::abi::{
-    Address, Class, Client, ClientKey, NO_CLASS, STATE_BLOCKED, STATE_POLICY, STATE_WAITING,
-    Segment, Span,
+    Address, Class, Client, ClientKey, NO_CLASS, SETTLING, STATE_BLOCKED, STATE_POLICY,
+    STATE_WAITING, Segment, Span,
 };
 use crate::packet::{Frame, Packet, Protocol};
 use crate::verdict::{Decision, Reason, Verdict};
@@ -44,7 +44,7 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     if packet.destination.is_multicast() || tables.is_local(&packet.destination) {
         return Decision::on(&client, Verdict::Pass, Reason::Local);
     }
-    match client.state {
+    match client.state & !SETTLING {
         STATE_POLICY => {}
         STATE_WAITING => return Decision::on(&client, Verdict::Drop, Reason::Waiting),
         STATE_BLOCKED => return Decision::on(&client, Verdict::Reject, Reason::Blocked),

@@ -2,7 +2,7 @@
 //! reasons are counted, printed or tested.
 //! Never decides anything.
 
-use crate::abi::{ACTION_ACCEPT, Client, DEFAULT_RULE, Segment};
+use crate::abi::{ACTION_ACCEPT, Client, DEFAULT_RULE, SETTLING, Segment};
 
 /// What the program does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -92,6 +92,12 @@ reasons! {
     TooManyHeaders = "too-many-headers",
     /// An IPv4 address dressed as IPv6 on the wire.
     MappedAddress = "mapped-address",
+    /// Denied, and over the client's budget of rejects: counted beside the rule.
+    OverBudget = "over-budget",
+    /// From somewhere else than a client's vif, with a client's source address.
+    ConnectedSource = "connected-source",
+    /// For a client's address, but about to leave by another way than its vif.
+    ConnectedDestination = "connected-destination",
     /// The tables contradict themselves; a bug.
     Inconsistent = "inconsistent",
 }
@@ -124,21 +130,24 @@ pub struct Decision {
     /// Generation of the deciding policy, or 0.
     pub generation: u32,
     /// First counter of the client, or 0 for the counters of packets without a client.
-    counters: u32,
+    pub counters: u32,
+    /// Index of the client, if the verdict is to reject.
+    pub client: u32,
 }
 
 impl Decision {
     /// A verdict on a packet of no known client.
     #[inline(always)]
     pub const fn stray(verdict: Verdict, reason: Reason) -> Self {
-        Self { verdict, reason, rule: DEFAULT_RULE, generation: 0, counters: 0 }
+        Self { verdict, reason, rule: DEFAULT_RULE, generation: 0, counters: 0, client: 0 }
     }
 
     /// A verdict on a packet of a known client that no rule had a say in.
     #[inline(always)]
     pub const fn on(client: &Client, verdict: Verdict, reason: Reason) -> Self {
-        let Client { generation, counters, .. } = *client;
-        Self { verdict, reason, rule: DEFAULT_RULE, generation, counters }
+        let Client { state, generation, counters, index, .. } = *client;
+        let verdict = settled(verdict, state);
+        Self { verdict, reason, rule: DEFAULT_RULE, generation, counters, client: index }
     }
 
     /// The verdict of a client's policy.
@@ -152,8 +161,9 @@ impl Decision {
             DEFAULT_RULE => Reason::Default,
             _ => Reason::Rule,
         };
-        let Client { generation, counters, .. } = *client;
-        Self { verdict, reason, rule: answer.rule, generation, counters }
+        let Client { state, generation, counters, index, .. } = *client;
+        let verdict = settled(verdict, state);
+        Self { verdict, reason, rule: answer.rule, generation, counters, client: index }
     }
 
     /// Index of the counter that counts this packet.
@@ -163,6 +173,15 @@ impl Decision {
             Reason::Rule => rule_counter(self.counters, self.rule),
             _ => reason_counter(self.counters, self.reason),
         }
+    }
+}
+
+/// While a client settles, nothing denied is handed on.
+#[inline(always)]
+const fn settled(verdict: Verdict, state: u32) -> Verdict {
+    match verdict {
+        Verdict::Reject if state & SETTLING != 0 => Verdict::Drop,
+        Verdict::Accept | Verdict::Reject | Verdict::Pass | Verdict::Drop => verdict,
     }
 }
 

@@ -6,9 +6,11 @@
 // The macros make public functions beside the documented ones.
 #![allow(missing_docs)]
 
+mod budget;
 mod maps;
 mod report;
 mod skb;
+mod uplink;
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
@@ -26,6 +28,7 @@ pub fn from_client(context: TcContext) -> i32 {
     let skb = Skb::new(&context);
     let frame = packet::parse(&skb);
     let decision = policy::decide(&KernelMaps, skb.interface(), &frame);
+    let decision = budget::limit(&skb, decision);
     let packet = match &frame {
         Ok(Frame::Ip(packet)) => Some(packet),
         Ok(Frame::Arp) | Err(_) => None,
@@ -38,6 +41,19 @@ pub fn from_client(context: TcContext) -> i32 {
     };
     skb.set_marked(marked);
     TC_ACT_UNSPEC
+}
+
+/// tcx or clsact ingress of every other interface: nobody else has a client's address.
+#[classifier]
+pub fn from_uplink(context: TcContext) -> i32 {
+    uplink::check(&context, uplink::End::Source)
+}
+
+/// tcx or clsact egress of every other interface: what is for a client, even one that is
+/// not there, leaves through its vif or not at all.
+#[classifier]
+pub fn to_uplink(context: TcContext) -> i32 {
+    uplink::check(&context, uplink::End::Destination)
 }
 
 /// Does nothing: what `cargo xtask bench prog` subtracts. Never attached.

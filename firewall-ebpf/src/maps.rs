@@ -9,9 +9,9 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf};
 use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
-    Address, Class, Client, ClientKey, Counter, DropRecord, MAX_CLASSES, MAX_CLIENTS, MAX_COUNTERS,
-    MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES, MAX_SEGMENTS, MAX_VIFS, RECORDS_BYTES,
-    RecordBudget, Segment,
+    Address, Class, Client, ClientKey, Counter, DropRecord, MAX_CLASSES, MAX_CLIENTS,
+    MAX_CONNECTED, MAX_COUNTERS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES,
+    MAX_SEGMENTS, MAX_VIFS, RECORDS_BYTES, RecordBudget, Segment,
 };
 use firewall_common::policy::Tables;
 
@@ -44,6 +44,15 @@ static CLASSES: Array<Class, MAX_CLASSES, MMAPABLE> = Array::new();
 #[btf_map]
 static SEGMENTS: Array<Segment, MAX_SEGMENTS, MMAPABLE> = Array::new();
 
+/// When the next denied packet of a client fits into its budget, by index of the client,
+/// in nanoseconds of the monotonic clock. Kernel writes.
+#[btf_map]
+pub static REJECT_BUDGETS: Array<u64, MAX_CLIENTS> = Array::new();
+
+/// Addresses that belong to clients, whether these are there or not. Agent writes.
+#[btf_map]
+pub static CONNECTED: HashMap<Address, u8, MAX_CONNECTED> = HashMap::new();
+
 /// Addresses of the netvm itself. Agent writes.
 #[btf_map]
 static LOCALS: HashMap<Address, u8, MAX_LOCALS> = HashMap::new();
@@ -58,7 +67,7 @@ pub static COUNTERS: Array<Counter, MAX_COUNTERS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static RECORDS: RingBuf<DropRecord, RECORDS_BYTES> = RingBuf::new();
 
-/// Rate limit of drop records by vif. Agent adds and removes entries, kernel changes them.
+/// Rate limit of drop records by interface. Agent adds and removes entries, kernel changes them.
 #[btf_map]
 pub static RECORD_BUDGETS: HashMap<u32, RecordBudget, MAX_VIFS> = HashMap::new();
 

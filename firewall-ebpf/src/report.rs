@@ -8,7 +8,7 @@ use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::error;
 use firewall_common::abi::{Address, DropRecord, RECORDS_PER_SECOND};
 use firewall_common::packet::{Packet, Source as _};
-use firewall_common::verdict::{Decision, Reason, Verdict};
+use firewall_common::verdict::{Decision, Reason, Verdict, reason_counter};
 
 use crate::maps::{COUNTERS, RECORD_BUDGETS, RECORDS};
 use crate::skb::Skb;
@@ -29,9 +29,20 @@ pub fn report(context: &TcContext, skb: &Skb<'_>, packet: Option<&Packet>, decis
     }
 }
 
+/// Counts a packet a second time, for a reason that is not what its rule says.
+#[inline(always)]
+pub fn count_too(skb: &Skb<'_>, decision: &Decision, reason: Reason) {
+    add_to(reason_counter(decision.counters, reason), skb);
+}
+
 #[inline(always)]
 fn count(skb: &Skb<'_>, decision: &Decision) {
-    let Some(counter) = COUNTERS.get_ptr_mut(decision.counter()) else {
+    add_to(decision.counter(), skb);
+}
+
+#[inline(always)]
+fn add_to(index: u32, skb: &Skb<'_>) {
+    let Some(counter) = COUNTERS.get_ptr_mut(index) else {
         return;
     };
     // SAFETY: inside the map's value, aligned to 8 bytes.

@@ -2,6 +2,7 @@
 //! Never attaches anything, so no packet of the machine is touched.
 
 use std::net::IpAddr;
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -22,6 +23,8 @@ use crate::oracle;
 
 /// The mark's bit in these tests; not the default, so that the setting is tested as well.
 pub const MARK_BIT: u32 = 1 << 17;
+/// Far more than any test sends; one test sets its own.
+pub const REJECT_RATE: NonZeroU64 = NonZeroU64::new(1_000_000_000).expect("not zero");
 /// The loopback device, the vif of these tests.
 pub const VIF: u32 = 1;
 
@@ -59,12 +62,18 @@ impl Outcome {
 impl Program {
     /// Loads the object, with its program `from_client` and the empty one.
     pub fn load() -> Result<Self> {
-        let mut ebpf = load_object(MARK_BIT).context("cannot load the object, are you root?")?;
+        Self::load_with(REJECT_RATE)
+    }
+
+    /// The same, with another budget for denied packets of a client in a second.
+    pub fn load_with(reject_rate: NonZeroU64) -> Result<Self> {
+        let mut ebpf =
+            load_object(MARK_BIT, reject_rate).context("cannot load the object, are you root?")?;
         let mut maps = Maps::new(&mut ebpf)?;
-        maps.add_vif(VIF)?;
+        maps.add_link(VIF)?;
         let records = RingBuf::try_from(ebpf.take_map("RECORDS").context("no RECORDS")?)?;
         let mut program = Self { ebpf, maps, records };
-        for name in ["from_client", "baseline"] {
+        for name in ["from_client", "from_uplink", "to_uplink", "baseline"] {
             program.classifier(name)?.load()?;
         }
         Ok(program)
@@ -88,6 +97,12 @@ impl Program {
     /// Sends one frame that comes with a mark, or stands for several segments.
     pub fn send_with(&mut self, frame: &[u8], mark: u32, gso_segments: u32) -> Result<Outcome> {
         self.split()?.0.send(frame, mark, gso_segments)
+    }
+
+    /// Sends one frame through another program than `from_client`.
+    pub fn send_through(&mut self, program: &str, frame: &[u8]) -> Result<Outcome> {
+        let program = self.ebpf.program(program).context("no such program")?;
+        Sender(program.try_into()?).send(frame, 0, 0)
     }
 
     /// The program and the maps, for using both at the same time.
@@ -123,6 +138,7 @@ impl Program {
     ) -> Result<()> {
         let client = ClientId { vif: VIF, address: client };
         self.maps.put(client, installation, generation)?;
+        self.maps.settle(client)?;
         Ok(self.maps.tidy()?)
     }
 

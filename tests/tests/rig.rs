@@ -2,6 +2,7 @@
 //! real nft. Needs root.
 
 mod rig {
+    mod cutting;
     mod files;
     mod life;
     mod traffic;

@@ -6,8 +6,8 @@
 //! makes the kernel wait until all running programs have ended (`maybe_wait_bpf_programs`
 //! in kernel/bpf/syscall.c); only after such a wait are indices used again.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -17,8 +17,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{ArrayOfMaps, LpmTrie, Map, MapData, MapError};
 use firewall_common::abi::{
     Address, Class, Client, ClientKey, Counter, MAX_CLASSES, MAX_CLIENTS, MAX_COUNTERS,
-    MAX_INSTALLED, MAX_POLICIES, MAX_SEGMENTS, NO_CLASS, RecordBudget, STATE_BLOCKED, STATE_POLICY,
-    STATE_WAITING, Segment, Span,
+    MAX_INSTALLED, MAX_POLICIES, MAX_SEGMENTS, NO_CLASS, RecordBudget, SETTLING, STATE_BLOCKED,
+    STATE_POLICY, STATE_WAITING, Segment, Span,
 };
 use firewall_common::verdict::{Reason, reason_counter, rule_counter};
 use thiserror::Error;
@@ -67,9 +67,29 @@ struct Installed {
 
 /// What is in force for a client.
 struct InForce {
+    /// Index of the record, and what it says.
     record: u32,
+    client: Client,
     counters: Range<u32>,
     policy: Option<Arc<Policy>>,
+}
+
+/// A map of which only the keys matter.
+struct AddressSet(aya::maps::HashMap<MapData, Address, u8>);
+
+impl AddressSet {
+    /// Makes it hold exactly these. What is new comes before what is old goes.
+    fn set(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapsError> {
+        let wanted: HashSet<Address> = addresses.map(Address::from).collect();
+        let known = self.0.keys().collect::<Result<HashSet<Address>, _>>()?;
+        for address in wanted.difference(&known) {
+            self.0.insert(address, 1, 0)?;
+        }
+        for address in known.difference(&wanted) {
+            self.0.remove(address)?;
+        }
+        Ok(())
+    }
 }
 
 /// All maps that the agent writes.
@@ -80,7 +100,8 @@ pub struct Maps {
     policies: ArrayOfMaps<MapData, Trie>,
     classes: MappedArray<Class>,
     segments: MappedArray<Segment>,
-    locals: aya::maps::HashMap<MapData, Address, u8>,
+    locals: AddressSet,
+    connected: AddressSet,
     counters: MappedArray<Counter>,
     budgets: aya::maps::HashMap<MapData, u32, RecordBudget>,
     /// Stands in every slot that has no policy: no prefix, so nothing is accepted.
@@ -133,7 +154,8 @@ impl Maps {
             policies: take(ebpf, "POLICIES")?,
             classes: take_mapped(ebpf, "CLASSES", MAX_CLASSES)?,
             segments: take_mapped(ebpf, "SEGMENTS", MAX_SEGMENTS)?,
-            locals: take(ebpf, "LOCALS")?,
+            locals: AddressSet(take(ebpf, "LOCALS")?),
+            connected: AddressSet(take(ebpf, "CONNECTED")?),
             counters: take_mapped(ebpf, "COUNTERS", MAX_COUNTERS)?,
             budgets: take(ebpf, "RECORD_BUDGETS")?,
             empty: LpmTrie::create(1, BPF_F_NO_PREALLOC)?,
@@ -180,15 +202,24 @@ impl Maps {
             Installation::Blocked => (STATE_BLOCKED, None, 0),
             Installation::Policy { policy, rules } => (STATE_POLICY, Some(policy.policy()), *rules),
         };
-        let staged = self.stage(policy, rules)?;
-        let record = Client {
-            state,
-            policy: policy.and_then(|it| self.installed.get(it)).map_or(0, |it| it.slot),
-            generation,
-            counters: staged.counters.start,
+        let mut staged = self.stage(policy, rules)?;
+        let index = match self.indices.get(&client) {
+            Some(index) => Ok(*index),
+            None => take_range(&mut self.free_indices, 1, "clients", MAX_CLIENTS)
+                .map(|index| index.start),
         };
-        let outcome = self.records.store(staged.record, [record]).map_err(MapsError::from);
-        match outcome.and_then(|()| self.make_live(client, staged.record)) {
+        let outcome = index.and_then(|index| {
+            staged.client = Client {
+                state: state | SETTLING,
+                policy: policy.and_then(|it| self.installed.get(it)).map_or(0, |it| it.slot),
+                generation,
+                counters: staged.counters.start,
+                index,
+            };
+            self.records.store(staged.record, [staged.client])?;
+            self.make_live(client, index, staged.record)
+        });
+        match outcome {
             Ok(()) => {
                 self.retired.extend(self.in_force.insert(client, staged));
                 Ok(())
@@ -200,13 +231,31 @@ impl Maps {
         }
     }
 
+    /// Lets a client's denied packets be rejected again, now that nothing is left of what
+    /// it had open and must not have.
+    pub fn settle(&mut self, client: ClientId) -> Result<(), MapsError> {
+        let Some(in_force) = self.in_force.get_mut(&client) else {
+            return Ok(());
+        };
+        let settled = Client { state: in_force.client.state & !SETTLING, ..in_force.client };
+        let record = take_range(&mut self.free_records, 1, "clients", MAX_CLIENTS)?.start;
+        self.records.store(record, [settled])?;
+        self.live.publish(settled.index, record)?;
+        let old = std::mem::replace(&mut in_force.record, record);
+        in_force.client = settled;
+        // Counters and policy are still in use; only the record is not.
+        self.retired.push(InForce { record: old, client: settled, counters: 0..0, policy: None });
+        Ok(())
+    }
+
     /// Takes all that a client needs to be put in force, and fills in all but the record.
     fn stage(&mut self, policy: Option<&Arc<Policy>>, rules: u32) -> Result<InForce, MapsError> {
         let counters = Reason::COUNT.saturating_add(rules);
         let record = take_range(&mut self.free_records, 1, "clients", MAX_CLIENTS)?;
         let counters = take_range(&mut self.free_counters, counters, "rule counters", MAX_COUNTERS)
             .inspect_err(|_| self.free_records.give(record.clone()))?;
-        let mut staged = InForce { record: record.start, counters, policy: None };
+        let client = Client::default();
+        let mut staged = InForce { record: record.start, client, counters, policy: None };
         let zeros = staged.counters.clone().map(|_| Counter::default());
         let cleared = self.counters.store(staged.counters.start, zeros).map_err(MapsError::from);
         let filled = cleared.and_then(|()| match policy {
@@ -227,11 +276,10 @@ impl Maps {
     }
 
     /// The one store that makes packets see a record.
-    fn make_live(&mut self, client: ClientId, record: u32) -> Result<(), MapsError> {
-        if let Some(index) = self.indices.get(&client) {
-            return Ok(self.live.publish(*index, record)?);
+    fn make_live(&mut self, client: ClientId, index: u32, record: u32) -> Result<(), MapsError> {
+        if self.indices.contains_key(&client) {
+            return Ok(self.live.publish(index, record)?);
         }
-        let index = take_range(&mut self.free_indices, 1, "clients", MAX_CLIENTS)?.start;
         let inserted = self
             .live
             .publish(index, record)
@@ -276,7 +324,8 @@ impl Maps {
         for index in self.retired_indices.drain(..) {
             self.free_indices.give(index..index + 1);
         }
-        for InForce { record, counters, policy } in std::mem::take(&mut self.retired) {
+        for retired in std::mem::take(&mut self.retired) {
+            let InForce { record, client: _, counters, policy } = retired;
             self.free_records.give(record..record + 1);
             self.free_counters.give(counters);
             if let Some(policy) = policy {
@@ -360,26 +409,26 @@ impl Maps {
 
     /// Makes the netvm's own addresses known: exactly these.
     pub fn set_locals(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapsError> {
-        let wanted: Vec<Address> = addresses.map(Address::from).collect();
-        let known = self.locals.keys().collect::<Result<Vec<Address>, _>>()?;
-        for address in known.iter().filter(|address| !wanted.contains(address)) {
-            self.locals.remove(address)?;
-        }
-        for address in wanted.iter().filter(|address| !known.contains(address)) {
-            self.locals.insert(address, 1, 0)?;
-        }
-        Ok(())
+        self.locals.set(addresses)
     }
 
-    /// Lets a vif's denied packets be reported.
-    pub fn add_vif(&mut self, vif: u32) -> Result<(), MapsError> {
-        Ok(self.budgets.insert(vif, RecordBudget::default(), 0)?)
+    /// Makes known which addresses belong to clients: exactly these.
+    pub fn set_connected(
+        &mut self,
+        addresses: impl Iterator<Item = IpAddr>,
+    ) -> Result<(), MapsError> {
+        self.connected.set(addresses)
     }
 
-    /// The opposite of [`Self::add_vif`].
-    pub fn remove_vif(&mut self, vif: u32) {
+    /// Lets a link's denied packets be reported.
+    pub fn add_link(&mut self, link: u32) -> Result<(), MapsError> {
+        Ok(self.budgets.insert(link, RecordBudget::default(), 0)?)
+    }
+
+    /// The opposite of [`Self::add_link`].
+    pub fn remove_link(&mut self, link: u32) {
         // It may never have been there.
-        let _ = self.budgets.remove(&vif);
+        let _ = self.budgets.remove(&link);
     }
 
     /// What was counted for a reason; for packets without a client if there is none.

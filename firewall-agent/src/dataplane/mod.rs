@@ -10,6 +10,7 @@ mod ranges;
 
 use std::fs;
 use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,9 @@ use self::maps::{Maps, MapsError};
 /// The kernel programs, compiled by `cargo xtask build-ebpf`; empty if the agent was
 /// built without them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/firewall-ebpf.o"));
+
+/// In a second.
+const NANOSECONDS: u64 = 1_000_000_000;
 
 /// Priority and handle of the clsact filter. Fixed, so that a new agent replaces the
 /// filter of an earlier one instead of adding another.
@@ -64,6 +68,43 @@ pub struct Options {
     pub mark_bit: u32,
     /// How programs are attached.
     pub attach: Attach,
+    /// Denied packets of one client in a second that are handed on to be rejected.
+    pub reject_rate: NonZeroU64,
+}
+
+/// A program, and where it is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    /// Ingress of a vif.
+    FromClient,
+    /// Ingress of any other link.
+    FromUplink,
+    /// Egress of any other link.
+    ToUplink,
+}
+
+impl Program {
+    const ALL: [Self; 3] = [Self::FromClient, Self::FromUplink, Self::ToUplink];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::FromClient => "from_client",
+            Self::FromUplink => "from_uplink",
+            Self::ToUplink => "to_uplink",
+        }
+    }
+
+    fn direction(self) -> TcAttachType {
+        match self {
+            Self::FromClient | Self::FromUplink => TcAttachType::Ingress,
+            Self::ToUplink => TcAttachType::Egress,
+        }
+    }
+
+    fn of(self, ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DataplaneError> {
+        let program = ebpf.program_mut(self.name()).ok_or(DataplaneError::NoObject)?;
+        Ok(program.try_into()?)
+    }
 }
 
 /// The kernel side cannot be set up.
@@ -133,9 +174,11 @@ impl Dataplane {
     pub fn load(options: Options) -> Result<Self, DataplaneError> {
         let links = pin_directory(&options.pins)
             .map_err(|error| DataplaneError::Pins { path: options.pins.clone(), error })?;
-        let mut ebpf = load_object(options.mark_bit)?;
+        let mut ebpf = load_object(options.mark_bit, options.reject_rate)?;
         let maps = Maps::new(&mut ebpf)?;
-        from_client(&mut ebpf)?.load()?;
+        for program in Program::ALL {
+            program.of(&mut ebpf)?.load()?;
+        }
         Ok(Self { ebpf, options, links, maps })
     }
 
@@ -146,33 +189,49 @@ impl Dataplane {
 
     /// Instructions that the verifier walked through, if the kernel tells (5.16).
     pub fn verified_instructions(&mut self) -> Option<u32> {
-        from_client(&mut self.ebpf).ok()?.info().ok()?.verified_instruction_count()
+        let program = Program::FromClient.of(&mut self.ebpf).ok()?;
+        program.info().ok()?.verified_instruction_count()
     }
 
     /// Attaches the program to a vif, or takes over what an earlier agent attached there,
     /// without a moment between the old program and the new one. Returns how.
     pub fn attach(&mut self, vif: u32, name: &str) -> Result<Attach, DataplaneError> {
+        self.attach_program(Program::FromClient, vif, name)
+    }
+
+    /// The same for the programs that guard clients' addresses on any other link.
+    pub fn attach_uplink(&mut self, uplink: u32, name: &str) -> Result<Attach, DataplaneError> {
+        self.attach_program(Program::FromUplink, uplink, name)?;
+        self.attach_program(Program::ToUplink, uplink, name)
+    }
+
+    fn attach_program(
+        &mut self,
+        program: Program,
+        link: u32,
+        name: &str,
+    ) -> Result<Attach, DataplaneError> {
         // aya looks the interface up by name; it must be the same before and after.
-        expect_index(name, vif)?;
-        self.maps.add_vif(vif)?;
+        expect_index(name, link)?;
+        self.maps.add_link(link)?;
         let how = match self.options.attach {
-            Attach::Tcx => self.attach_tcx(vif, name).map(|()| Attach::Tcx),
-            Attach::Clsact => self.attach_clsact(name).map(|()| Attach::Clsact),
-            Attach::Auto => match self.attach_tcx(vif, name) {
+            Attach::Tcx => self.attach_tcx(program, link, name).map(|()| Attach::Tcx),
+            Attach::Clsact => self.attach_clsact(program, name).map(|()| Attach::Clsact),
+            Attach::Auto => match self.attach_tcx(program, link, name) {
                 Ok(()) => Ok(Attach::Tcx),
-                Err(refused) => match self.attach_clsact(name) {
+                Err(refused) => match self.attach_clsact(program, name) {
                     Ok(()) => Ok(Attach::Clsact),
                     Err(_) => Err(refused),
                 },
             },
         }?;
-        expect_index(name, vif)?;
+        expect_index(name, link)?;
         Ok(how)
     }
 
-    fn attach_tcx(&mut self, vif: u32, name: &str) -> Result<(), DataplaneError> {
-        let pin = self.link_path(vif);
-        let program = from_client(&mut self.ebpf)?;
+    fn attach_tcx(&mut self, which: Program, link: u32, name: &str) -> Result<(), DataplaneError> {
+        let pin = self.link_path(which, link);
+        let program = which.of(&mut self.ebpf)?;
         if let Some(pinned) = pinned(&pin)? {
             let link = SchedClassifierLink::try_from(FdLink::from(pinned))?;
             match program.attach_to_link(link) {
@@ -186,7 +245,7 @@ impl Dataplane {
             }
         }
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        let link = program.attach_with_options(name, TcAttachType::Ingress, order)?;
+        let link = program.attach_with_options(name, which.direction(), order)?;
         let link: FdLink = program.take_link(link)?.try_into()?;
         let pinned = link.pin(&pin);
         pinned.map(drop).map_err(|error| DataplaneError::Pins {
@@ -195,11 +254,11 @@ impl Dataplane {
         })
     }
 
-    fn attach_clsact(&mut self, name: &str) -> Result<(), DataplaneError> {
-        let program = from_client(&mut self.ebpf)?;
+    fn attach_clsact(&mut self, which: Program, name: &str) -> Result<(), DataplaneError> {
+        let program = which.of(&mut self.ebpf)?;
         let earlier = SchedClassifierLink::attached(
             name,
-            TcAttachType::Ingress,
+            which.direction(),
             CLSACT_PRIORITY,
             CLSACT_HANDLE,
             None,
@@ -216,7 +275,7 @@ impl Dataplane {
                     ..NlOptions::default()
                 };
                 let options = TcAttachOptions::Netlink(options);
-                program.attach_with_options(name, TcAttachType::Ingress, options)?
+                program.attach_with_options(name, which.direction(), options)?
             }
         };
         // Dropping it would detach: the filter is to outlive the agent.
@@ -224,18 +283,20 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Removes what is left of a vif that is gone. The kernel detached the program.
-    pub fn forget(&mut self, vif: u32) -> Result<(), DataplaneError> {
-        self.maps.remove_vif(vif);
-        remove_pin(&self.link_path(vif))
+    /// Removes what is left of a link that is gone. The kernel detached the programs.
+    pub fn forget(&mut self, link: u32) -> Result<(), DataplaneError> {
+        self.maps.remove_link(link);
+        Program::ALL.into_iter().try_for_each(|program| remove_pin(&self.link_path(program, link)))
     }
 
-    /// Removes pins of vifs that went while no agent was there to see it.
+    /// Removes pins of links that went while no agent was there to see it.
     pub fn forget_all_but(&mut self, present: &[u32]) -> Result<(), DataplaneError> {
         let unlistable = |error| DataplaneError::Pins { path: self.links.clone(), error };
         for entry in fs::read_dir(&self.links).map_err(unlistable)? {
             let path = entry.map_err(unlistable)?.path();
-            let expected = present.iter().any(|vif| self.link_path(*vif) == path);
+            let expected = present.iter().any(|link| {
+                Program::ALL.into_iter().any(|program| self.link_path(program, *link) == path)
+            });
             if !expected {
                 remove_pin(&path)?;
             }
@@ -243,8 +304,8 @@ impl Dataplane {
         Ok(())
     }
 
-    fn link_path(&self, vif: u32) -> PathBuf {
-        self.links.join(format!("from_client-{vif}"))
+    fn link_path(&self, program: Program, link: u32) -> PathBuf {
+        self.links.join(format!("{}-{link}", program.name()))
     }
 }
 
@@ -253,15 +314,15 @@ pub fn require_object() -> Result<(), DataplaneError> {
     if OBJECT.is_empty() { Err(DataplaneError::NoObject) } else { Ok(()) }
 }
 
-/// Loads the object, with the mark's bit in place. The kernel's own type information is
-/// left out on purpose: kernels of Qubes VMs have none.
-pub fn load_object(mark_bit: u32) -> Result<Ebpf, EbpfError> {
-    EbpfLoader::new().btf(None).override_global("MARK_BIT", &mark_bit, true).load(OBJECT)
-}
-
-fn from_client(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DataplaneError> {
-    let program = ebpf.program_mut("from_client").ok_or(DataplaneError::NoObject)?;
-    Ok(program.try_into()?)
+/// Loads the object, with its settings in place. The kernel's own type information is left
+/// out on purpose: kernels of Qubes VMs have none.
+pub fn load_object(mark_bit: u32, reject_rate: NonZeroU64) -> Result<Ebpf, EbpfError> {
+    let interval = NANOSECONDS / reject_rate;
+    EbpfLoader::new()
+        .btf(None)
+        .override_global("MARK_BIT", &mark_bit, true)
+        .override_global("REJECT_INTERVAL", &interval, true)
+        .load(OBJECT)
 }
 
 /// Makes the directory for links of this version of the maps' layout.

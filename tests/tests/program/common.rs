@@ -89,10 +89,13 @@ pub fn reason_without_client(reason: Reason) -> bool {
         | Reason::Waiting
         | Reason::Local
         | Reason::Fragment
+        | Reason::OverBudget
         | Reason::Inconsistent => false,
         Reason::Arp
         | Reason::UnknownSource
         | Reason::LinkLocal
+        | Reason::ConnectedSource
+        | Reason::ConnectedDestination
         | Reason::OtherHost
         | Reason::Tagged
         | Reason::ForeignEthertype

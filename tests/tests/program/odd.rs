@@ -173,6 +173,10 @@ fn every_reason_is_tested() -> Result<()> {
             Reason::Rule | Reason::Default => "kernel_and_oracle_agree_on_random_packets",
             Reason::Blocked | Reason::Waiting => "a_client_without_usable_rules_sends_nothing",
             Reason::Arp | Reason::Local => "what_is_the_kernels_is_handed_on_without_the_mark",
+            Reason::OverBudget => "denied_packets_over_the_budget_are_dropped_and_counted",
+            Reason::ConnectedSource | Reason::ConnectedDestination => {
+                "a_clients_address_passes_no_other_link"
+            }
             Reason::Fragment => "a_later_fragment_is_handed_on_without_the_mark",
             Reason::Inconsistent => "tables_that_contradict_themselves_drop",
             _ => "",

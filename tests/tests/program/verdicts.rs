@@ -1,10 +1,11 @@
 //! One question a test: what passes, what is marked, what is counted and told.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::num::NonZeroU64;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result, bail};
 use firewall_agent::events::{ClientId, Installation};
-use firewall_common::abi::{DEFAULT_RULE, RECORDS_PER_SECOND};
+use firewall_common::abi::{DEFAULT_RULE, RECORDS_PER_SECOND, REJECT_BURST};
 use firewall_common::verdict::Reason;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, V4, V6};
@@ -242,5 +243,91 @@ fn the_verifier_is_content_with_less_than_its_budget() -> Result<()> {
     let verified = Program::load()?.verified_instructions()?;
     println!("{verified} instructions verified");
     assert!(verified < 250_000, "{verified}");
+    Ok(())
+}
+
+#[test]
+fn denied_packets_over_the_budget_are_dropped_and_counted() -> Result<()> {
+    // One packet in an hour, beyond the burst.
+    let slow = NonZeroU64::new(1).context("not zero")?;
+    let mut program = Program::load_with(slow)?;
+    let tcp = Rule { proto: Some(Proto::Tcp), ..Rule::all(true) };
+    for client in [CLIENT4, CLIENT6] {
+        program.put(client, &rules(std::slice::from_ref(&tcp)), &known())?;
+    }
+    let denied = packets::plain(CLIENT4, SERVER4.into(), packets::UDP, 1);
+    let accepted = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 1);
+    let others = packets::plain(CLIENT6, SERVER6.into(), packets::UDP, 1);
+    let (mut handed_on, mut dropped) = (0, 0);
+    for _ in 0..REJECT_BURST + 1000 {
+        match program.send(&denied)? {
+            Outcome::UNMARKED => handed_on += 1,
+            Outcome::DROPPED => dropped += 1,
+            other => bail!("{other:?}"),
+        }
+    }
+    // The burst, and a packet for each second that this took.
+    assert!((REJECT_BURST..REJECT_BURST + 60).contains(&handed_on), "{handed_on}");
+    assert_eq!(program.counted(Some(CLIENT4), Reason::OverBudget).packets, dropped);
+    // All of them are what the default decided.
+    let all = program.counted(Some(CLIENT4), Reason::Default).packets;
+    assert_eq!(all, handed_on + dropped);
+    // What is accepted, and other clients, do not pay for it.
+    assert_eq!(program.send(&accepted)?, Outcome::ACCEPTED);
+    assert_eq!(program.send(&others)?, Outcome::UNMARKED);
+    Ok(())
+}
+
+#[test]
+fn a_client_that_settles_has_its_denied_packets_dropped_and_no_others() -> Result<()> {
+    let mut program = Program::load()?;
+    let tcp = Rule { proto: Some(Proto::Tcp), ..Rule::all(true) };
+    let policy = proved(CLIENT4, &rules(&[tcp]).file(), &known())?;
+    let client = ClientId { vif: VIF, address: CLIENT4 };
+    let denied = packets::plain(CLIENT4, SERVER4.into(), packets::UDP, 1);
+    let accepted = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 1);
+    program.maps.put(client, &Installation::Policy { policy, rules: 1 }, 1)?;
+    check(&mut program, "settling", &denied, Outcome::DROPPED, Reason::Default);
+    assert_eq!(program.send(&accepted)?, Outcome::ACCEPTED);
+    program.maps.settle(client)?;
+    check(&mut program, "settled", &denied, Outcome::UNMARKED, Reason::Default);
+    // Settling keeps what was counted.
+    assert_eq!(program.counted_rule(CLIENT4, 0).packets, 1);
+    program.maps.put(client, &Installation::Blocked, 2)?;
+    check(&mut program, "settling", &denied, Outcome::DROPPED, Reason::Blocked);
+    program.maps.settle(client)?;
+    check(&mut program, "settled", &denied, Outcome::UNMARKED, Reason::Blocked);
+    program.maps.tidy()?;
+    Ok(())
+}
+
+#[test]
+fn a_clients_address_passes_no_other_link() -> Result<()> {
+    let mut program = Program::load()?;
+    program.maps.set_connected([CLIENT4, CLIENT6].into_iter())?;
+    let neighbour: IpAddr = Ipv4Addr::new(10, 137, 0, 13).into();
+    let cases = [(CLIENT4, SERVER4.into(), neighbour), (CLIENT6, SERVER6.into(), SERVER6.into())];
+    for (client, server, other) in cases {
+        let from = packets::plain(client, server, packets::TCP, 1);
+        let to = packets::plain(server, client, packets::TCP, 1);
+        let count = |program: &Program, reason| program.counted(None, reason).packets;
+        for (name, dropped, passed, reason) in [
+            ("from_uplink", &from, &to, Reason::ConnectedSource),
+            ("to_uplink", &to, &from, Reason::ConnectedDestination),
+        ] {
+            let before = count(&program, reason);
+            assert_eq!(program.send_through(name, dropped)?, Outcome::DROPPED, "{name}");
+            assert_eq!(count(&program, reason), before + 1, "{name}");
+            assert_eq!(program.send_through(name, passed)?, Outcome::UNMARKED, "{name}");
+            let foreign = packets::plain(other, other, packets::TCP, 1);
+            assert_eq!(program.send_through(name, &foreign)?, Outcome::UNMARKED, "{name}");
+            let arp = packets::ethernet(0x0806, &[0; 28]);
+            assert_eq!(program.send_through(name, &arp)?, Outcome::UNMARKED, "{name}");
+            assert_eq!(count(&program, reason), before + 1, "{name}");
+        }
+    }
+    program.maps.set_connected(std::iter::empty())?;
+    let from = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 1);
+    assert_eq!(program.send_through("from_uplink", &from)?, Outcome::UNMARKED);
     Ok(())
 }

@@ -23,7 +23,7 @@ fn links(vifs: &[(u32, &str, &[&str])]) -> Event {
         name: (*name).to_owned(),
         addresses: addresses.iter().map(|text| address(text)).collect(),
     };
-    Event::Links(Links { vifs: vifs.iter().map(vif).collect(), locals: BTreeSet::new() })
+    Event::Links(Links { vifs: vifs.iter().map(vif).collect(), ..Links::default() })
 }
 
 fn rules(client: &str, text: &str) -> Event {
@@ -46,9 +46,12 @@ fn short(effects: &[Effect]) -> Vec<String> {
             };
             Some(format!("{what} {} {}", client.vif, client.address))
         }
+        // Every put is followed by its settling; a test of its own says so.
+        Effect::Settle(_) | Effect::SetConnected(_) => None,
+        Effect::AttachUplink { uplink, name } => Some(format!("guard {uplink} {name}")),
         Effect::Remove(client) => Some(format!("remove {} {}", client.vif, client.address)),
         Effect::Attach { vif, name } => Some(format!("attach {vif} {name}")),
-        Effect::Forget { vif } => Some(format!("forget {vif}")),
+        Effect::Forget { link } => Some(format!("forget {link}")),
         Effect::Tell(_) => None,
     };
     effects.iter().filter_map(line).collect()
@@ -167,4 +170,100 @@ fn generations_grow_with_everything_that_is_put_in_force() {
     generations(world.step(rules("10.137.0.1", DROP)));
     generations(world.step(rules("10.137.0.2", BROKEN)));
     assert_eq!(last, 5);
+}
+
+#[test]
+fn whatever_is_put_in_force_settles() {
+    let mut world = World::default();
+    let mut check = |event: Event| {
+        let (mut put, mut settled) = (Vec::new(), Vec::new());
+        for effect in world.step(event) {
+            match effect {
+                Effect::Put { client, .. } => put.push(client),
+                Effect::Settle(client) => settled.push(client),
+                _ => {}
+            }
+        }
+        assert!(!put.is_empty());
+        assert_eq!(put, settled);
+    };
+    check(links(&[(7, "vif1.0", &["10.137.0.1", "fd00::1"])]));
+    check(rules("10.137.0.1", ACCEPT));
+    check(rules("10.137.0.1", BROKEN));
+    let client = ClientId { vif: 7, address: address("10.137.0.1") };
+    check(Event::Refused { client, why: String::new() });
+    check(Event::Rules { client: address("fd00::1"), rules: Some(Ok(ruleset("fd00::1", DROP))) });
+}
+
+fn ruleset(client: &str, text: &str) -> firewall_agent::rules::Ruleset {
+    files::ruleset(address(client), text).expect("rules")
+}
+
+#[test]
+fn addresses_with_rules_are_connected_whether_their_vif_is_there_or_not() {
+    let mut world = World::default();
+    let connected = |effects: Vec<Effect>| {
+        let mut sets = effects.into_iter().filter_map(|effect| match effect {
+            Effect::SetConnected(set) => Some(set.iter().map(IpAddr::to_string).collect()),
+            _ => None,
+        });
+        let set: Option<Vec<String>> = sets.next();
+        set
+    };
+    let check = |found: Option<Vec<String>>, expected: &[&str]| {
+        assert_eq!(found.unwrap_or_default(), expected);
+    };
+    check(connected(world.step(rules("10.137.0.1", ACCEPT))), &["10.137.0.1"]);
+    let vif = || links(&[(7, "vif1.0", &["10.137.0.2"])]);
+    check(connected(world.step(vif())), &["10.137.0.1", "10.137.0.2"]);
+    assert_eq!(connected(world.step(vif())), None);
+    check(connected(world.step(links(&[]))), &["10.137.0.1"]);
+    let gone = Event::Rules { client: address("10.137.0.1"), rules: None };
+    check(connected(world.step(gone)), &[]);
+}
+
+#[test]
+fn other_links_are_guarded_once_and_forgotten_when_they_go() {
+    let mut world = World::default();
+    let uplinks = |names: &[(u32, &str)]| {
+        let uplinks = names.iter().map(|(index, name)| (*index, (*name).to_owned())).collect();
+        Event::Links(Links { uplinks, ..Links::default() })
+    };
+    check(&mut world, uplinks(&[(2, "eth0")]), &["guard 2 eth0"]);
+    check(&mut world, uplinks(&[(2, "eth0"), (3, "wg0")]), &["guard 3 wg0"]);
+    check(&mut world, uplinks(&[(3, "wg0")]), &["forget 2"]);
+}
+
+#[test]
+fn what_is_open_is_judged_by_the_policy_in_force() {
+    use firewall_common::packet::{Packet, Protocol};
+    let mut world = World::default();
+    let client = ClientId { vif: 7, address: address("10.137.0.1") };
+    world.step(links(&[(7, "vif1.0", &["10.137.0.1"])]));
+    let packet = |destination: &str, protocol, port| Packet {
+        protocol,
+        port,
+        ..Packet::of_addresses(client.address.into(), address(destination).into())
+    };
+    let web = packet("198.51.100.7", Protocol::Tcp, 443);
+    let ping = packet("198.51.100.7", Protocol::Icmp, 8);
+    let all = [web, ping];
+    let denied = |world: &World| all.map(|packet| world.judge_of(client)(&packet));
+    assert_eq!(denied(&world), [true, true]);
+    world.step(rules("10.137.0.1", ACCEPT));
+    assert_eq!(denied(&world), [false, false]);
+    let only_web = "policy = drop\n0000 = action=accept proto=tcp dstports=443-443\ncommit\n";
+    world.step(rules("10.137.0.1", only_web));
+    assert_eq!(denied(&world), [false, true]);
+    world.step(rules("10.137.0.1", BROKEN));
+    assert_eq!(denied(&world), [true, true]);
+    // The netvm's own addresses are not the rules' business.
+    let vifs = vec![Vif {
+        index: 7,
+        name: "vif1.0".to_owned(),
+        addresses: BTreeSet::from([client.address]),
+    }];
+    let locals = BTreeSet::from([address("198.51.100.7")]);
+    world.step(Event::Links(Links { vifs, locals, ..Links::default() }));
+    assert_eq!(denied(&world), [false, false]);
 }

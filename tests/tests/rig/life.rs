@@ -4,8 +4,10 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use aya::programs::{SchedClassifier, TcAttachType};
 use firewall_agent::status::State;
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Rule, Ruleset};
@@ -40,9 +42,13 @@ fn after_sigkill_policies_go_on_and_a_new_vif_forwards_nothing() -> Result<()> {
     agent.wait_for_state(late_v4, State::Live)?;
     world.check("new agent", v4, v6);
     check(late_client.namespace(), "new agent, new vif", ACCEPTED, SILENT);
-    // One program on each vif, not one for each agent.
-    let links = fs::read_dir(world.rig.bpffs().join("firewall/v1"))?.count();
-    assert_eq!(links, 2);
+    // One program on each vif, not one for each agent; and two on the uplink.
+    let mut pins: Vec<String> = fs::read_dir(world.rig.bpffs().join("firewall/v1"))?
+        .map(|pin| Ok(pin?.file_name().to_string_lossy().into_owned()))
+        .collect::<Result<_>>()?;
+    pins.sort();
+    let programs: Vec<&str> = pins.iter().filter_map(|it| it.split('-').next()).collect();
+    assert_eq!(programs, ["from_client", "from_client", "from_uplink", "to_uplink"]);
     ensure!(agent.terminate()?, "SIGTERM is not a clean end");
     world.check("stopped agent", v4, v6);
     Ok(())
@@ -56,6 +62,12 @@ fn a_gate_without_any_program_forwards_nothing_from_vifs() -> Result<()> {
     world.check("with a program", ACCEPTED, ACCEPTED);
     agent.kill()?;
     fs::remove_dir_all(world.rig.bpffs().join("firewall"))?;
+    // The kernel detaches a link without owner a moment later.
+    let deadline = Instant::now() + PATIENCE;
+    while attached_programs(&world)? > 0 {
+        ensure!(Instant::now() < deadline, "the program stays although nothing holds it");
+        std::thread::sleep(Duration::from_millis(10));
+    }
     world.check("without", ALL_PROHIBITED4, ALL_PROHIBITED6);
     let listed = list_ruleset(&world.rig)?;
     for table in ["table ip qubes-firewall", "table ip6 qubes-firewall"] {
@@ -63,6 +75,13 @@ fn a_gate_without_any_program_forwards_nothing_from_vifs() -> Result<()> {
     }
     assert!(listed.contains("run `firewall-agent show`"), "{listed}");
     Ok(())
+}
+
+fn attached_programs(world: &World) -> Result<usize> {
+    world.rig.netvm().run(|| {
+        let (_, programs) = SchedClassifier::query_tcx(world.client.vif(), TcAttachType::Ingress)?;
+        Ok(programs.len())
+    })
 }
 
 fn list_ruleset(rig: &Rig) -> Result<String> {

@@ -1,0 +1,87 @@
+//! Clients' addresses on interfaces that are not theirs.
+//! Never reads more than the IP addresses, and drops nothing else.
+
+use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
+use aya_ebpf::programs::TcContext;
+use firewall_common::abi::Address;
+use firewall_common::packet::Packet;
+use firewall_common::verdict::{Decision, Reason, Verdict};
+
+use crate::maps::CONNECTED;
+use crate::report;
+use crate::skb::Skb;
+
+/// `skb->protocol` (uapi/linux/if_ether.h), as it is in memory.
+const PROTOCOL_IPV4: u32 = 0x0800_u16.to_be() as u32;
+const PROTOCOL_IPV6: u32 = 0x86dd_u16.to_be() as u32;
+
+/// Where in the IP headers the two addresses are.
+const IPV4_ADDRESSES: u32 = 12;
+const IPV6_ADDRESSES: u32 = 8;
+
+/// Which of a packet's addresses must not be a client's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// Of a packet that comes in.
+    Source,
+    /// Of a packet that goes out.
+    Destination,
+}
+
+/// Drops a packet with a client's address at the wrong end.
+#[inline(always)]
+pub fn check(context: &TcContext, end: End) -> i32 {
+    let Some((source, destination)) = addresses(context) else {
+        return TC_ACT_UNSPEC;
+    };
+    let (address, reason) = match end {
+        End::Source => (&source, Reason::ConnectedSource),
+        End::Destination => (&destination, Reason::ConnectedDestination),
+    };
+    if CONNECTED.get_ptr(address).is_none() {
+        return TC_ACT_UNSPEC;
+    }
+    let packet = Packet::of_addresses(source, destination);
+    let decision = Decision::stray(Verdict::Drop, reason);
+    report::report(context, &Skb::new(context), Some(&packet), &decision);
+    TC_ACT_SHOT
+}
+
+/// Source and destination, counted from the network header: an uplink need not be an
+/// Ethernet.
+#[inline(always)]
+fn addresses(context: &TcContext) -> Option<(Address, Address)> {
+    // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
+    let protocol = unsafe { (*context.skb.skb).protocol };
+    match protocol {
+        PROTOCOL_IPV4 => {
+            let [source, destination] = load::<[[u8; 4]; 2]>(context, IPV4_ADDRESSES)?;
+            Some((Address::from_ipv4(source), Address::from_ipv4(destination)))
+        }
+        PROTOCOL_IPV6 => {
+            let [source, destination] = load::<[[u32; 4]; 2]>(context, IPV6_ADDRESSES)?;
+            Some((Address { words: source }, Address { words: destination }))
+        }
+        _ => None,
+    }
+}
+
+/// Plain bytes from the network header on.
+#[inline(always)]
+fn load<T: Copy + Default>(context: &TcContext, offset: u32) -> Option<T> {
+    let mut value = T::default();
+    // SAFETY: writes as many bytes as the value has, and any bytes are a value of the
+    // integers that it is made of.
+    let failed = unsafe {
+        bpf_skb_load_bytes_relative(
+            context.skb.skb.cast(),
+            offset,
+            (&raw mut value).cast(),
+            size_of::<T>() as u32,
+            BPF_HDR_START_NET,
+        )
+    };
+    (failed == 0).then_some(value)
+}
