@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -20,7 +20,7 @@ use crate::dataplane::{self, Attach, Dataplane, DataplaneError};
 use crate::events::{ClientId, Effect, Event, Notice};
 use crate::links::{Pattern, Watch};
 use crate::nft::{Gate, Mode};
-use crate::resolvers;
+use crate::resolvers::{self, Resolvers};
 use crate::rules::resolve::Surroundings;
 use crate::sources::files::Files;
 use crate::status::{AgentStatus, CounterStatus, SCHEMA, Status};
@@ -64,6 +64,7 @@ pub async fn run(options: Options) -> Result<()> {
             _ = hangup.recv() => daemon.read_all().await,
             _ = resync.tick() => daemon.read_all().await,
             () = daemon.files.changed() => daemon.read_rules().await,
+            () = daemon.resolvers.changed() => daemon.read_resolvers().await,
             () = daemon.watch.changed() => daemon.read_links().await,
             taken = records.next() => daemon.tell_records(&taken?),
             (request, answer) = listener.question() => {
@@ -85,6 +86,7 @@ struct Daemon {
     dataplane: Dataplane,
     verified_instructions: Option<u32>,
     files: Files,
+    resolvers: Resolvers,
     watch: Watch,
     conntrack: Conntrack,
     /// Clients whose connections are still to be looked through.
@@ -106,6 +108,9 @@ impl Daemon {
         let verified_instructions = dataplane.verified_instructions();
         let files = Files::watch(&options.rules)
             .with_context(|| format!("cannot watch {}", options.rules.display()))?;
+        let resolvers =
+            Resolvers::watch(&options.resolv_conf, Path::new(resolvers::BEHIND_STUB))
+                .with_context(|| format!("cannot watch {}", options.resolv_conf.display()))?;
         let watch = Watch::start(options.vifs.clone()).context("cannot open rtnetlink")?;
         let conntrack = Conntrack::open().context("cannot open conntrack's netlink")?;
         let mut daemon = Self {
@@ -116,6 +121,7 @@ impl Daemon {
             dataplane,
             verified_instructions,
             files,
+            resolvers,
             watch,
             conntrack,
             settling: BTreeSet::new(),
@@ -134,14 +140,19 @@ impl Daemon {
     }
 
     async fn read_all(&mut self) {
-        let resolvers = resolvers::read(&self.options.resolv_conf);
-        let names = self.world.known_surroundings().names.clone();
-        self.happened(Event::Surroundings(Surroundings { resolvers, names })).await;
+        self.read_resolvers().await;
         self.read_rules().await;
         self.read_links().await;
         if self.gate_problem.is_some() {
             self.load_gate().await;
         }
+    }
+
+    async fn read_resolvers(&mut self) {
+        let resolvers = self.resolvers.read();
+        let names = self.world.known_surroundings().names.clone();
+        self.happened(Event::Surroundings(Surroundings { resolvers, names })).await;
+        self.tidy().await;
     }
 
     async fn read_rules(&mut self) {

@@ -1,13 +1,76 @@
-//! The netvm's own DNS servers, from `resolv.conf`.
+//! The netvm's own DNS servers, from `resolv.conf`, live.
 //! Never fails: a line that is not understood names no server.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use tokio::sync::mpsc;
 use tracing::warn;
 
-/// The servers that a file names; none if it cannot be read.
-pub fn read(path: &Path) -> Vec<IpAddr> {
+/// Where systemd-resolved names the servers behind its stub (systemd-resolved(8)).
+pub const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
+
+/// The file that names the servers, and the one behind it.
+pub struct Resolvers {
+    file: PathBuf,
+    behind_stub: PathBuf,
+    /// Woken whenever something beside one of the files changes.
+    changed: mpsc::Receiver<()>,
+    _watcher: RecommendedWatcher,
+}
+
+impl Resolvers {
+    /// Begins to watch. Files that are not there yet can come; a directory that is not
+    /// there cannot be watched, and its file is read when everything is read again.
+    pub fn watch(file: &Path, behind_stub: &Path) -> notify::Result<Self> {
+        let (sender, changed) = mpsc::channel(1);
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
+            let is_read = matches!(event, Ok(Event { kind: EventKind::Access(_), .. }));
+            if !is_read {
+                // Full means that a wake-up is already waiting: nothing is lost.
+                let _ = sender.try_send(());
+            }
+        })?;
+        // Whole directories, because the file is mostly replaced and not written; and the
+        // one that a symbolic link leads to.
+        let files = [Some(file.to_owned()), file.canonicalize().ok(), Some(behind_stub.to_owned())];
+        let directories: BTreeSet<PathBuf> = files
+            .into_iter()
+            .flatten()
+            .filter_map(|file| Some(file.parent()?.to_owned()))
+            .filter(|directory| directory.is_dir())
+            .collect();
+        for directory in directories {
+            watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+        }
+        let (file, behind_stub) = (file.to_owned(), behind_stub.to_owned());
+        Ok(Self { file, behind_stub, changed, _watcher: watcher })
+    }
+
+    /// Waits until a file may have changed.
+    pub async fn changed(&mut self) {
+        if self.changed.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The servers that clients can mean. A server on the netvm's loopback is a stub that no
+    /// client can reach; if there is nothing else, the ones behind it count.
+    pub fn read(&self) -> Vec<IpAddr> {
+        let named = read(&self.file);
+        let reachable = |servers: Vec<IpAddr>| {
+            servers.into_iter().filter(|server| !server.is_loopback()).collect::<Vec<_>>()
+        };
+        if !named.is_empty() && named.iter().all(IpAddr::is_loopback) && self.behind_stub.exists() {
+            return reachable(read(&self.behind_stub));
+        }
+        reachable(named)
+    }
+}
+
+fn read(path: &Path) -> Vec<IpAddr> {
     match std::fs::read(path) {
         Ok(bytes) => parse(&String::from_utf8_lossy(&bytes)),
         Err(error) => {
@@ -55,5 +118,29 @@ mod tests {
         check("nameserver 192.0.2.53\nnameserver 192.0.2.53\n", &["192.0.2.53"]);
         check("#nameserver 192.0.2.1\n;nameserver 192.0.2.2\nsearch example\n", &[]);
         check("nameserver 999.0.2.53\nnameserver host\n", &[]);
+    }
+
+    #[test]
+    fn behind_a_stub_the_real_servers_count_and_loopback_never_does() {
+        let directory = std::env::temp_dir().join(format!("resolvers-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let (file, behind) = (directory.join("resolv.conf"), directory.join("behind"));
+        let check = |text: &str, behind_text: Option<&str>, expected: &[&str]| {
+            std::fs::write(&file, text).expect("a file");
+            let _ = std::fs::remove_file(&behind);
+            if let Some(text) = behind_text {
+                std::fs::write(&behind, text).expect("a file");
+            }
+            let resolvers = Resolvers::watch(&file, &behind).expect("a watch");
+            let found: Vec<String> = resolvers.read().iter().map(IpAddr::to_string).collect();
+            assert_eq!(found, expected, "{text:?} {behind_text:?}");
+        };
+        let stub = "nameserver 127.0.0.53\n";
+        check("nameserver 192.0.2.1\n", Some("nameserver 192.0.2.2\n"), &["192.0.2.1"]);
+        check(stub, Some("nameserver 192.0.2.2\nnameserver ::1\n"), &["192.0.2.2"]);
+        check(stub, None, &[]);
+        check("", Some("nameserver 192.0.2.2\n"), &[]);
+        check("nameserver ::1\nnameserver 192.0.2.1\n", None, &["192.0.2.1"]);
+        std::fs::remove_dir_all(&directory).expect("a directory");
     }
 }

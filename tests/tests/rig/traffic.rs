@@ -224,3 +224,41 @@ fn dns_to_the_virtual_resolvers_reaches_the_real_one_where_rules_allow_it() -> R
     }
     Ok(())
 }
+
+#[test]
+fn dns_rules_and_redirection_follow_resolv_conf() -> Result<()> {
+    let world = World::new("resolv")?;
+    let servers: [IpAddr; 2] = [[198, 51, 100, 53].into(), [198, 51, 100, 54].into()];
+    let mut running = Vec::new();
+    for server in servers {
+        world.rig.add_internet_address(server)?;
+        running.push(EchoServer::start(world.rig.internet(), SocketAddr::new(server, 53))?);
+    }
+    let resolv_conf = world.rig.directory().join("resolv.conf");
+    fs::write(&resolv_conf, format!("nameserver\t{}\n", servers[0]))?;
+    let agent = world.start()?;
+    let dns = Rule { dns: true, ..Rule::all(true) };
+    agent.put(world.v4, &Ruleset { default_accept: false, rules: vec![dns] })?;
+    let probe = |address: IpAddr| {
+        Probe::udp(world.client.namespace(), SocketAddr::new(address, 53)).run(SILENCE)
+    };
+    let virtual_resolver = [10, 139, 1, 1].into();
+    assert_eq!(probe(virtual_resolver)?, Outcome::Accepted);
+    assert_eq!([probe(servers[0])?, probe(servers[1])?], [Outcome::Accepted, PROHIBITED4]);
+    // Replaced, as network managers do it, with lines that are none among it.
+    let aside = resolv_conf.with_extension("new");
+    fs::write(
+        &aside,
+        format!("nameserver\nnameserver fe80::1%eth0\nnameserver  {} x\n", servers[1]),
+    )?;
+    fs::rename(aside, &resolv_conf)?;
+    agent.wait_for("new resolvers", |status| status.agent.resolvers == servers[1..])?;
+    assert_eq!([probe(servers[0])?, probe(servers[1])?], [PROHIBITED4, Outcome::Accepted]);
+    assert_eq!(probe(virtual_resolver)?, Outcome::Accepted);
+    ensure!(running[1].received().udp_packets == 2, "DNS went elsewhere");
+    // None at all: nothing may leave for a resolver that does not exist.
+    fs::write(&resolv_conf, "")?;
+    agent.wait_for("no resolvers", |status| status.agent.resolvers.is_empty())?;
+    assert_eq!(probe(virtual_resolver)?, Outcome::Silent);
+    Ok(())
+}
