@@ -83,6 +83,11 @@ pub struct Run {
     /// How programs are attached to interfaces.
     #[arg(long, default_value = "auto")]
     pub attach: Attach,
+    /// Drop ARP and IPv6 neighbour discovery in which a client speaks for addresses that
+    /// are not its own, router advertisements and redirects. Off by default: Windows and
+    /// other HVM guests may announce addresses that dom0 does not know of.
+    #[arg(long)]
+    pub guard_neighbours: bool,
     /// Denied packets of one client in a second that are answered with "admin prohibited";
     /// more of them are dropped silently.
     #[arg(long, value_name = "PACKETS", default_value = "10000")]
@@ -114,12 +119,23 @@ const QUBES_MARKER: &str = "/usr/share/qubes/marker-vm";
 
 impl From<Run> for crate::daemon::Options {
     fn from(run: Run) -> Self {
-        let Run { rules, socket, pins, vifs, mark_bit, mode, attach, reject_rate, resolv_conf } =
-            run;
+        let Run {
+            rules,
+            socket,
+            pins,
+            vifs,
+            mark_bit,
+            mode,
+            attach,
+            guard_neighbours,
+            reject_rate,
+            resolv_conf,
+        } = run;
         let mode = mode.unwrap_or_else(|| {
             if Path::new(QUBES_MARKER).exists() { Mode::Qubes } else { Mode::Standalone }
         });
-        let dataplane = dataplane::Options { pins, mark_bit, attach, reject_rate };
+        let dataplane =
+            dataplane::Options { pins, mark_bit, attach, guard_neighbours, reject_rate };
         Self { rules, socket, resolv_conf, vifs, mode, dataplane }
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
-use tracing::warn;
+use tracing::debug;
 
 /// Where systemd-resolved names the servers behind its stub (systemd-resolved(8)).
 pub const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
@@ -74,7 +74,7 @@ fn read(path: &Path) -> Vec<IpAddr> {
     match std::fs::read(path) {
         Ok(bytes) => parse(&String::from_utf8_lossy(&bytes)),
         Err(error) => {
-            warn!(path = %path.display(), %error, "no resolvers known");
+            debug!(path = %path.display(), %error, "no resolvers known");
             Vec::new()
         }
     }

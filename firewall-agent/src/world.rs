@@ -236,10 +236,15 @@ impl World {
                 cells_checked: live.policy.proof().cells_checked,
             },
         };
-        self.standings.insert(address, standing);
+        let is_blocked = matches!(standing, Standing::Blocked(_));
+        let before = self.standings.insert(address, standing);
+        let mut effects = vec![Effect::Tell(notice)];
+        if is_blocked && matches!(before, Some(Standing::Blocked(_))) {
+            // For another reason, but in force is the same.
+            return effects;
+        }
         let clients = self.clients.keys().filter(|client| client.address == address);
         let clients: Vec<ClientId> = clients.copied().collect();
-        let mut effects = vec![Effect::Tell(notice)];
         effects.extend(clients.into_iter().flat_map(|client| self.put(client)));
         effects
     }

@@ -53,6 +53,9 @@ pub const MAPPED_BITS: u8 = 96;
 const MAPPED_WORD: u32 = 0xffff_u32.to_be();
 
 impl Address {
+    /// All zero: no address.
+    pub const NONE: Self = Self { words: [0; 4] };
+
     /// From the four bytes of an IPv4 address, in network byte order.
     #[inline(always)]
     pub const fn from_ipv4(octets: [u8; 4]) -> Self {
@@ -63,6 +66,13 @@ impl Address {
     #[inline(always)]
     pub const fn is_mapped(&self) -> bool {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED_WORD
+    }
+
+    /// Whether this is 0.0.0.0 or `::`.
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        let [a, b, c, d] = self.words;
+        (a | b | d) == 0 && (c == 0 || c == MAPPED_WORD)
     }
 
     /// Whether the kernel delivers to many: IPv4 224.0.0.0/4 and 255.255.255.255

@@ -27,12 +27,24 @@ const HEADER_ROUTING: u8 = 43;
 const HEADER_FRAGMENT: u8 = 44;
 const HEADER_DESTINATION: u8 = 60;
 
+/// ICMPv6 types (RFC 4861) that tell others where to send.
+pub const ROUTER_ADVERTISEMENT: u16 = 134;
+/// See [`ROUTER_ADVERTISEMENT`].
+pub const NEIGHBOUR_ADVERTISEMENT: u16 = 136;
+/// See [`ROUTER_ADVERTISEMENT`].
+pub const REDIRECT: u16 = 137;
+
 /// Most IPv6 extension headers in front of the final protocol. RFC 8200 foresees at
 /// most five that are not protocols of their own (section 4.1).
 pub const MAX_EXTENSION_HEADERS: u32 = 8;
 
 const IPV4_LENGTH: u32 = 20;
 const IPV6_LENGTH: u32 = 40;
+/// Where the sender's protocol address is in an ARP packet.
+const ARP_SENDER: u32 = 14;
+/// Where the target is in a neighbour advertisement (RFC 4861, section 4.4).
+const ADVERTISEMENT_TARGET: u32 = 8;
+
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
 const OPTION_LSRR: u8 = 131;
@@ -98,6 +110,8 @@ pub struct Packet {
     pub port: u16,
     /// Source port of TCP and UDP, code of ICMP, 0 otherwise.
     pub source_port: u16,
+    /// Whose hardware address an ICMPv6 neighbour advertisement tells; all zero otherwise.
+    pub neighbour: Address,
     /// A fragment other than the first: it has no ports, and `port` means nothing.
     pub later_fragment: bool,
 }
@@ -113,6 +127,7 @@ impl Packet {
             number: 0,
             port: 0,
             source_port: 0,
+            neighbour: Address::NONE,
             later_fragment: false,
         }
     }
@@ -121,8 +136,11 @@ impl Packet {
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// ARP, which is not parsed.
-    Arp,
+    /// ARP.
+    Arp {
+        /// Whose hardware address it tells; 0.0.0.0 in a probe (RFC 5227).
+        sender: Address,
+    },
     /// An IPv4 or IPv6 packet.
     Ip(Packet),
 }
@@ -140,10 +158,17 @@ pub fn parse(source: &(impl Source + ?Sized)) -> Result<Frame, Reason> {
     match u16::from_be_bytes(ethertype) {
         ETHERTYPE_IPV4 => parse_ipv4(source).map(Frame::Ip),
         ETHERTYPE_IPV6 => parse_ipv6(source).map(Frame::Ip),
-        ETHERTYPE_ARP => Ok(Frame::Arp),
+        ETHERTYPE_ARP => parse_arp(source),
         ETHERTYPE_VLAN | ETHERTYPE_QINQ | ETHERTYPE_QINQ_OLD => Err(Reason::Tagged),
         _ => Err(Reason::ForeignEthertype),
     }
+}
+
+/// ARP for IPv4 over Ethernet (RFC 826); the kernel knows no other on such a link.
+#[inline(always)]
+fn parse_arp(source: &(impl Source + ?Sized)) -> Result<Frame, Reason> {
+    let sender = source.bytes::<4>(ETHERNET_LENGTH + ARP_SENDER).ok_or(Reason::Truncated)?;
+    Ok(Frame::Arp { sender: Address::from_ipv4(sender) })
 }
 
 #[inline(always)]
@@ -180,6 +205,7 @@ fn parse_ipv4(source: &(impl Source + ?Sized)) -> Result<Packet, Reason> {
         number,
         port: 0,
         source_port: 0,
+        neighbour: Address::NONE,
         later_fragment: fragment & 0x1fff != 0,
     };
     read_ports(source, &mut packet, ETHERNET_LENGTH + header_length, end)?;
@@ -240,6 +266,7 @@ fn parse_ipv6(source: &(impl Source + ?Sized)) -> Result<Packet, Reason> {
         number: first,
         port: 0,
         source_port: 0,
+        neighbour: Address::NONE,
         later_fragment: false,
     };
     if packet.source.is_mapped() || packet.destination.is_mapped() {
@@ -341,6 +368,13 @@ fn read_ports(
             let [kind, code] = source.bytes::<2>(offset).ok_or(Reason::Truncated)?;
             packet.port = u16::from(kind);
             packet.source_port = u16::from(code);
+            let target = offset + ADVERTISEMENT_TARGET;
+            let is_advertisement =
+                packet.number == PROTOCOL_ICMPV6 && packet.port == NEIGHBOUR_ADVERTISEMENT;
+            // One without a target tells nothing.
+            if is_advertisement && target + 16 <= end {
+                packet.neighbour = address(source, target)?;
+            }
         }
         Protocol::Other => {}
     }

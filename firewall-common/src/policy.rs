@@ -6,7 +6,9 @@ use crate::abi::{
     Address, Class, Client, ClientKey, NO_CLASS, SETTLING, STATE_BLOCKED, STATE_POLICY,
     STATE_WAITING, Segment, Span,
 };
-use crate::packet::{Frame, Packet, Protocol};
+use crate::packet::{
+    Frame, NEIGHBOUR_ADVERTISEMENT, Packet, Protocol, REDIRECT, ROUTER_ADVERTISEMENT,
+};
 use crate::verdict::{Decision, Reason, Verdict};
 
 /// Most steps of a bisection: a span has at most one segment per port, 65,536 of them.
@@ -16,6 +18,8 @@ const MAX_STEPS: u32 = 17;
 pub trait Tables {
     /// What is in force for a client.
     fn client(&self, key: &ClientKey) -> Option<Client>;
+    /// Whether ARP and neighbour discovery are judged.
+    fn guards_neighbours(&self) -> bool;
     /// Whether an address is one of the netvm's own.
     fn is_local(&self, address: &Address) -> bool;
     /// Index of the class of the longest prefix, in a policy, that covers an address.
@@ -31,7 +35,7 @@ pub trait Tables {
 pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> Decision {
     let packet = match frame {
         Err(reason) => return Decision::stray(Verdict::Drop, *reason),
-        Ok(Frame::Arp) => return Decision::stray(Verdict::Pass, Reason::Arp),
+        Ok(Frame::Arp { sender }) => return decide_arp(tables, vif, *sender),
         Ok(Frame::Ip(packet)) => packet,
     };
     let key = ClientKey { vif, address: packet.source };
@@ -42,6 +46,9 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         return Decision::stray(Verdict::Drop, Reason::UnknownSource);
     };
     if packet.destination.is_multicast() || tables.is_local(&packet.destination) {
+        if tables.guards_neighbours() && speaks_for_others(tables, vif, packet) {
+            return Decision::on(&client, Verdict::Drop, Reason::ForeignNeighbour);
+        }
         return Decision::on(&client, Verdict::Pass, Reason::Local);
     }
     match client.state & !SETTLING {
@@ -56,6 +63,32 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     match answer(tables, client.policy, packet) {
         Some(answer) => Decision::of_policy(&client, &answer),
         None => Decision::on(&client, Verdict::Drop, Reason::Inconsistent),
+    }
+}
+
+/// ARP is the kernel's. A guard lets a client speak for its own addresses only; the sender
+/// of a probe is not known yet (RFC 5227).
+#[inline(always)]
+fn decide_arp(tables: &impl Tables, vif: u32, sender: Address) -> Decision {
+    let is_own = || tables.client(&ClientKey { vif, address: sender }).is_some();
+    if tables.guards_neighbours() && !sender.is_unspecified() && !is_own() {
+        return Decision::stray(Verdict::Drop, Reason::ForeignNeighbour);
+    }
+    Decision::stray(Verdict::Pass, Reason::Arp)
+}
+
+/// Whether a packet tells where to send what is not for this client.
+#[inline(always)]
+fn speaks_for_others(tables: &impl Tables, vif: u32, packet: &Packet) -> bool {
+    if packet.protocol != Protocol::Icmp || packet.source.is_mapped() {
+        return false;
+    }
+    match packet.port {
+        ROUTER_ADVERTISEMENT | REDIRECT => true,
+        NEIGHBOUR_ADVERTISEMENT => {
+            tables.client(&ClientKey { vif, address: packet.neighbour }).is_none()
+        }
+        _ => false,
     }
 }
 

@@ -71,6 +71,9 @@ reasons! {
     Fragment = "fragment",
     /// The source address is not at home behind this vif.
     UnknownSource = "unknown-source",
+    /// ARP or neighbour discovery that speaks for somebody else than a client of this vif;
+    /// dropped only where the neighbour guard is on.
+    ForeignNeighbour = "foreign-neighbour",
     /// An IPv6 source that is link-local or unspecified: the neighbour and multicast
     /// chatter of every client, which Qubes has always dropped. Not worth a record.
     LinkLocal = "link-local",

@@ -31,7 +31,7 @@ pub fn from_client(context: TcContext) -> i32 {
     let decision = budget::limit(&skb, decision);
     let packet = match &frame {
         Ok(Frame::Ip(packet)) => Some(packet),
-        Ok(Frame::Arp) | Err(_) => None,
+        Ok(Frame::Arp { .. }) | Err(_) => None,
     };
     report::report(&context, &skb, packet, &decision);
     let marked = match decision.verdict {

@@ -4,6 +4,7 @@
 //! A policy is staged in `POLICIES`, `CLASSES`, `SEGMENTS` and `INSTALLED` where no
 //! packet looks, and made live by one store into `LIVE`.
 
+use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf};
@@ -71,6 +72,11 @@ pub static RECORDS: RingBuf<DropRecord, RECORDS_BYTES> = RingBuf::new();
 #[btf_map]
 pub static RECORD_BUDGETS: HashMap<u32, RecordBudget, MAX_VIFS> = HashMap::new();
 
+/// Whether ARP and neighbour discovery are judged; 0 is no. The agent sets it before
+/// loading.
+#[unsafe(no_mangle)]
+static GUARD_NEIGHBOURS: Global<u32> = Global::new(0);
+
 /// The maps as the evaluator sees them.
 pub struct KernelMaps;
 
@@ -81,6 +87,11 @@ impl Tables for KernelMaps {
         let index = *unsafe { CLIENTS.get(key) }?;
         let installed = *LIVE.get(index)?;
         INSTALLED.get(installed).copied()
+    }
+
+    #[inline(always)]
+    fn guards_neighbours(&self) -> bool {
+        GUARD_NEIGHBOURS.load() != 0
     }
 
     #[inline(always)]

@@ -3,14 +3,15 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU64;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
-use firewall_agent::dataplane::load_object;
 use firewall_agent::dataplane::maps::Maps;
+use firewall_agent::dataplane::{Attach, Options, load_object};
 use firewall_agent::events::{ClientId, Installation};
 use firewall_agent::rules::check::{self, ProvedPolicy};
 use firewall_agent::rules::resolve::{self, Surroundings};
@@ -62,13 +63,20 @@ impl Outcome {
 impl Program {
     /// Loads the object, with its program `from_client` and the empty one.
     pub fn load() -> Result<Self> {
-        Self::load_with(REJECT_RATE)
+        Self::load_with(REJECT_RATE, false)
     }
 
-    /// The same, with another budget for denied packets of a client in a second.
-    pub fn load_with(reject_rate: NonZeroU64) -> Result<Self> {
-        let mut ebpf =
-            load_object(MARK_BIT, reject_rate).context("cannot load the object, are you root?")?;
+    /// The same, with another budget for denied packets of a client in a second, and with
+    /// or without the guard of neighbours.
+    pub fn load_with(reject_rate: NonZeroU64, guard_neighbours: bool) -> Result<Self> {
+        let options = Options {
+            pins: PathBuf::new(),
+            mark_bit: MARK_BIT,
+            attach: Attach::Auto,
+            guard_neighbours,
+            reject_rate,
+        };
+        let mut ebpf = load_object(&options).context("cannot load the object, are you root?")?;
         let mut maps = Maps::new(&mut ebpf)?;
         maps.add_link(VIF)?;
         let records = RingBuf::try_from(ebpf.take_map("RECORDS").context("no RECORDS")?)?;

@@ -68,6 +68,8 @@ pub struct Options {
     pub mark_bit: u32,
     /// How programs are attached.
     pub attach: Attach,
+    /// Whether ARP and neighbour discovery from clients are judged.
+    pub guard_neighbours: bool,
     /// Denied packets of one client in a second that are handed on to be rejected.
     pub reject_rate: NonZeroU64,
 }
@@ -174,7 +176,7 @@ impl Dataplane {
     pub fn load(options: Options) -> Result<Self, DataplaneError> {
         let links = pin_directory(&options.pins)
             .map_err(|error| DataplaneError::Pins { path: options.pins.clone(), error })?;
-        let mut ebpf = load_object(options.mark_bit, options.reject_rate)?;
+        let mut ebpf = load_object(&options)?;
         let maps = Maps::new(&mut ebpf)?;
         for program in Program::ALL {
             program.of(&mut ebpf)?.load()?;
@@ -316,11 +318,13 @@ pub fn require_object() -> Result<(), DataplaneError> {
 
 /// Loads the object, with its settings in place. The kernel's own type information is left
 /// out on purpose: kernels of Qubes VMs have none.
-pub fn load_object(mark_bit: u32, reject_rate: NonZeroU64) -> Result<Ebpf, EbpfError> {
-    let interval = NANOSECONDS / reject_rate;
+pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
+    let interval = NANOSECONDS / options.reject_rate;
+    let guard = u32::from(options.guard_neighbours);
     EbpfLoader::new()
         .btf(None)
-        .override_global("MARK_BIT", &mark_bit, true)
+        .override_global("MARK_BIT", &options.mark_bit, true)
+        .override_global("GUARD_NEIGHBOURS", &guard, true)
         .override_global("REJECT_INTERVAL", &interval, true)
         .load(OBJECT)
 }

@@ -227,15 +227,8 @@ impl<'a> PolicyTables<'a> {
 
     /// The deciding rule and what it says.
     fn ask(&self, destination: Address, protocol: Protocol, port: u16) -> Option<(u32, Action)> {
-        let packet = Packet {
-            source: Address::default(),
-            destination,
-            protocol,
-            number: 0,
-            port,
-            source_port: 0,
-            later_fragment: false,
-        };
+        let addresses = Packet::of_addresses(Address::NONE, destination);
+        let packet = Packet { protocol, port, ..addresses };
         let answer = answer(self, 0, &packet)?;
         let action = if answer.action == ACTION_ACCEPT { Action::Accept } else { Action::Drop };
         Some((answer.rule, action))
@@ -267,6 +260,10 @@ impl<'a> PolicyTables<'a> {
 impl Tables for PolicyTables<'_> {
     fn client(&self, _: &ClientKey) -> Option<Client> {
         Some(Client { state: firewall_common::abi::STATE_POLICY, ..Client::default() })
+    }
+
+    fn guards_neighbours(&self) -> bool {
+        false
     }
 
     fn is_local(&self, _: &Address) -> bool {

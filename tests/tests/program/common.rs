@@ -94,6 +94,7 @@ pub fn reason_without_client(reason: Reason) -> bool {
         Reason::Arp
         | Reason::UnknownSource
         | Reason::LinkLocal
+        | Reason::ForeignNeighbour
         | Reason::ConnectedSource
         | Reason::ConnectedDestination
         | Reason::OtherHost

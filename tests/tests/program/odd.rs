@@ -177,6 +177,7 @@ fn every_reason_is_tested() -> Result<()> {
             Reason::ConnectedSource | Reason::ConnectedDestination => {
                 "a_clients_address_passes_no_other_link"
             }
+            Reason::ForeignNeighbour => "a_guard_lets_clients_speak_for_themselves_only",
             Reason::Fragment => "a_later_fragment_is_handed_on_without_the_mark",
             Reason::Inconsistent => "tables_that_contradict_themselves_drop",
             _ => "",

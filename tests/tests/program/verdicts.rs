@@ -9,7 +9,7 @@ use firewall_common::abi::{DEFAULT_RULE, RECORDS_PER_SECOND, REJECT_BURST};
 use firewall_common::verdict::Reason;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, V4, V6};
-use firewall_tests::program::{MARK_BIT, Outcome, Program, VIF, proved};
+use firewall_tests::program::{MARK_BIT, Outcome, Program, REJECT_RATE, VIF, proved};
 
 use super::common::*;
 
@@ -250,7 +250,7 @@ fn the_verifier_is_content_with_less_than_its_budget() -> Result<()> {
 fn denied_packets_over_the_budget_are_dropped_and_counted() -> Result<()> {
     // One packet in an hour, beyond the burst.
     let slow = NonZeroU64::new(1).context("not zero")?;
-    let mut program = Program::load_with(slow)?;
+    let mut program = Program::load_with(slow, false)?;
     let tcp = Rule { proto: Some(Proto::Tcp), ..Rule::all(true) };
     for client in [CLIENT4, CLIENT6] {
         program.put(client, &rules(std::slice::from_ref(&tcp)), &known())?;
@@ -329,5 +329,53 @@ fn a_clients_address_passes_no_other_link() -> Result<()> {
     program.maps.set_connected(std::iter::empty())?;
     let from = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 1);
     assert_eq!(program.send_through("from_uplink", &from)?, Outcome::UNMARKED);
+    Ok(())
+}
+
+#[test]
+fn a_guard_lets_clients_speak_for_themselves_only() -> Result<()> {
+    let arp = |sender: [u8; 4]| {
+        let mut packet = vec![0, 1, 8, 0, 6, 4, 0, 2, 0, 0x16, 0x3e, 0x5e, 0x6c, 1];
+        packet.extend(sender);
+        packet.extend([0; 10]);
+        packets::ethernet(0x0806, &packet)
+    };
+    let (own4, own6) = (v4(CLIENT4).octets(), v6(CLIENT6));
+    let ndp = |kind: u8, target: Ipv6Addr| {
+        let mut message = packets::icmp(kind, 0);
+        message.extend(target.octets());
+        let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+        V6::new(own6, all_nodes, packets::ICMPV6, &message).frame()
+    };
+    let honest = [
+        ("own ARP", arp(own4)),
+        ("ARP probe", arp([0; 4])),
+        ("own advertisement", ndp(136, own6)),
+        ("solicitation for others", ndp(135, SERVER6)),
+    ];
+    let lies = [
+        ("ARP for the gateway", arp([10, 137, 0, 1])),
+        ("ARP for another", arp([10, 137, 0, 13])),
+        ("advertisement for another", ndp(136, SERVER6)),
+        ("router advertisement", ndp(134, Ipv6Addr::UNSPECIFIED)),
+        ("redirect", ndp(137, own6)),
+    ];
+    for guard in [false, true] {
+        let mut program = Program::load_with(REJECT_RATE, guard)?;
+        for client in [CLIENT4, CLIENT6] {
+            program.put(client, &rules(&[Rule::all(true)]), &known())?;
+        }
+        for (name, frame) in &honest {
+            assert_eq!(program.send(frame)?, Outcome::UNMARKED, "{name}, guard {guard}");
+        }
+        let expected = if guard { Outcome::DROPPED } else { Outcome::UNMARKED };
+        for (name, frame) in &lies {
+            assert_eq!(program.send(frame)?, expected, "{name}, guard {guard}");
+        }
+        let reason = Reason::ForeignNeighbour;
+        let counted = program.counted(None, reason).packets;
+        let by_client = program.counted(Some(CLIENT6), reason).packets;
+        assert_eq!((counted, by_client), if guard { (2, 3) } else { (0, 0) });
+    }
     Ok(())
 }

@@ -110,6 +110,10 @@ fn bad_rules_block_their_client_only_and_status_says_why() {
     let problem = clients[0].problem.clone().expect("a problem");
     assert_eq!(problem.origin, "a file");
     assert!(problem.reason.contains("commit"), "{}", problem.reason);
+    // Another reason is told, but there is nothing to do about it.
+    check(&mut world, rules("10.137.0.1", "commit\n"), &[]);
+    let problem = world.client_statuses()[0].problem.clone().expect("a problem");
+    assert_eq!(problem.reason, "there is no `policy`");
     check(&mut world, rules("10.137.0.1", DROP), &["policy 7 10.137.0.1"]);
 }
 
