@@ -182,6 +182,11 @@ impl Maps {
         installation: &Installation,
         generation: u32,
     ) -> Result<(), MapsError> {
+        if !self.indices.contains_key(&client) && !self.retired_indices.is_empty() {
+            // A new entry of CLIENTS may get the memory of one that was just removed, which
+            // a packet of that client may still read.
+            self.tidy()?;
+        }
         match self.try_put(client, installation, generation) {
             Err(MapsError::Full { .. }) if self.has_retired() => {
                 self.tidy()?;
