@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::time::Duration;
 
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::AddressAttribute;
@@ -19,6 +20,7 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
+use tokio::time::Instant;
 
 use crate::events::{Links, Vif};
 
@@ -61,11 +63,17 @@ impl FromStr for Pattern {
     }
 }
 
+/// Changes are told no more often than this.
+const BETWEEN_READS: Duration = Duration::from_millis(50);
+
 /// A subscription to changes, and the means to read everything.
 pub struct Watch {
     pattern: Pattern,
     handle: Handle,
     changes: Box<dyn Stream<Item = ()> + Send + Unpin>,
+    /// Whether a change came in that nobody was told of yet.
+    pending: bool,
+    told: Option<Instant>,
 }
 
 impl Watch {
@@ -85,16 +93,26 @@ impl Watch {
         // Answers on a socket of their own cannot drown in a flood of changes.
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        Ok(Self { pattern, handle, changes: Box::new(messages.map(drop)) })
+        let changes = Box::new(messages.map(drop));
+        Ok(Self { pattern, handle, changes, pending: false, told: None })
     }
 
     /// Waits until something changed, and takes in all changes that are there already.
-    /// Whatever arrives, an overrun included, means "read again".
+    /// Whatever arrives, an overrun included, means "read again". The first change is told
+    /// at once, more of them only now and then: clients can make neighbours change as fast
+    /// as they can send ARP.
     pub async fn changed(&mut self) {
-        if self.changes.next().await.is_none() {
+        if !self.pending && self.changes.next().await.is_none() {
             std::future::pending::<()>().await;
         }
-        while let Some(Some(_)) = futures_util::FutureExt::now_or_never(self.changes.next()) {}
+        // Whoever waits here may stop waiting; the change is not lost then.
+        self.pending = true;
+        if let Some(told) = self.told {
+            tokio::time::sleep_until(told + BETWEEN_READS).await;
+        }
+        while let Some(Some(())) = futures_util::FutureExt::now_or_never(self.changes.next()) {}
+        self.pending = false;
+        self.told = Some(Instant::now());
     }
 
     /// Reads everything.

@@ -3,7 +3,6 @@
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::{Result, bail, ensure};
 use firewall_tests::agent::{Agent, PATIENCE};
@@ -178,7 +177,11 @@ fn replacing_a_policy_under_traffic_never_shows_another_than_the_old_or_the_new(
                     // The answer to the one before can make this call fail; then it was
                     // not sent.
                     sent += u64::from(socket.send_to(b"yes", allowed).is_ok());
-                    std::thread::sleep(Duration::from_micros(200));
+                    // Few enough on their way for any socket's buffer, on any machine: what
+                    // does not arrive then was lost in the netvm.
+                    let arrives =
+                        allowed_server.wait_until(|it| it.udp_packets + 32 > sent, PATIENCE);
+                    ensure!(arrives, "{sent} sent, {:?} arrived", allowed_server.received());
                 }
                 Ok(sent)
             })
