@@ -15,3 +15,17 @@ pub mod program;
 pub mod rig;
 pub mod server;
 mod wait;
+
+/// How often a random test goes round: `normally`, or as often as `soak` says where
+/// `cargo xtask test --soak` asks for patience.
+pub fn rounds(normally: usize, soak: usize) -> usize {
+    if std::env::var_os("FIREWALL_SOAK").is_some() { soak } else { normally }
+}
+
+/// The seed of a random test: what `--seed` says, or a new one, printed to repeat the run.
+pub fn seed() -> u64 {
+    let given = std::env::var("FIREWALL_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(rand::random);
+    println!("`cargo xtask test --seed {seed}` repeats this run");
+    seed
+}

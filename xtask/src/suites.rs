@@ -23,6 +23,9 @@ pub struct Demo {
 pub struct Test {
     /// Only tests whose path contains this, like `pure::` or `rig::life`.
     filter: Option<String>,
+    /// Go round the random tests far more often; takes hours.
+    #[arg(long)]
+    soak: bool,
     /// Repeat a random run that printed this seed.
     #[arg(long)]
     seed: Option<u64>,
@@ -67,6 +70,9 @@ pub fn test(options: &Test) -> Result<()> {
     let mut tests = Command::new("cargo");
     tests.current_dir(root()).args(["test", "--locked", "--no-fail-fast"]);
     tests.args(options.filter.as_slice());
+    if options.soak {
+        tests.env("FIREWALL_SOAK", "1");
+    }
     if let Some(seed) = options.seed {
         tests.env("FIREWALL_SEED", seed.to_string());
     }

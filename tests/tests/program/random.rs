@@ -8,19 +8,18 @@ use firewall_tests::generate::Generator;
 use firewall_tests::oracle::{Probe, Ruleset};
 use firewall_tests::packets::{self};
 use firewall_tests::program::{Outcome, Program};
+use firewall_tests::{rounds, seed};
 
 use super::common::*;
 
 #[test]
 fn kernel_and_oracle_agree_on_random_packets() -> Result<()> {
-    let seed = std::env::var("FIREWALL_SEED").ok().and_then(|it| it.parse().ok());
-    let seed = seed.unwrap_or_else(rand::random);
-    println!("FIREWALL_SEED={seed} repeats this run");
+    let seed = seed();
     let mut generator = Generator::new(seed);
     let mut program = Program::load()?;
     let servers = dns_servers();
     let (mut accepted, mut rejected) = (0, 0);
-    for round in 0..400 {
+    for round in 0..rounds(400, 8_000) {
         for (client, is_v4) in [(CLIENT4, true), (CLIENT6, false)] {
             let most = if round % 20 == 0 { 300 } else { 12 };
             let rules = generator.ruleset(is_v4, most);

@@ -8,12 +8,15 @@ use firewall_agent::events::{ClientId, Installation};
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, VIF, proved};
+use firewall_tests::rounds;
 
 use super::common::*;
 
 /// Every swap frees what the one before took, so that another client's policy, which says
 /// the opposite, moves in where a late packet would still look.
-const SWAPS: u32 = 300;
+fn count() -> u32 {
+    u32::try_from(rounds(300, 10_000)).unwrap_or(u32::MAX)
+}
 
 #[test]
 fn no_packet_is_judged_by_a_torn_policy() -> Result<()> {
@@ -64,7 +67,7 @@ fn no_packet_is_judged_by_a_torn_policy() -> Result<()> {
             }
             Ok(sent)
         });
-        let swaps = (0..SWAPS).try_for_each(|swap| -> Result<()> {
+        let swaps = (0..count()).try_for_each(|swap| -> Result<()> {
             let which = (swap % 2) as usize;
             for (client, installation) in [(CLIENT4, &ours[1 - which]), (other, &theirs[which])] {
                 let client = ClientId { vif: VIF, address: client };
@@ -76,7 +79,7 @@ fn no_packet_is_judged_by_a_torn_policy() -> Result<()> {
         });
         done.store(true, Ordering::Relaxed);
         let sent = sending.join().expect("no panic")?;
-        println!("{sent} packets during {SWAPS} swaps of two policies each, none misjudged");
+        println!("{sent} packets during {} swaps of two policies each, none misjudged", count());
         ensure!(sent > 10_000, "only {sent} packets");
         swaps
     })

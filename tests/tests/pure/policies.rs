@@ -14,6 +14,7 @@ use firewall_common::verdict::{Reason, Verdict};
 use firewall_tests::generate::Generator;
 use firewall_tests::oracle::{Probe, Proto, Rule, Ruleset};
 use firewall_tests::packets;
+use firewall_tests::{rounds, seed};
 
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 137, 0, 12));
 
@@ -39,13 +40,11 @@ fn verdict(policy: &ProvedPolicy, client: IpAddr, probe: &Probe) -> (Verdict, Op
 
 #[test]
 fn compiled_and_oracle_agree_on_random_rules_and_packets() {
-    let seed = std::env::var("FIREWALL_SEED").ok().and_then(|it| it.parse().ok());
-    let seed = seed.unwrap_or_else(rand::random);
-    println!("FIREWALL_SEED={seed} repeats this run");
+    let seed = seed();
     let mut generator = Generator::new(seed);
     let v6_client: IpAddr = "fd09:24ef:4179::a89:c".parse().expect("an address");
     let servers: [IpAddr; 2] = [[10, 139, 1, 1].into(), [10, 139, 1, 2].into()];
-    for round in 0..600 {
+    for round in 0..rounds(600, 20_000) {
         for (client, is_v4) in [(CLIENT, true), (v6_client, false)] {
             let rules = generator.ruleset(is_v4, if round % 10 == 0 { 200 } else { 10 });
             let policy = proved(client, &rules.file(), &Surroundings::default());
