@@ -2,8 +2,8 @@
 //! Never part of the product, and knows nothing of its insides.
 
 pub mod agent;
+pub mod fragments;
 pub mod frames;
-
 pub mod generate;
 mod icmp;
 mod leftovers;

@@ -51,6 +51,8 @@ pub struct V4 {
     pub protocol: u8,
     /// Options; padded to a multiple of four bytes.
     pub options: Vec<u8>,
+    /// The field that fragments of one packet share.
+    pub identification: u16,
     /// The field with flags and fragment offset.
     pub fragment: u16,
     /// Time to live.
@@ -67,6 +69,7 @@ impl V4 {
             destination,
             protocol,
             options: Vec::new(),
+            identification: 0x1234,
             fragment: 0,
             ttl: 64,
             payload: payload.to_vec(),
@@ -81,7 +84,7 @@ impl V4 {
         let total = (words * 4 + self.payload.len()) as u16;
         let mut header = vec![0x40 | words as u8, 0];
         header.extend(total.to_be_bytes());
-        header.extend([0x12, 0x34]);
+        header.extend(self.identification.to_be_bytes());
         header.extend(self.fragment.to_be_bytes());
         header.extend([self.ttl, self.protocol, 0, 0]);
         header.extend(self.source.octets());
@@ -109,6 +112,8 @@ pub struct V6 {
     /// Extension headers in order: their number, and all bytes but the first (the number
     /// of what follows).
     pub extensions: Vec<(u8, Vec<u8>)>,
+    /// How many routers it may pass.
+    pub hop_limit: u8,
     /// What follows the headers.
     pub protocol: u8,
     /// The rest.
@@ -119,7 +124,7 @@ impl V6 {
     /// A plain packet.
     pub fn new(source: Ipv6Addr, destination: Ipv6Addr, protocol: u8, payload: &[u8]) -> Self {
         let payload = payload.to_vec();
-        Self { source, destination, extensions: Vec::new(), protocol, payload }
+        Self { source, destination, extensions: Vec::new(), hop_limit: 64, protocol, payload }
     }
 
     /// With one more extension header: options of 8 bytes, or a fragment header.
@@ -141,7 +146,7 @@ impl V6 {
         body.extend(&self.payload);
         let mut packet = vec![0x60, 0, 0, 0];
         packet.extend((body.len() as u16).to_be_bytes());
-        packet.extend([chain[0], 64]);
+        packet.extend([chain[0], self.hop_limit]);
         packet.extend(self.source.octets());
         packet.extend(self.destination.octets());
         packet.extend(body);
@@ -195,6 +200,56 @@ pub fn udp(source: u16, destination: u16) -> Vec<u8> {
     let mut header = ports(source, destination);
     header.extend([0, 8, 0, 0]);
     header
+}
+
+/// A UDP header with its data; no checksum.
+pub fn datagram(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
+    let mut datagram = ports(source, destination);
+    datagram.extend((data.len() as u16 + 8).to_be_bytes());
+    datagram.extend([0, 0]);
+    datagram.extend(data);
+    datagram
+}
+
+/// A TCP segment of an established connection: an ACK with its data; no checksum.
+pub fn segment(source: u16, destination: u16, data: &[u8]) -> Vec<u8> {
+    let mut segment = ports(source, destination);
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, 0x10, 0xff, 0xff, 0, 0, 0, 0]);
+    segment.extend(data);
+    segment
+}
+
+/// What follows an IP header, with the checksum that these addresses ask for. Protocols
+/// without one are left as they are.
+pub fn sealed(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8]) -> Vec<u8> {
+    let (at, pseudo) = match protocol {
+        TCP => (16, true),
+        UDP => (6, true),
+        ICMP => (2, false),
+        ICMPV6 => (2, true),
+        _ => return payload.to_vec(),
+    };
+    let mut covered = Vec::new();
+    if pseudo {
+        for address in [source, destination] {
+            match address {
+                IpAddr::V4(address) => covered.extend(address.octets()),
+                IpAddr::V6(address) => covered.extend(address.octets()),
+            }
+        }
+        covered.extend((payload.len() as u32).to_be_bytes());
+        covered.extend([0, 0, 0, protocol]);
+    }
+    let mut payload = payload.to_vec();
+    payload[at..at + 2].copy_from_slice(&[0, 0]);
+    covered.extend(&payload);
+    // A UDP checksum of 0 would mean "none".
+    let sum = match checksum(&covered) {
+        0 if protocol == UDP => u16::MAX,
+        sum => sum,
+    };
+    payload[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+    payload
 }
 
 /// An ICMP or ICMPv6 header, 8 bytes.
