@@ -4,7 +4,9 @@
 mod rig {
     mod cutting;
     mod files;
+    mod fragments;
     mod life;
+    mod scene;
     mod traffic;
     mod world;
 }
