@@ -5,6 +5,7 @@ mod rig {
     mod cutting;
     mod files;
     mod fragments;
+    mod headers;
     mod life;
     mod scene;
     mod traffic;
