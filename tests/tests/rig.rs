@@ -7,6 +7,7 @@ mod rig {
     mod files;
     mod fragments;
     mod headers;
+    mod input;
     mod life;
     mod scene;
     mod traffic;

@@ -1,0 +1,354 @@
+//! What never reaches the gate: packets for the netvm itself, and frames that are
+//! dropped before it could see them.
+
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use firewall_tests::agent::PATIENCE;
+use firewall_tests::frames;
+use firewall_tests::oracle::Rule;
+use firewall_tests::packets::{self, ICMPV6, TCP, UDP, V6};
+use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::{CLIENT_INTERFACE, ClientSpec};
+use firewall_tests::server::EchoServer;
+
+use super::scene::*;
+use super::world::*;
+
+/// A UDP port that the tests' own nft table watches.
+const WATCHED: u16 = 7777;
+
+/// Counts what comes from vifs to the watched port, before and at the input hook.
+const WATCH: &str = "table inet watch {
+    counter prerouting {}
+    counter input {}
+    chain prerouting {
+        type filter hook prerouting priority -500; policy accept;
+        iifname \"vif*\" udp dport 7777 counter name prerouting
+    }
+    chain input {
+        type filter hook input priority -500; policy accept;
+        iifname \"vif*\" udp dport 7777 counter name input
+    }
+}";
+
+/// What a user writes to let all clients use a service of the netvm.
+const REDIRECT: &str = "table inet own {
+    chain towards {
+        type nat hook prerouting priority dstnat; policy accept;
+        iifname \"vif*\" meta l4proto { tcp, udp } th dport 7000 redirect to :7
+    }
+}";
+
+/// Runs `nft` in the netvm, and returns what it printed.
+fn nft(scene: &Scene, arguments: &[&str]) -> Result<String> {
+    let mut nft = Command::new("nft");
+    nft.args(arguments).stdout(Stdio::piped());
+    let output = scene.world.rig.netvm().spawn(&mut nft)?.wait_with_output()?;
+    ensure!(output.status.success(), "`nft {}` failed", arguments.join(" "));
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// Packets that the two hooks saw so far: prerouting, input.
+fn watched(scene: &Scene) -> Result<[u64; 2]> {
+    let count = |name: &str| -> Result<u64> {
+        let text = nft(scene, &["list", "counter", "inet", "watch", name])?;
+        let mut words = text.split_whitespace().skip_while(|word| *word != "packets");
+        Ok(words.nth(1).context("no counter")?.parse()?)
+    };
+    Ok([count("prerouting")?, count("input")?])
+}
+
+#[test]
+fn a_client_whose_rules_drop_everything_still_talks_to_the_netvm() -> Result<()> {
+    let scene = Scene::new("ownaddress", &[])?;
+    for ends in scene.families() {
+        let (reply, unreachable) = match ends.from {
+            IpAddr::V4(_) => (Answer::Icmp(0, 0), Answer::Icmp(3, 3)),
+            IpAddr::V6(_) => (Answer::Icmp(129, 0), Answer::Icmp(1, 4)),
+        };
+        for own in [ends.gateway, ends.uplink] {
+            let counted = &[("local", 1)];
+            let name = format!("{} to {own}", ends.from);
+            scene.check(&name, &[ends.ping(own)], &Expected::answered(&[reply], counted));
+            let closed = packet(ends.from, own, UDP, &packets::datagram(40000, 9, &[1; 32]));
+            scene.check(&name, &[closed], &Expected::answered(&[unreachable], counted));
+            let server = SocketAddr::new(own, 7);
+            let _server = EchoServer::start(scene.world.rig.netvm(), server)?;
+            let client = scene.world.client.namespace();
+            for probe in [Probe::tcp(client, server), Probe::udp(client, server)] {
+                assert_eq!(probe.run(SILENCE)?, Outcome::Accepted, "{probe:?}");
+            }
+            assert_eq!(scene.agent.client(ends.from)?.default_counter.packets, 0);
+        }
+    }
+    // So does one whose rules are not known yet.
+    let waiting = scene.world.rig.add_client(&ClientSpec::numbered(13))?;
+    scene.agent.wait_for_vif(waiting.vif())?;
+    for ends in scene.families() {
+        let ping = Probe::ping(waiting.namespace(), ends.gateway);
+        assert_eq!(ping.run(SILENCE)?, Outcome::Accepted);
+    }
+    Ok(())
+}
+
+#[test]
+fn multicast_and_broadcast_are_not_forwarded_and_not_answered() -> Result<()> {
+    let scene = Scene::new("multicast", &[Rule::all(true)])?;
+    let [v4, v6] = scene.families();
+    let to4 = ["224.0.0.1", "224.0.0.251", "239.255.255.250", "255.255.255.255"];
+    let to6 = ["ff02::2", "ff02::fb", "ff05::2", "ff0e::1234"];
+    let counted = &[("local", 1)];
+    for (ends, destinations) in [(v4, to4), (v6, to6)] {
+        for to in destinations {
+            let to: IpAddr = to.parse()?;
+            let name = format!("{} to {to}", ends.from);
+            let datagram = packets::datagram(40000, 5353, &[1; 32]);
+            scene.check(
+                &name,
+                &[packet(ends.from, to, UDP, &datagram)],
+                &Expected::silence(counted),
+            );
+        }
+    }
+    // The uplink's own broadcast is an address like others, as far as rules go.
+    let directed = packet(v4.from, "192.0.2.255".parse()?, UDP, &packets::datagram(1, 9, &[1; 32]));
+    let came = scene.check("directed", &[directed], &Expected::silence(&[("rule 0", 1)]));
+    assert!(came.whole().is_none());
+    Ok(())
+}
+
+#[test]
+fn what_nft_redirects_to_the_netvm_arrives_although_rules_drop() -> Result<()> {
+    let scene = Scene::new("redirect", &[])?;
+    nft(&scene, &[REDIRECT])?;
+    let client = scene.world.client.namespace();
+    for (ends, server) in scene.families().into_iter().zip([SERVER4, SERVER6]) {
+        let address = SocketAddr::new(ends.gateway, 7);
+        let local = EchoServer::start(scene.world.rig.netvm(), address)?;
+        let to = SocketAddr::new(server, 7000);
+        for probe in [Probe::tcp(client, to), Probe::udp(client, to)] {
+            assert_eq!(probe.run(SILENCE)?, Outcome::Accepted, "{probe:?}");
+        }
+        assert_eq!(local.received().udp_packets, 1);
+        // Rules saw where the client wanted to go, and denied it; there was no gate on
+        // its way.
+        let status = scene.agent.client(ends.from)?;
+        ensure!(status.default_counter.packets >= 4, "{status:?}");
+        assert_eq!(status.counters.get("local").map_or(0, |it| it.packets), 0);
+        let beside = SocketAddr::new(server, 7001);
+        let Answer::Icmp(icmp_type, icmp_code) = ends.prohibited else { continue };
+        let rejected = Outcome::Rejected { icmp_type, icmp_code };
+        assert_eq!(Probe::udp(client, beside).run(SILENCE)?, rejected);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_tagged_frame_is_neither_answered_nor_forwarded_even_by_a_bare_accept() -> Result<()> {
+    let scene = Scene::new("vlan", &[Rule::all(true)])?;
+    for ends in scene.families() {
+        let ipv4 = ends.from.is_ipv4();
+        let inner: u16 = if ipv4 { 0x0800 } else { 0x86dd };
+        // The tag's second half is the type of what follows.
+        let tag = |identifier: u16, next: u16, payload: &[u8]| {
+            [&identifier.to_be_bytes(), &next.to_be_bytes(), payload].concat()
+        };
+        for packet in [ends.ping(ends.gateway), ends.udp(443, &[1; 32])] {
+            let single = tag(0, inner, &packet);
+            let double = tag(0, 0x8100, &single);
+            let cases: [(&str, u16, Vec<u8>); 7] = [
+                ("802.1Q 0", 0x8100, single.clone()),
+                ("802.1ad 0", 0x88a8, single),
+                ("802.1Q 0 in 802.1Q 0", 0x8100, double.clone()),
+                ("802.1Q 0 in 802.1ad 0", 0x88a8, double.clone()),
+                ("three", 0x8100, tag(0, 0x8100, &double)),
+                ("802.1Q 5", 0x8100, tag(5, inner, &packet)),
+                ("802.1Q 0 in 802.1Q 5", 0x8100, tag(5, 0x8100, &tag(0, inner, &packet))),
+            ];
+            for (name, ethertype, payload) in cases {
+                let name = format!("{name} from {}", ends.from);
+                let frame = frame_of(ethertype, &payload);
+                let expected = Expected::silence(&[("stray tagged", 1)]);
+                scene.check_frames(&name, ipv4, &[frame], &expected);
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn foreign_ethertypes_are_dropped_even_by_a_bare_accept() -> Result<()> {
+    let scene = Scene::new("ethertypes", &[Rule::all(true)])?;
+    for ends in scene.families() {
+        let ipv4 = ends.from.is_ipv4();
+        for packet in [ends.ping(ends.gateway), ends.udp(443, &[1; 32])] {
+            // PPPoE discovery and session, MPLS, LLC, MACsec, EAPOL, experimental.
+            for ethertype in [0x8863, 0x8864, 0x8847, 0x0004, 0x88e5, 0x888e, 0x88b6] {
+                let frame = frame_of(ethertype, &packet);
+                let expected = Expected::silence(&[("stray foreign-ethertype", 1)]);
+                scene.check_frames(&format!("{ethertype:#06x}"), ipv4, &[frame], &expected);
+            }
+        }
+        // The packet of the other family.
+        let other = if ipv4 { 0x86dd } else { 0x0800 };
+        let frame = frame_of(other, &ends.ping(ends.gateway));
+        let expected = Expected::silence(&[("stray malformed", 1)]);
+        scene.check_frames("the other family", ipv4, &[frame], &expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_forged_source_address_is_dropped_before_netfilter_sees_it() -> Result<()> {
+    let scene = Scene::new("forged", &[Rule::all(true)])?;
+    nft(&scene, &[WATCH])?;
+    let other = ClientSpec::numbered(13);
+    let other_client = scene.world.rig.add_client(&other)?;
+    scene.agent.wait_for_vif(other_client.vif())?;
+    let (v4, v6): (IpAddr, IpAddr) =
+        (other.v4.context("no IPv4")?.into(), other.v6.context("no IPv6")?.into());
+    let forged4 = [v4, [10, 137, 0, 99].into(), [10, 137, 0, 1].into(), [192, 0, 2, 2].into()];
+    let more4 = [[203, 0, 113, 9].into(), [127, 0, 0, 1].into(), [0, 0, 0, 0].into()];
+    let forged6 = [v6, "fd09:24ef:4179::a89:cc".parse()?, "fd09:24ef:4179::1".parse()?];
+    let more6 = ["2001:db8:ffff::2".parse()?, "2001:db8:2::9".parse()?, "::1".parse()?];
+    let [ends4, ends6] = scene.families();
+    let cases =
+        [(ends4, [&forged4[..], &more4].concat()), (ends6, [&forged6[..], &more6].concat())];
+    for (ends, forged) in cases {
+        for from in forged {
+            for to in [ends.gateway, ends.uplink, ends.to] {
+                let datagram = packets::datagram(40000, WATCHED, &[1; 32]);
+                let name = format!("{from} to {to}");
+                let expected = Expected::silence(&[("stray unknown-source", 1)]);
+                scene.check(&name, &[packet(from, to, UDP, &datagram)], &expected);
+            }
+        }
+    }
+    // What is link-local or unspecified is dropped as well, and counted apart.
+    let before = scene.agent.status()?.strays.get("link-local").map_or(0, |it| it.packets);
+    for from in ["fe80::216:3eff:fe5e:6c0c", "::"] {
+        let from: IpAddr = from.parse()?;
+        let datagram = packets::datagram(40000, WATCHED, &[1; 32]);
+        let packet = packet(from, ends6.gateway, UDP, &datagram);
+        scene.check("link-local", &[packet], &Expected::silence(&[]));
+    }
+    let after = scene.agent.status()?.strays.get("link-local").map_or(0, |it| it.packets);
+    ensure!(after >= before + 2, "{before} then {after}");
+    assert_eq!(watched(&scene)?, [0, 0]);
+    // The counters do count.
+    for ends in [ends4, ends6] {
+        let datagram = packets::datagram(40000, WATCHED, &[1; 32]);
+        let unreachable = if ends.icmp == 1 { Answer::Icmp(3, 3) } else { Answer::Icmp(1, 4) };
+        let expected = Expected::answered(std::slice::from_ref(&unreachable), &[("local", 1)]);
+        scene.check("honest", &[packet(ends.from, ends.gateway, UDP, &datagram)], &expected);
+    }
+    assert_eq!(watched(&scene)?, [2, 2]);
+    Ok(())
+}
+
+#[test]
+fn hardware_addresses_open_nothing() -> Result<()> {
+    let scene = Scene::new("macs", &[Rule::all(true)])?;
+    for ends in scene.families() {
+        let ipv4 = ends.from.is_ipv4();
+        let udp = ends.udp(443, &[1; 32]);
+        // To another machine, from another machine, to all.
+        let mut other = frame(&udp);
+        other[..6].copy_from_slice(&[0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x63]);
+        let expected = Expected::silence(&[("stray other-host", 1)]);
+        scene.check_frames("to another", ipv4, &[other], &expected);
+        let mut forged = frame(&udp);
+        forged[6..12].copy_from_slice(&[0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x63]);
+        let expected = Expected::forwarded(1, &[("rule 0", 1)]);
+        scene.check_frames("from another", ipv4, &[forged], &expected);
+        let mut everybody = frame(&udp);
+        everybody[..6].fill(0xff);
+        // The kernel forwards nothing that was not sent to it alone.
+        let expected = Expected::silence(&[("rule 0", 1)]);
+        scene.check_frames("to all", ipv4, &[everybody], &expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn arp_is_answered_whatever_rules_say() -> Result<()> {
+    let scene = Scene::new("arp", &[])?;
+    let client = scene.world.client.namespace();
+    let mac = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 12];
+    for asked in [[10, 137, 0, 1], [203, 0, 113, 9]] {
+        let mut back = frames::capture(client, CLIENT_INTERFACE)?;
+        let header = [0, 1, 8, 0, 6, 4, 0, 1];
+        let request = [&header[..], &mac, &[10, 137, 0, 12], &[0; 6], &asked].concat();
+        let mut frame = frame_of(0x0806, &request);
+        frame[..6].fill(0xff);
+        frames::send_raw(client, CLIENT_INTERFACE, &frame)?;
+        // A reply, from the vif's hardware address, about the address that was asked for.
+        let is_reply = |frame: &[u8]| {
+            frame.get(12..22) == Some(&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2])
+                && frame.get(22..32) == Some(&[&VIF[..], &asked].concat())
+        };
+        ensure!(back.wait_for(is_reply, PATIENCE)?.is_some(), "no reply about {asked:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_client_finds_its_gateway_from_its_own_address_only() -> Result<()> {
+    let scene = Scene::new("solicit", &[])?;
+    let client = scene.world.client.namespace();
+    let [_, ends] = scene.families();
+    let (IpAddr::V6(own), IpAddr::V6(gateway)) = (ends.from, ends.gateway) else {
+        bail!("not IPv6");
+    };
+    let group: Ipv6Addr = "ff02::1:ff00:1".parse()?;
+    let mut back = frames::capture(client, CLIENT_INTERFACE)?;
+    let link_local = || -> Result<u64> {
+        Ok(scene.agent.status()?.strays.get("link-local").map_or(0, |it| it.packets))
+    };
+    let before = link_local()?;
+    // The first two would be answered before the third if they were answered at all.
+    for from in ["fe80::216:3eff:fe5e:6c0c".parse()?, Ipv6Addr::UNSPECIFIED, own] {
+        let option = [1, 1, 0x00, 0x16, 0x3e, 0x5e, 0x6c, 12];
+        let option = if from == Ipv6Addr::UNSPECIFIED { &[][..] } else { &option };
+        let question = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &gateway.octets(), option].concat();
+        let question = packets::sealed(from.into(), group.into(), ICMPV6, &question);
+        let question = V6 { hop_limit: 255, ..V6::new(from, group, ICMPV6, &question) };
+        let mut frame = frame(&question.packet());
+        frame[..6].copy_from_slice(&[0x33, 0x33, 0xff, 0, 0, 1]);
+        frames::send_raw(client, CLIENT_INTERFACE, &frame)?;
+    }
+    let is_answer = |frame: &[u8]| {
+        frame.get(12..14) == Some(&[0x86, 0xdd])
+            && frame.get(54) == Some(&136)
+            && frame.get(6..12) == Some(&VIF)
+    };
+    let answer = back.wait_for(is_answer, PATIENCE)?.context("no answer")?;
+    assert_eq!(answer[38..54], own.octets());
+    ensure!(link_local()? >= before + 2);
+    Ok(())
+}
+
+#[test]
+fn dns_to_a_virtual_resolver_goes_nowhere_where_there_is_no_real_one() -> Result<()> {
+    let scene = Scene::new("nodns", &[Rule::all(true)])?;
+    let [ends, _] = scene.families();
+    for resolver in ["10.139.1.1", "10.139.1.2"] {
+        let query = |protocol, port| {
+            let query = match protocol {
+                TCP => packets::tcp(40000, port),
+                _ => packets::datagram(40000, port, &[1; 32]),
+            };
+            Ok::<_, anyhow::Error>([packet(ends.from, resolver.parse()?, protocol, &query)])
+        };
+        for protocol in [TCP, UDP] {
+            let counted = &[("rule 0", 1)];
+            scene.check(resolver, &query(protocol, 53)?, &Expected::silence(counted));
+        }
+        // Another port is nobody's business.
+        let expected = Expected::forwarded(1, &[("rule 0", 1)]);
+        scene.check(resolver, &query(UDP, 54)?, &expected);
+    }
+    Ok(())
+}
