@@ -3,6 +3,7 @@
 
 mod rig {
     mod cutting;
+    mod clients;
     mod errors;
     mod files;
     mod fragments;

@@ -1,0 +1,135 @@
+//! Clients of one netvm among themselves.
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, ensure};
+use firewall_tests::agent::{Agent, PATIENCE};
+use firewall_tests::frames;
+use firewall_tests::namespace::Namespace;
+use firewall_tests::oracle::{Rule, Ruleset};
+use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
+use firewall_tests::rig::{self, CLIENT_INTERFACE, Client, ClientSpec};
+use firewall_tests::server::EchoServer;
+
+use super::scene::udp_443;
+use super::world::*;
+
+/// One more client behind the same netvm, with its addresses.
+fn neighbour(world: &World, agent: &Agent) -> Result<(Client, [IpAddr; 2])> {
+    let spec = ClientSpec::numbered(13);
+    let client = world.rig.add_client(&spec)?;
+    agent.wait_for_vif(client.vif())?;
+    let v4 = spec.v4.context("no IPv4 address")?.into();
+    let v6 = spec.v6.context("no IPv6 address")?.into();
+    Ok((client, [v4, v6]))
+}
+
+fn put(agent: &Agent, addresses: [IpAddr; 2], rules: &[Rule]) -> Result<()> {
+    let rules = Ruleset { default_accept: false, rules: rules.to_vec() };
+    addresses.into_iter().try_for_each(|address| agent.put(address, &rules))
+}
+
+/// TCP, UDP to port 443, and ping.
+fn outcomes(from: &Namespace, to: IpAddr) -> Result<[Outcome; 3]> {
+    let port = SocketAddr::new(to, 443);
+    let probes = [Probe::tcp(from, port), Probe::udp(from, port), Probe::ping(from, to)];
+    let [tcp, udp, ping] = probes.map(|probe| probe.run(SILENCE));
+    Ok([tcp?, udp?, ping?])
+}
+
+#[test]
+fn clients_do_not_talk_to_each_other_whatever_their_rules_accept() -> Result<()> {
+    let world = World::new("apart")?;
+    let agent = world.start()?;
+    let (other, addresses) = neighbour(&world, &agent)?;
+    world.put(&agent, &[Rule::all(true)])?;
+    put(&agent, addresses, &[Rule::all(true)])?;
+    let mut arrivals = frames::capture(other.namespace(), CLIENT_INTERFACE)?;
+    for (own, to) in [world.v4, world.v6].into_iter().zip(addresses) {
+        let server = EchoServer::start(other.namespace(), SocketAddr::new(to, 443))?;
+        let _back = EchoServer::start(world.client.namespace(), SocketAddr::new(own, 443))?;
+        assert_eq!(outcomes(world.client.namespace(), to)?, [Outcome::Silent; 3]);
+        assert_eq!(outcomes(other.namespace(), own)?, [Outcome::Silent; 3]);
+        assert_eq!(server.received().udp_packets, 0);
+        for client in [own, to] {
+            // At least a SYN, a datagram and an echo request; the rule has a say, and
+            // says yes.
+            let status = agent.client(client)?;
+            ensure!(status.rules[0].counter.packets >= 3, "{status:?}");
+            assert_eq!(status.default_counter.packets, 0);
+        }
+    }
+    // Nothing from the one was ever on the wire of the other.
+    let IpAddr::V4(from) = world.v4 else { anyhow::bail!("not IPv4") };
+    let from_client = |frame: &[u8]| frame.get(26..30) == Some(&from.octets());
+    ensure!(arrivals.wait_for(from_client, SILENCE)?.is_none(), "a packet crossed");
+    Ok(())
+}
+
+/// What Qubes OS has beside this firewall, where the user lets client 12 reach client 13.
+const CUSTOM: &str = "table inet custom {
+    chain forward {
+        type filter hook forward priority filter; policy accept;
+        ip saddr 10.137.0.12 ip daddr 10.137.0.13 accept
+        ip6 saddr fd09:24ef:4179::a89:c ip6 daddr fd09:24ef:4179::a89:d accept
+        ct state invalid drop
+        ct state established,related accept
+        oifname \"vif*\" drop
+    }
+}";
+
+#[test]
+fn answers_pass_where_a_custom_rule_lets_one_client_reach_another() -> Result<()> {
+    let world = World::new("custom")?;
+    // As on Qubes OS it is there first, and so asked last.
+    let mut nft = Command::new("nft");
+    ensure!(world.rig.netvm().spawn(nft.arg(CUSTOM))?.wait()?.success());
+    let agent = Agent::start(&world.rig, &["--mode", "qubes"])?;
+    agent.wait_for_vif(world.client.vif())?;
+    let (other, addresses) = neighbour(&world, &agent)?;
+    world.put(&agent, &[udp_443(), tcp_443()])?;
+    put(&agent, addresses, &[])?;
+    let (here, there) = (world.client.namespace(), other.namespace());
+    let mut flows = Vec::new();
+    let families = [world.v4, world.v6].into_iter().zip([PROHIBITED4, PROHIBITED6]);
+    for ((own, prohibited), to) in families.clone().zip(addresses) {
+        let server = SocketAddr::new(to, 443);
+        let _back = EchoServer::start(here, SocketAddr::new(own, 443))?;
+        flows.push((EchoServer::start(there, server)?, OpenFlow::open(here, server, PATIENCE)?));
+        use Outcome::Accepted;
+        // Its own rules count as well, and the custom rule has one direction.
+        assert_eq!(outcomes(here, to)?, [Accepted, Accepted, prohibited]);
+        assert_eq!(outcomes(there, own)?, [prohibited; 3]);
+        let status = agent.client(to)?;
+        ensure!(status.default_counter.packets >= 3 + 2, "answers are judged too: {status:?}");
+    }
+    // The other client's rules would accept; there is no custom rule.
+    put(&agent, addresses, &[Rule::all(true)])?;
+    for (own, _) in families {
+        assert_eq!(outcomes(there, own)?, [Outcome::Silent; 3]);
+    }
+    for (_server, flow) in &mut flows {
+        ensure!(flow.exchange(PATIENCE)?, "an open connection was cut");
+    }
+    Ok(())
+}
+
+#[test]
+fn nobody_upstream_opens_a_connection_to_a_client() -> Result<()> {
+    let world = World::new("upstream")?;
+    let agent = world.start()?;
+    world.put(&agent, &[Rule::all(true)])?;
+    let internet = world.rig.internet();
+    let (via4, via6) = (rig::UPLINK_V4.to_string(), rig::UPLINK_V6.to_string());
+    internet.ip(&["route", "add", &world.v4.to_string(), "via", &via4])?;
+    internet.ip(&["-6", "route", "add", &world.v6.to_string(), "via", &via6])?;
+    for client in [world.v4, world.v6] {
+        let address = SocketAddr::new(client, 443);
+        let server = EchoServer::start(world.client.namespace(), address)?;
+        assert_eq!(outcomes(internet, client)?, [Outcome::Silent; 3]);
+        assert_eq!(server.received().udp_packets, 0);
+    }
+    world.check("the other way", ACCEPTED, ACCEPTED);
+    Ok(())
+}
