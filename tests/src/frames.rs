@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
-use nix::libc::{AF_PACKET, ETH_P_ALL, sockaddr_ll};
+use nix::libc::{AF_PACKET, ETH_P_ALL, SOL_PACKET, setsockopt, sockaddr_ll};
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::{
@@ -24,6 +24,11 @@ use crate::wait::Deadline;
 /// Longest frame that offloading makes, and some more.
 const MAX_FRAME: usize = 1 << 17;
 
+/// The socket option by which a `virtio_net_hdr` precedes each frame (linux/if_packet.h).
+const PACKET_VNET_HDR: i32 = 15;
+/// Length of an Ethernet header.
+const ETHERNET: u16 = 14;
+
 /// Sends one frame, Ethernet header first, out of an interface of the namespace.
 pub fn send_raw(from: &Namespace, interface: &str, frame: &[u8]) -> Result<()> {
     // Protocol 0: this socket receives nothing.
@@ -31,6 +36,27 @@ pub fn send_raw(from: &Namespace, interface: &str, frame: &[u8]) -> Result<()> {
     let sent = send(socket.as_raw_fd(), frame, MsgFlags::empty())
         .with_context(|| format!("cannot send a frame out of `{interface}`"))?;
     ensure!(sent == frame.len(), "only {sent} of {} bytes left `{interface}`", frame.len());
+    Ok(())
+}
+
+/// Sends one frame of more than a page, of which the kernel keeps but the Ethernet header
+/// in a packet's linear part, and all that follows in pages beside it.
+pub fn send_paged(from: &Namespace, interface: &str, frame: &[u8]) -> Result<()> {
+    let socket = from.run(|| open(interface, 0))?;
+    let yes: i32 = 1;
+    let length = u32::try_from(size_of::<i32>())?;
+    // SAFETY: the pointer is to a whole integer, whose size goes with it, and which is
+    // only read.
+    let result = unsafe {
+        let value = (&raw const yes).cast();
+        setsockopt(socket.as_raw_fd(), SOL_PACKET, PACKET_VNET_HDR, value, length)
+    };
+    Errno::result(result).context("no virtio headers on a packet socket")?;
+    // Of a `virtio_net_hdr` only `hdr_len`: how much shall be linear.
+    let header = [&[0, 0], &ETHERNET.to_ne_bytes()[..], &[0; 6], frame].concat();
+    let sent = send(socket.as_raw_fd(), &header, MsgFlags::empty())
+        .with_context(|| format!("cannot send a frame out of `{interface}`"))?;
+    ensure!(sent == header.len(), "only {sent} of {} bytes left `{interface}`", header.len());
     Ok(())
 }
 

@@ -10,6 +10,7 @@ mod rig {
     mod headers;
     mod input;
     mod life;
+    mod offload;
     mod scene;
     mod traffic;
     mod world;
