@@ -13,5 +13,6 @@ mod rig {
     mod offload;
     mod scene;
     mod traffic;
+    mod vifs;
     mod world;
 }

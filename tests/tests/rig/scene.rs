@@ -20,9 +20,10 @@ use rand::random;
 
 use super::world::*;
 
-/// Addresses behind the uplink that nobody has.
-const NOBODY4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
-const NOBODY6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 9);
+/// An address behind the uplink that nobody has.
+pub const NOBODY4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
+/// The same of IPv6.
+pub const NOBODY6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 9);
 /// "Local experimental" (IEEE 802), which no kernel answers.
 const EXPERIMENTAL: u16 = 0x88b5;
 
@@ -130,6 +131,13 @@ impl Came {
     }
 }
 
+/// Without these routes the internet would say that there is none.
+pub fn silence_nobody(internet: &Namespace) -> Result<()> {
+    internet.ip(&["route", "add", "blackhole", "203.0.113.0/24"])?;
+    internet.ip(&["-6", "route", "add", "blackhole", "2001:db8:2::/48"])?;
+    Ok(())
+}
+
 /// A world in which all neighbours know each other, with an agent.
 pub struct Scene {
     pub world: World,
@@ -139,10 +147,7 @@ pub struct Scene {
 impl Scene {
     pub fn new(label: &str, rules: &[Rule]) -> Result<Self> {
         let world = World::new(label)?;
-        // Without these routes the internet would say that there is none.
-        let internet = world.rig.internet();
-        internet.ip(&["route", "add", "blackhole", "203.0.113.0/24"])?;
-        internet.ip(&["-6", "route", "add", "blackhole", "2001:db8:2::/48"])?;
+        silence_nobody(world.rig.internet())?;
         for internet in [INTERNET_V4.into(), INTERNET_V6.into()] {
             let ping = Probe::ping(world.rig.netvm(), internet).run(PATIENCE)?;
             ensure!(ping == Outcome::Accepted, "no internet: {ping}");
