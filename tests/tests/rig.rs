@@ -2,8 +2,8 @@
 //! real nft. Needs root.
 
 mod rig {
-    mod cutting;
     mod clients;
+    mod cutting;
     mod errors;
     mod files;
     mod fragments;

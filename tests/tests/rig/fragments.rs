@@ -5,6 +5,7 @@ use std::slice;
 
 use anyhow::Result;
 use firewall_tests::fragments::{piece, pieces};
+use firewall_tests::oracle::Rule;
 use firewall_tests::packets;
 
 use super::scene::*;
@@ -56,6 +57,36 @@ fn a_datagram_in_fragments_is_rejected_once_if_its_first_fragment_is_denied() ->
             let expected = Expected::answered(slice::from_ref(&ends.prohibited), counted);
             let name = format!("{} in order {order:?}", ends.from);
             scene.check(&name, &ordered(&pieces, &order), &expected);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_has_no_ports_is_judged_by_its_first_fragment_as_well() -> Result<()> {
+    let echo = |kind| Rule { icmp_type: Some(kind), ..ping() };
+    let scene = Scene::new("fragping", &[echo(8), echo(128)])?;
+    let mut id = 0;
+    for ends in scene.families() {
+        // Time stamp, and node information: types that no rule accepts.
+        let (echo_rule, other) = if ends.from.is_ipv4() { ("rule 0", 13) } else { ("rule 1", 139) };
+        let [request, question] = [ends.echo, other]
+            .map(|kind| ends.packet(ends.icmp, &[packets::icmp(kind, 0), data(1)].concat()));
+        let gre = ends.packet(packets::GRE, &[vec![0, 0, 8, 0], data(1), vec![0; 4]].concat());
+        for order in ORDERS {
+            id += 1;
+            let cut = |packet| ordered(&pieces(packet, id, &CUTS), &order);
+            let name = format!("{} in order {order:?}", ends.from);
+            let counted: &[_] = &[(echo_rule, 1), ("fragment", 2)];
+            let came = scene.check(&name, &cut(&request), &Expected::forwarded(3, counted));
+            assert!(came.whole().expect("all of it")[8..] == data(1), "{name}");
+            let counted: &[_] = &[("default", 1), ("fragment", 2)];
+            let prohibited = slice::from_ref(&ends.prohibited);
+            let expected = Expected::answered(prohibited, counted);
+            id += 100;
+            scene.check(&name, &ordered(&pieces(&gre, id, &CUTS), &order), &expected);
+            id += 100;
+            scene.check(&name, &ordered(&pieces(&question, id, &CUTS), &order), &expected);
         }
     }
     Ok(())
