@@ -14,4 +14,5 @@ pub mod probe;
 pub mod program;
 pub mod rig;
 pub mod server;
+pub mod stock;
 mod wait;
