@@ -11,11 +11,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
-use nix::libc::{AF_PACKET, ETH_P_ALL, SOL_PACKET, setsockopt, sockaddr_ll};
+use nix::libc::{self, AF_PACKET, ETH_P_ALL, SOL_PACKET, sockaddr_ll};
 use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags};
+use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, recv, send, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, recv, send,
+    setsockopt, socket,
 };
 
 use crate::namespace::Namespace;
@@ -28,15 +30,35 @@ const MAX_FRAME: usize = 1 << 17;
 const PACKET_VNET_HDR: i32 = 15;
 /// Length of an Ethernet header.
 const ETHERNET: u16 = 14;
+/// Room for the frames of a test that sends many before it looks.
+const BUFFER: usize = 1 << 22;
 
 /// Sends one frame, Ethernet header first, out of an interface of the namespace.
 pub fn send_raw(from: &Namespace, interface: &str, frame: &[u8]) -> Result<()> {
-    // Protocol 0: this socket receives nothing.
-    let socket = from.run(|| open(interface, 0))?;
-    let sent = send(socket.as_raw_fd(), frame, MsgFlags::empty())
-        .with_context(|| format!("cannot send a frame out of `{interface}`"))?;
-    ensure!(sent == frame.len(), "only {sent} of {} bytes left `{interface}`", frame.len());
-    Ok(())
+    let sender = Sender::open(from, interface)?;
+    sender.send(frame).with_context(|| format!("out of `{interface}`"))
+}
+
+/// A way out of an interface, for many frames.
+#[derive(Debug)]
+pub struct Sender {
+    socket: OwnedFd,
+}
+
+impl Sender {
+    /// Opens it, in the namespace.
+    pub fn open(from: &Namespace, interface: &str) -> Result<Self> {
+        // Protocol 0: this socket receives nothing.
+        Ok(Self { socket: from.run(|| open(interface, 0))? })
+    }
+
+    /// Sends one frame, Ethernet header first.
+    pub fn send(&self, frame: &[u8]) -> Result<()> {
+        let sent = send(self.socket.as_raw_fd(), frame, MsgFlags::empty())
+            .context("cannot send a frame")?;
+        ensure!(sent == frame.len(), "only {sent} of {} bytes were sent", frame.len());
+        Ok(())
+    }
 }
 
 /// Sends one frame of more than a page, of which the kernel keeps but the Ethernet header
@@ -49,7 +71,7 @@ pub fn send_paged(from: &Namespace, interface: &str, frame: &[u8]) -> Result<()>
     // only read.
     let result = unsafe {
         let value = (&raw const yes).cast();
-        setsockopt(socket.as_raw_fd(), SOL_PACKET, PACKET_VNET_HDR, value, length)
+        libc::setsockopt(socket.as_raw_fd(), SOL_PACKET, PACKET_VNET_HDR, value, length)
     };
     Errno::result(result).context("no virtio headers on a packet socket")?;
     // Of a `virtio_net_hdr` only `hdr_len`: how much shall be linear.
@@ -63,6 +85,7 @@ pub fn send_paged(from: &Namespace, interface: &str, frame: &[u8]) -> Result<()>
 /// Watches an interface of the namespace from now on, in both directions.
 pub fn capture(on: &Namespace, interface: &str) -> Result<Capture> {
     let socket = on.run(|| open(interface, u16::try_from(ETH_P_ALL)?))?;
+    setsockopt(&socket, RcvBufForce, &BUFFER).context("no room for frames")?;
     Ok(Capture { socket, buffer: vec![0; MAX_FRAME] })
 }
 

@@ -2,6 +2,7 @@
 //! Never part of the product, and knows nothing of its insides.
 
 pub mod agent;
+pub mod difference;
 pub mod fragments;
 pub mod frames;
 pub mod generate;
@@ -14,6 +15,10 @@ pub mod probe;
 pub mod program;
 pub mod rig;
 pub mod server;
+pub mod shots;
+pub mod sightings;
+pub mod stock;
+pub mod twins;
 mod wait;
 
 /// How often a random test goes round: `normally`, or as often as `soak` says where
