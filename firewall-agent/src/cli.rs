@@ -170,10 +170,15 @@ fn answer(ask: &Ask, request: &Request, text: impl Fn(&Status) -> String) -> Res
         Ok(status) => status,
         Err(error @ ControlError::NotRunning(_)) => {
             eprintln!("{error}");
-            if let Some(count) = pinned(&ask.pins) {
+            let count = pinned(&ask.pins).unwrap_or_default();
+            if count > 0 {
                 eprintln!(
-                    "{count} vifs go on with the policies that an earlier agent left; \
-                     nothing else is forwarded"
+                    "{} with the policies that an earlier agent left; nothing else is forwarded",
+                    if count == 1 {
+                        "1 vif goes on".to_owned()
+                    } else {
+                        format!("{count} vifs go on")
+                    }
                 );
             }
             return Ok(ExitCode::from(EXIT_NOT_RUNNING));
@@ -218,7 +223,7 @@ fn summary(status: &Status) -> String {
     let count = |state| status.clients.iter().filter(|client| client.state == state).count();
     let _ = writeln!(
         text,
-        "{} vifs; clients: {} live, {} blocked, {} waiting for rules, {} absent",
+        "vifs: {}; clients: {} live, {} blocked, {} waiting for rules, {} absent",
         status.vifs.len(),
         count(State::Live),
         count(State::Blocked),

@@ -143,9 +143,7 @@ impl Daemon {
         self.read_resolvers().await;
         self.read_rules().await;
         self.read_links().await;
-        if self.gate_problem.is_some() {
-            self.load_gate().await;
-        }
+        self.check_gate().await;
     }
 
     async fn read_resolvers(&mut self) {
@@ -240,6 +238,18 @@ impl Daemon {
                 None
             }
         }
+    }
+
+    /// Loads the gate again if it is not there: without it, everything is forwarded.
+    async fn check_gate(&mut self) {
+        let loaded = self.gate.is_loaded().await;
+        if self.gate_problem.is_none() && matches!(loaded, Ok(true)) {
+            return;
+        }
+        if matches!(loaded, Ok(false)) {
+            error!("somebody removed the gate; loading it again");
+        }
+        self.load_gate().await;
     }
 
     async fn load_gate(&mut self) {

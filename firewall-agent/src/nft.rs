@@ -80,6 +80,26 @@ impl Gate {
         Err(GateError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
     }
 
+    /// Whether the rules are in force, or somebody removed them. Looks at what keeps the
+    /// gate closed; what users add to the tables is theirs.
+    pub async fn is_loaded(&self) -> Result<bool, GateError> {
+        let mark = format!("{:#010x}", self.mark_bit);
+        for family in ["ip", "ip6"] {
+            let list = ["list", "table", family, "qubes-firewall"];
+            let output = Command::new("nft").args(list).kill_on_drop(true).output().await?;
+            let text = String::from_utf8_lossy(&output.stdout);
+            if !text.contains("policy drop") || !text.contains(&mark) || !text.contains("reject") {
+                return Ok(false);
+            }
+        }
+        if self.mode == Mode::Qubes {
+            return Ok(true);
+        }
+        let list = ["list", "table", "inet", "qubes-firewall-nat"];
+        let output = Command::new("nft").args(list).kill_on_drop(true).output().await?;
+        Ok(output.status.success())
+    }
+
     /// The rules as nftables writes them.
     pub fn text(&self) -> String {
         let mut text = String::new();

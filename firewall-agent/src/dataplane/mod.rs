@@ -228,7 +228,30 @@ impl Dataplane {
             },
         }?;
         expect_index(name, link)?;
+        self.detach_others(program, link, name, how)?;
         Ok(how)
+    }
+
+    /// Removes what an earlier agent attached in another way: it would judge by rules of
+    /// the past, and if it came last, have the last word.
+    fn detach_others(
+        &self,
+        program: Program,
+        link: u32,
+        name: &str,
+        how: Attach,
+    ) -> Result<(), DataplaneError> {
+        for version in subdirectories(&self.options.pins)? {
+            let is_own = version == self.links && how == Attach::Tcx;
+            if !is_own {
+                remove_pin(&version.join(link_name(program, link)))?;
+            }
+        }
+        if how == Attach::Tcx {
+            // Mostly there is none.
+            let _ = tc::qdisc_detach_program(name, program.direction(), program.name());
+        }
+        Ok(())
     }
 
     fn attach_tcx(&mut self, which: Program, link: u32, name: &str) -> Result<(), DataplaneError> {
@@ -293,9 +316,7 @@ impl Dataplane {
 
     /// Removes pins of links that went while no agent was there to see it.
     pub fn forget_all_but(&mut self, present: &[u32]) -> Result<(), DataplaneError> {
-        let unlistable = |error| DataplaneError::Pins { path: self.links.clone(), error };
-        for entry in fs::read_dir(&self.links).map_err(unlistable)? {
-            let path = entry.map_err(unlistable)?.path();
+        for path in entries(&self.links)? {
             let expected = present.iter().any(|link| {
                 Program::ALL.into_iter().any(|program| self.link_path(program, *link) == path)
             });
@@ -307,7 +328,7 @@ impl Dataplane {
     }
 
     fn link_path(&self, program: Program, link: u32) -> PathBuf {
-        self.links.join(format!("{}-{link}", program.name()))
+        self.links.join(link_name(program, link))
     }
 }
 
@@ -327,6 +348,23 @@ pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
         .override_global("GUARD_NEIGHBOURS", &guard, true)
         .override_global("REJECT_INTERVAL", &interval, true)
         .load(OBJECT)
+}
+
+/// What is in a directory of pins.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+    let paths = fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>());
+    paths.map_err(|error| DataplaneError::Pins { path: directory.to_owned(), error })
+}
+
+/// The directories of all versions of the maps' layout.
+fn subdirectories(pins: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
+    Ok(entries(pins)?.into_iter().filter(|path| path.is_dir()).collect())
+}
+
+/// Under which name a link is pinned.
+fn link_name(program: Program, link: u32) -> String {
+    format!("{}-{link}", program.name())
 }
 
 /// Makes the directory for links of this version of the maps' layout.

@@ -195,8 +195,9 @@ impl Builder {
         if let Some(index) = self.classes.get(&class) {
             return Ok(*index);
         }
-        let index = bounded(self.policy.classes.len(), MAX_POLICY_CLASSES - 1, "classes")?;
+        let index = bounded(self.policy.classes.len(), MAX_POLICY_CLASSES, "classes")?;
         self.policy.classes.push(class);
+        bounded(self.policy.classes.len(), MAX_POLICY_CLASSES, "classes")?;
         self.classes.insert(class, index);
         Ok(index)
     }

@@ -14,9 +14,6 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-/// Most rules of one client: dom0 numbers them with four digits.
-pub const MAX_RULES: usize = 10_000;
-
 /// IPv4 or IPv6. A client's address decides the family of all its rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Family {

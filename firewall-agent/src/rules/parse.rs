@@ -14,7 +14,7 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use thiserror::Error;
 
-use super::{Action, Destination, Family, MAX_RULES, Rule, Ruleset, Service};
+use super::{Action, Destination, Family, Rule, Ruleset, Service};
 
 /// Longest value that QubesDB keeps, in bytes.
 const MAX_VALUE: usize = 3072;
@@ -71,8 +71,7 @@ pub enum Problem {
     UnknownKey(String),
     #[error("the key `{0}` stands twice")]
     KeyTwice(String),
-    #[error("more than {MAX_RULES} rules")]
-    TooManyRules,
+
     #[error("longer than {MAX_VALUE} bytes")]
     TooLong,
     #[error("an option is empty: options are separated by exactly one space")]
@@ -140,11 +139,12 @@ pub fn ruleset(family: Family, entries: &[Entry]) -> Result<Ruleset, RulesetErro
             }
         }
     }
-    let whole = |problem| RulesetError { line: None, text: String::new(), problem };
-    if rules.len() > MAX_RULES {
-        return Err(whole(Problem::TooManyRules));
-    }
-    let default = default.ok_or_else(|| whole(Problem::NoPolicy))?;
+    // Four digits number no more rules than there may be.
+    let default = default.ok_or_else(|| RulesetError {
+        line: None,
+        text: String::new(),
+        problem: Problem::NoPolicy,
+    })?;
     Ok(Ruleset { default, rules: rules.into_values().collect() })
 }
 

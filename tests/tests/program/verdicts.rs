@@ -248,7 +248,7 @@ fn the_verifier_is_content_with_less_than_its_budget() -> Result<()> {
 
 #[test]
 fn denied_packets_over_the_budget_are_dropped_and_counted() -> Result<()> {
-    // One packet in an hour, beyond the burst.
+    // One packet a second, beyond the burst.
     let slow = NonZeroU64::new(1).context("not zero")?;
     let mut program = Program::load_with(slow, false)?;
     let tcp = Rule { proto: Some(Proto::Tcp), ..Rule::all(true) };

@@ -62,7 +62,7 @@ fn pure_modules_import_nothing_that_acts() {
 
 #[test]
 fn edges_do_not_know_each_other_or_decide() {
-    let edges = ["links", "nft", "sources", "dataplane", "resolvers"];
+    let edges = ["links", "nft", "sources", "dataplane", "resolvers", "conntrack", "control"];
     each_source(|file, text| {
         let path = file.to_string_lossy();
         let Some((_, inside)) = path.split_once("firewall-agent/src/") else {
@@ -103,6 +103,7 @@ fn versions_that_belong_together_stay_pinned() {
         "aya-ebpf = \"=0.2.1\"",
         "aya-log = \"=0.3.0\"",
         "aya-log-ebpf = \"=0.2.0\"",
+        "aya-obj = \"=0.3.0\"",
     ] {
         assert!(manifest.contains(pin), "{pin}");
     }

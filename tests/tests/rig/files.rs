@@ -83,7 +83,7 @@ fn show_and_status_tell_what_is_in_force() -> Result<()> {
         .output()?;
     assert_eq!(output.status.code(), Some(3));
     let text = String::from_utf8(output.stderr)?;
-    assert!(text.contains("1 vifs go on"), "{text}");
+    assert!(text.contains("1 vif goes on"), "{text}");
     Ok(())
 }
 

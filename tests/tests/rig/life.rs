@@ -146,3 +146,47 @@ fn clsact_filters_as_tcx_does_and_is_replaced_by_the_next_agent() -> Result<()> 
     }
     Ok(())
 }
+
+#[test]
+fn a_gate_that_somebody_removed_comes_back() -> Result<()> {
+    let world = World::new("flushed")?;
+    let agent = world.start()?;
+    world.put(&agent, &[tcp_443(), ping()])?;
+    use Outcome::Accepted;
+    let v4 = [Accepted, PROHIBITED4, PROHIBITED4, Accepted];
+    let v6 = [Accepted, PROHIBITED6, PROHIBITED6, Accepted];
+    let whole = list_ruleset(&world.rig)?;
+    for removal in
+        ["flush ruleset", "delete table ip6 qubes-firewall", "flush table ip qubes-firewall"]
+    {
+        let mut nft = Command::new("nft");
+        ensure!(world.rig.netvm().spawn(nft.arg(removal))?.wait()?.success());
+        let deadline = Instant::now() + PATIENCE;
+        while list_ruleset(&world.rig)? != whole {
+            ensure!(Instant::now() < deadline, "{removal}: never back\n{}", agent.log());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        world.check(removal, v4, v6);
+    }
+    ensure!(agent.log().contains("somebody removed the gate"), "{}", agent.log());
+    Ok(())
+}
+
+#[test]
+fn a_new_way_to_attach_leaves_nothing_of_the_old_one() -> Result<()> {
+    let world = World::new("reattach")?;
+    for (index, how) in ["clsact", "tcx", "clsact", "auto"].into_iter().enumerate() {
+        let agent = Agent::start(&world.rig, &["--attach", how])?;
+        agent.wait_for_vif(world.client.vif())?;
+        // Each agent accepts what the one before denied, and the other way round.
+        if index % 2 == 0 {
+            world.put(&agent, &[Rule::all(true)])?;
+            world.check(how, ACCEPTED, ACCEPTED);
+        } else {
+            world.put(&agent, &[])?;
+            world.check(how, ALL_PROHIBITED4, ALL_PROHIBITED6);
+        }
+        agent.kill()?;
+    }
+    Ok(())
+}
