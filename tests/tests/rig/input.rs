@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use firewall_agent::status::State;
 use firewall_tests::agent::PATIENCE;
 use firewall_tests::frames;
 use firewall_tests::oracle::Rule;
@@ -85,7 +86,9 @@ fn a_client_whose_rules_drop_everything_still_talks_to_the_netvm() -> Result<()>
     }
     // So does one whose rules are not known yet.
     let waiting = scene.world.rig.add_client(&ClientSpec::numbered(13))?;
-    scene.agent.wait_for_vif(waiting.vif())?;
+    for address in waiting.spec().addresses() {
+        scene.agent.wait_for_state(address, State::Waiting)?;
+    }
     for ends in scene.families() {
         let ping = Probe::ping(waiting.namespace(), ends.gateway);
         assert_eq!(ping.run(SILENCE)?, Outcome::Accepted);
