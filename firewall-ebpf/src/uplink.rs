@@ -17,6 +17,14 @@ use crate::skb::Skb;
 const PROTOCOL_IPV4: u32 = 0x0800_u16.to_be() as u32;
 const PROTOCOL_IPV6: u32 = 0x86dd_u16.to_be() as u32;
 
+/// 802.1Q, 802.1ad and what came before that.
+const VLAN_PROTOCOLS: [u32; 3] =
+    [0x8100_u16.to_be() as u32, 0x88a8_u16.to_be() as u32, 0x9100_u16.to_be() as u32];
+/// Most tags behind the first one.
+const MAX_TAGS: u32 = 4;
+/// Length of a tag, in bytes.
+const TAG_LENGTH: u32 = 4;
+
 /// Where in the IP headers the two addresses are.
 const IPV4_ADDRESSES: u32 = 12;
 const IPV6_ADDRESSES: u32 = 8;
@@ -33,7 +41,10 @@ pub enum End {
 /// Drops a packet with a client's address at the wrong end.
 #[inline(always)]
 pub fn check(context: &TcContext, end: End) -> i32 {
-    let Some((source, destination)) = addresses(context) else {
+    let Some((protocol, offset)) = behind_tags(context) else {
+        return drop_for(context, Reason::Tagged, None);
+    };
+    let Some((source, destination)) = addresses(context, protocol, offset) else {
         return TC_ACT_UNSPEC;
     };
     let (address, reason) = match end {
@@ -43,25 +54,46 @@ pub fn check(context: &TcContext, end: End) -> i32 {
     if CONNECTED.get_ptr(address).is_none() {
         return TC_ACT_UNSPEC;
     }
-    let packet = Packet::of_addresses(source, destination);
+    drop_for(context, reason, Some(&Packet::of_addresses(source, destination)))
+}
+
+#[inline(always)]
+fn drop_for(context: &TcContext, reason: Reason, packet: Option<&Packet>) -> i32 {
     let decision = Decision::stray(Verdict::Drop, reason);
-    report::report(context, &Skb::new(context), Some(&packet), &decision);
+    report::report(context, &Skb::new(context), packet, &decision);
     TC_ACT_SHOT
 }
 
-/// Source and destination, counted from the network header: an uplink need not be an
-/// Ethernet.
+/// What is behind VLAN tags, and where, from the network header on. The kernel has taken
+/// the first tag off; it takes the others off later if they carry no identifier, and then
+/// takes what is inside for its own. `None` is more of them than anybody needs.
 #[inline(always)]
-fn addresses(context: &TcContext) -> Option<(Address, Address)> {
+fn behind_tags(context: &TcContext) -> Option<(u32, u32)> {
     // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
-    let protocol = unsafe { (*context.skb.skb).protocol };
+    let mut protocol = unsafe { (*context.skb.skb).protocol };
+    let mut offset = 0;
+    for _ in 0..=MAX_TAGS {
+        if !VLAN_PROTOCOLS.contains(&protocol) {
+            return Some((protocol, offset));
+        }
+        // Two bytes of the tag, then the protocol behind it.
+        protocol = u32::from(load::<u16>(context, offset + 2)?);
+        offset += TAG_LENGTH;
+    }
+    None
+}
+
+/// Source and destination of the IP header at `offset`, counted from the network header:
+/// an uplink need not be an Ethernet.
+#[inline(always)]
+fn addresses(context: &TcContext, protocol: u32, offset: u32) -> Option<(Address, Address)> {
     match protocol {
         PROTOCOL_IPV4 => {
-            let [source, destination] = load::<[[u8; 4]; 2]>(context, IPV4_ADDRESSES)?;
+            let [source, destination] = load::<[[u8; 4]; 2]>(context, offset + IPV4_ADDRESSES)?;
             Some((Address::from_ipv4(source), Address::from_ipv4(destination)))
         }
         PROTOCOL_IPV6 => {
-            let [source, destination] = load::<[[u32; 4]; 2]>(context, IPV6_ADDRESSES)?;
+            let [source, destination] = load::<[[u32; 4]; 2]>(context, offset + IPV6_ADDRESSES)?;
             Some((Address { words: source }, Address { words: destination }))
         }
         _ => None,

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use firewall_agent::status::State;
@@ -11,7 +12,7 @@ use firewall_tests::frames;
 use firewall_tests::oracle::Rule;
 use firewall_tests::packets::{self, ICMPV6, TCP, UDP, V6};
 use firewall_tests::probe::{Outcome, Probe, SILENCE};
-use firewall_tests::rig::{CLIENT_INTERFACE, ClientSpec};
+use firewall_tests::rig::{CLIENT_INTERFACE, ClientSpec, INTERNET_V4, INTERNET_V6};
 use firewall_tests::server::EchoServer;
 
 use super::scene::*;
@@ -20,17 +21,17 @@ use super::world::*;
 /// A UDP port that the tests' own nft table watches.
 const WATCHED: u16 = 7777;
 
-/// Counts what comes from vifs to the watched port, before and at the input hook.
+/// Counts what comes for the watched port, before and at the input hook.
 const WATCH: &str = "table inet watch {
     counter prerouting {}
     counter input {}
     chain prerouting {
         type filter hook prerouting priority -500; policy accept;
-        iifname \"vif*\" udp dport 7777 counter name prerouting
+        udp dport 7777 counter name prerouting
     }
     chain input {
         type filter hook input priority -500; policy accept;
-        iifname \"vif*\" udp dport 7777 counter name input
+        udp dport 7777 counter name input
     }
 }";
 
@@ -352,6 +353,46 @@ fn dns_to_a_virtual_resolver_goes_nowhere_where_there_is_no_real_one() -> Result
         // Another port is nobody's business.
         let expected = Expected::forwarded(1, &[("rule 0", 1)]);
         scene.check(resolver, &query(UDP, 54)?, &expected);
+    }
+    Ok(())
+}
+
+#[test]
+fn no_stack_of_tags_carries_a_clients_address_in_by_the_uplink() -> Result<()> {
+    let scene = Scene::new("uplinktags", &[])?;
+    nft(&scene, &[WATCH])?;
+    let (netvm, internet) = (scene.world.rig.netvm(), scene.world.rig.internet());
+    // Sent to all, so that nobody needs to know a hardware address.
+    let send = |ethertype: u16, payload: &[u8]| {
+        let mut frame = packets::ethernet(ethertype, payload);
+        frame[..6].fill(0xff);
+        frames::send_raw(internet, "eth0", &frame)
+    };
+    netvm.sysctl("net/ipv4/conf/all/rp_filter", "0")?;
+    let mut honest = 0;
+    for (ends, stranger) in
+        scene.families().into_iter().zip([INTERNET_V4.into(), INTERNET_V6.into()])
+    {
+        let inner: u16 = if ends.from.is_ipv4() { 0x0800 } else { 0x86dd };
+        let tag = |next: u16, payload: &[u8]| [&[0, 0], &next.to_be_bytes(), payload].concat();
+        // First a client's address, which must not pass, then a stranger's, which does.
+        for from in [ends.from, stranger] {
+            let datagram = packets::datagram(40000, WATCHED, &[1; 32]);
+            let packet = packet(from, ends.uplink, UDP, &datagram);
+            let single = tag(inner, &packet);
+            let double = tag(0x8100, &single);
+            send(inner, &packet)?;
+            send(0x8100, &single)?;
+            send(0x8100, &double)?;
+            send(0x88a8, &double)?;
+            send(0x8100, &tag(0x8100, &double))?;
+        }
+        honest += 5;
+        let deadline = Instant::now() + PATIENCE;
+        while watched(&scene)?[0] < honest {
+            ensure!(Instant::now() < deadline, "{:?} of {honest}", watched(&scene)?);
+        }
+        assert_eq!(watched(&scene)?[0], honest, "{} came in by the uplink", ends.from);
     }
     Ok(())
 }
