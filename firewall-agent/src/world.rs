@@ -118,11 +118,13 @@ impl World {
             }
             stays
         });
-        for (&uplink, name) in &links.uplinks {
-            self.uplinks.entry(uplink).or_insert_with(|| {
+        for (uplink, name) in links.uplinks {
+            let known = self.uplinks.get(&uplink);
+            // What could not be attached is tried again whenever links are read.
+            if known.is_none_or(|(_, attached)| matches!(attached, Some(Err(_)))) {
                 effects.push(Effect::AttachUplink { uplink, name: name.clone() });
-                (name.clone(), None)
-            });
+                self.uplinks.insert(uplink, (name, None));
+            }
         }
         // First what is in force, then the program: one that takes over from an earlier
         // agent's knows its clients from its first packet on.
@@ -133,13 +135,15 @@ impl World {
         }
         effects.extend(self.connected());
         for vif in links.vifs {
-            match self.vifs.get_mut(&vif.index) {
-                Some(known) => known.vif = vif,
-                None => {
+            let known = self.vifs.remove(&vif.index);
+            let attached = match known.map(|known| known.attached) {
+                Some(attached @ (None | Some(Ok(_)))) => attached,
+                None | Some(Some(Err(_))) => {
                     effects.push(Effect::Attach { vif: vif.index, name: vif.name.clone() });
-                    self.vifs.insert(vif.index, KnownVif { vif, attached: None });
+                    None
                 }
-            }
+            };
+            self.vifs.insert(vif.index, KnownVif { vif, attached });
         }
         effects
     }

@@ -271,3 +271,27 @@ fn what_is_open_is_judged_by_the_policy_in_force() {
     world.step(Event::Links(Links { vifs, locals, ..Links::default() }));
     assert_eq!(denied(&world), [false, false]);
 }
+
+#[test]
+fn what_could_not_be_attached_is_tried_again_and_what_could_is_not() {
+    let mut world = World::default();
+    let both = || {
+        let vif = Vif { index: 7, name: "vif1.0".to_owned(), addresses: BTreeSet::new() };
+        let uplinks = [(2, "eth0".to_owned())].into();
+        Event::Links(Links { vifs: vec![vif], uplinks, ..Links::default() })
+    };
+    let attach = ["guard 2 eth0", "attach 7 vif1.0"];
+    check(&mut world, both(), &attach);
+    for outcome in [Err("busy".to_owned()), Ok("tcx".to_owned())] {
+        for link in [2, 7] {
+            world.step(Event::Attached { link, outcome: outcome.clone() });
+        }
+        check(&mut world, both(), if outcome.is_err() { &attach } else { &[] });
+    }
+    // A link that becomes a vif loses what guards other links first.
+    let renamed = Event::Links(Links {
+        vifs: vec![Vif { index: 2, name: "vif2.0".to_owned(), addresses: BTreeSet::new() }],
+        ..Links::default()
+    });
+    check(&mut world, renamed, &["forget 7", "forget 2", "attach 2 vif2.0"]);
+}
