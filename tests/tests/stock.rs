@@ -33,7 +33,7 @@ const MOST_PRINTED: usize = 10;
 #[test]
 fn stock_and_ours_agree_on_random_rules_and_packets_except_in_named_classes() -> Result<()> {
     let seed = seed();
-    let rounds = rounds(RULESETS, 10 * RULESETS);
+    let rounds = rounds(RULESETS, 4 * RULESETS);
     let mut tally = Tally::default();
     let mut shots = Shots::new(seed);
     let sites: [(&str, &[IpAddr], usize); 3] = [

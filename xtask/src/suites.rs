@@ -23,7 +23,7 @@ pub struct Demo {
 pub struct Test {
     /// Only tests whose path contains this, like `pure::` or `rig::life`.
     filter: Option<String>,
-    /// Go round the random tests far more often; takes hours.
+    /// Go round the random tests several times as often; takes half an hour.
     #[arg(long)]
     soak: bool,
     /// Repeat a random run that printed this seed.

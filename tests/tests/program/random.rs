@@ -19,7 +19,7 @@ fn kernel_and_oracle_agree_on_random_packets() -> Result<()> {
     let mut program = Program::load()?;
     let servers = dns_servers();
     let (mut accepted, mut rejected) = (0, 0);
-    for round in 0..rounds(400, 8_000) {
+    for round in 0..rounds(400, 2_000) {
         for (client, is_v4) in [(CLIENT4, true), (CLIENT6, false)] {
             let most = if round % 20 == 0 { 300 } else { 12 };
             let rules = generator.ruleset(is_v4, most);

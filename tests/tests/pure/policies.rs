@@ -44,7 +44,7 @@ fn compiled_and_oracle_agree_on_random_rules_and_packets() {
     let mut generator = Generator::new(seed);
     let v6_client: IpAddr = "fd09:24ef:4179::a89:c".parse().expect("an address");
     let servers: [IpAddr; 2] = [[10, 139, 1, 1].into(), [10, 139, 1, 2].into()];
-    for round in 0..rounds(600, 20_000) {
+    for round in 0..rounds(600, 10_000) {
         for (client, is_v4) in [(CLIENT, true), (v6_client, false)] {
             let rules = generator.ruleset(is_v4, if round % 10 == 0 { 200 } else { 10 });
             let policy = proved(client, &rules.file(), &Surroundings::default());
