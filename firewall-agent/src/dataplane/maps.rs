@@ -239,6 +239,9 @@ impl Maps {
     /// Lets a client's denied packets be rejected again, now that nothing is left of what
     /// it had open and must not have.
     pub fn settle(&mut self, client: ClientId) -> Result<(), MapsError> {
+        if self.free_records.is_empty() {
+            self.tidy()?;
+        }
         let Some(in_force) = self.in_force.get_mut(&client) else {
             return Ok(());
         };

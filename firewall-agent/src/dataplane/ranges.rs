@@ -17,6 +17,11 @@ impl Ranges {
         Self { free: BTreeMap::from([(range.start, range.end - range.start)]) }
     }
 
+    /// Whether nothing is free.
+    pub fn is_empty(&self) -> bool {
+        self.free.is_empty()
+    }
+
     /// Takes the first free range of this length.
     pub fn take(&mut self, length: u32) -> Option<Range<u32>> {
         if length == 0 {
@@ -58,6 +63,7 @@ mod tests {
         let mut ranges = Ranges::new(0..10);
         let [a, b, c] = [3, 3, 4].map(|length| ranges.take(length).expect("room"));
         assert_eq!([&a, &b, &c], [&(0..3), &(3..6), &(6..10)]);
+        assert!(ranges.is_empty());
         assert_eq!(ranges.take(1), None);
         ranges.give(a);
         ranges.give(c);

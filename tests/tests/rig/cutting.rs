@@ -2,6 +2,7 @@
 //! for it alone.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -222,5 +223,37 @@ fn clients_addresses_neither_come_in_nor_go_out_by_the_uplink() -> Result<()> {
     // Strangers come and go.
     let stranger: IpAddr = firewall_tests::rig::INTERNET_V4.into();
     assert_eq!(Probe::ping(world.rig.netvm(), stranger).run(SILENCE)?, Outcome::Accepted);
+    Ok(())
+}
+
+#[test]
+fn a_flowtable_in_front_of_the_gate_keeps_nothing_that_is_denied() -> Result<()> {
+    let world = World::new("flowtable")?;
+    let agent = world.start()?;
+    world.put(&agent, &[Rule::all(true)])?;
+    let vif = world.client.vif();
+    let table = format!(
+        "table inet accelerate {{ flowtable fast {{ hook ingress priority filter; \
+         devices = {{ eth0, {vif} }}; }}; chain forward {{ type filter hook forward \
+         priority filter + 5; ct state established flow add @fast; }}; }}"
+    );
+    let mut nft = Command::new("nft");
+    let loaded = world.rig.netvm().spawn(nft.arg(table).stderr(Stdio::null()))?.wait()?;
+    if !loaded.success() {
+        firewall_tests::skip("a flowtable in front of the gate", "this kernel has none")?;
+        return Ok(());
+    }
+    let from = world.client.namespace();
+    let mut doomed = OpenFlow::open(from, SocketAddr::new(SERVER4, 443), PATIENCE)?;
+    let mut spared = OpenFlow::open(from, SocketAddr::new(SERVER4, 80), PATIENCE)?;
+    for _ in 0..10 {
+        for flow in [&mut doomed, &mut spared] {
+            ensure!(flow.exchange(PATIENCE)?, "a flow does not work at first");
+        }
+    }
+    world.put(&agent, &[port(Proto::Tcp, 80)])?;
+    ensure!(!doomed.exchange(SILENCE)?, "the denied connection goes on");
+    ensure!(spared.exchange(PATIENCE)?, "the allowed connection was cut");
+    assert_eq!(open_flows(&world, world.v4)?, [(packets::TCP, 80)]);
     Ok(())
 }
