@@ -2,13 +2,13 @@
 //! Never makes or removes one: that is the rig's business.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, Stdio};
 use std::{panic, thread};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use nix::sched::{CloneFlags, setns};
 
 /// Where `ip netns` keeps its names.
@@ -66,6 +66,15 @@ impl Namespace {
         command.spawn().with_context(|| {
             format!("cannot start {:?} in the namespace `{}`", command.get_program(), self.name)
         })
+    }
+
+    /// Loads nftables rules in the namespace, as `nft -f` reads them.
+    pub fn nft(&self, rules: &str) -> Result<()> {
+        let mut command = Command::new("nft");
+        let mut child = self.spawn(command.args(["-f", "-"]).stdin(Stdio::piped()))?;
+        child.stdin.take().context("no pipe to nft")?.write_all(rules.as_bytes())?;
+        ensure!(child.wait()?.success(), "nft refuses {rules}");
+        Ok(())
     }
 
     /// Runs `ip -n <name>` with these arguments, and returns what it printed.

@@ -10,9 +10,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -21,7 +19,6 @@ use nix::unistd::Pid;
 
 use crate::agent::{Agent, PATIENCE, write_rules};
 use crate::frames::{Capture, Sender, capture};
-use crate::namespace::Namespace;
 use crate::oracle::{Probe, Ruleset};
 use crate::packets::{ICMP, ICMPV6};
 use crate::rig::{
@@ -75,7 +72,7 @@ impl Twins {
         }
         let agent = Agent::start(&ours.rig, &["--mode", "qubes"])?;
         agent.wait_for_vif(ours.client.vif())?;
-        nft(stock.rig.netvm(), &netvm.stock())?;
+        stock.rig.netvm().nft(&netvm.stock())?;
         let mut twins =
             Self { agent, ours, stock, netvm, in_force: BTreeMap::new(), token: FIRST_TOKEN };
         twins.warm_up()?;
@@ -129,7 +126,7 @@ impl Twins {
             return Ok(());
         }
         let text = self.netvm.rules(client, ruleset);
-        nft(self.stock.rig.netvm(), &text)?;
+        self.stock.rig.netvm().nft(&text)?;
         self.agent.put(client, ruleset)?;
         self.in_force.insert(client, ruleset.clone());
         Ok(())
@@ -207,13 +204,13 @@ impl Side {
                 "route", "add", network, "via", internet, "dev", UPLINK, "mtu", "lock", mtu,
             ])?;
         }
-        nft(inside, &netvm.base())?;
+        inside.nft(&netvm.base())?;
         let silence = "table inet silence {
             chain quiet {
                 type filter hook prerouting priority -500; policy drop;
             }
         }";
-        nft(rig.internet(), silence)?;
+        rig.internet().nft(silence)?;
         Ok(Self {
             sender: Sender::open(client.namespace(), CLIENT_INTERFACE)?,
             at_client: capture(client.namespace(), CLIENT_INTERFACE)?,
@@ -294,12 +291,4 @@ fn stay_on_one_processor() -> Result<()> {
     let mut one = CpuSet::new();
     one.set(wanted.next_back().context("no processor")?)?;
     Ok(sched_setaffinity(this, &one)?)
-}
-
-fn nft(namespace: &Namespace, rules: &str) -> Result<()> {
-    let mut command = Command::new("nft");
-    let mut child = namespace.spawn(command.args(["-f", "-"]).stdin(Stdio::piped()))?;
-    child.stdin.take().context("no pipe to nft")?.write_all(rules.as_bytes())?;
-    ensure!(child.wait()?.success(), "nft refuses {rules}");
-    Ok(())
 }

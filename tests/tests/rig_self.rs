@@ -2,15 +2,13 @@
 //! Never runs the firewall. Needs root, and fails without.
 
 use std::fs;
-use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use firewall_tests::frames::{capture, send_raw};
-use firewall_tests::namespace::Namespace;
 use firewall_tests::probe::{OpenFlow, Outcome, Probe, Protocol, SILENCE};
 use firewall_tests::rig::{CLIENT_INTERFACE, Client, ClientSpec, GATEWAY_V4, Rig, UPLINK};
 use firewall_tests::server::EchoServer;
@@ -55,7 +53,7 @@ impl Fixture {
             rig.add_internet_address(address)?;
             servers.push(EchoServer::start(rig.internet(), SocketAddr::new(address, PORT))?);
         }
-        rules.iter().try_for_each(|rules| nft(rig.netvm(), rules))?;
+        rules.iter().try_for_each(|rules| rig.netvm().nft(rules))?;
         Ok(Self { client, servers, rig })
     }
 
@@ -76,14 +74,6 @@ impl Fixture {
         }
         Ok(())
     }
-}
-
-fn nft(namespace: &Namespace, rules: &str) -> Result<()> {
-    let mut command = Command::new("nft");
-    let mut child = namespace.spawn(command.args(["-f", "-"]).stdin(Stdio::piped()))?;
-    child.stdin.take().context("no pipe to nft")?.write_all(rules.as_bytes())?;
-    ensure!(child.wait()?.success(), "nft refuses {rules}");
-    Ok(())
 }
 
 fn admin_prohibited(address: IpAddr) -> Outcome {
@@ -146,9 +136,9 @@ fn an_open_flow_shows_that_it_is_cut() -> Result<()> {
         let mut flow = OpenFlow::open(fixture.client.namespace(), server.address(), LONG)?;
         assert!(flow.exchange(LONG)?);
         assert!(flow.exchange(LONG)?);
-        nft(fixture.rig.netvm(), DROP)?;
+        fixture.rig.netvm().nft(DROP)?;
         assert!(!flow.exchange(SILENCE)?);
-        nft(fixture.rig.netvm(), "delete table inet rig_filter")?;
+        fixture.rig.netvm().nft("delete table inet rig_filter")?;
         assert!(flow.exchange(LONG)?, "what TCP sends again must arrive");
     }
     Ok(())
