@@ -1,6 +1,7 @@
 //! Arguments, and what a person sees.
 //! Never talks to the kernel.
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
@@ -8,13 +9,17 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
 use crate::control::{self, ControlError, Request};
 use crate::dataplane::{self, Attach};
 use crate::links::Pattern;
-use crate::nft::Mode;
+use crate::nft::{Gate, Mode};
+use crate::prepare;
+use crate::resolvers;
+use crate::rules::resolve::Surroundings;
+use crate::sources::Place;
 use crate::status::{ClientStatus, CounterStatus, ProblemStatus, State, Status};
 
 /// Exit code when the agent runs but something needs attention.
@@ -38,6 +43,14 @@ pub struct Arguments {
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Close the gate, then run the administrator's scripts; the service does this first.
+    ///
+    /// Mounts a BPF file system for pins if there is none, and loads the nftables rules that
+    /// forward nothing from clients yet. In mode `qubes` it then runs, in this order, the
+    /// executables of /etc/qubes/qubes-firewall.d and of /rw/config/qubes-firewall.d, and
+    /// /rw/config/qubes-firewall-user-script; not those in /rw if the service custom-persist
+    /// is on.
+    Prepare(Prepare),
     /// Run the service in the foreground.
     ///
     /// SIGHUP makes it read everything again. When it ends, in whatever way, the policies
@@ -59,16 +72,10 @@ pub enum Command {
     },
 }
 
-/// How to run.
+/// What the gate depends on, and where pins are.
 #[derive(Debug, Args)]
-pub struct Run {
-    /// Directory with one file of rules for each client, named by its address.
-    #[arg(long, value_name = "DIRECTORY", default_value = "/etc/firewall-agent/rules.d")]
-    pub rules: PathBuf,
-    /// Control socket, for `status` and `show`.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub socket: PathBuf,
-    /// Directory on a BPF file system, where links are pinned.
+pub struct Prepare {
+    /// Directory on a BPF file system, where programs are pinned.
     #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
     pub pins: PathBuf,
     /// Interfaces that lead to clients: a name, or the beginning of names and `*`.
@@ -80,6 +87,30 @@ pub struct Run {
     /// Who translates addresses; by default `qubes` in a qube and `standalone` elsewhere.
     #[arg(long)]
     pub mode: Option<Mode>,
+    /// Where the DNS servers behind `specialtarget=dns` are named.
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// Where Qubes' own files are looked for: its marker, its scripts, QubesDB.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/")]
+    pub root: PathBuf,
+}
+
+/// How to run.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The same as with `prepare`.
+    #[command(flatten)]
+    pub prepare: Prepare,
+    /// Where rules come from; by default QubesDB in a qube or where its socket is, and
+    /// files elsewhere.
+    #[arg(long)]
+    pub source: Option<SourceKind>,
+    /// Directory with one file of rules for each client, named by its address.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/etc/firewall-agent/rules.d")]
+    pub rules: PathBuf,
+    /// Control socket, for `status` and `show`.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
     /// How programs are attached to interfaces.
     #[arg(long, default_value = "auto")]
     pub attach: Attach,
@@ -92,9 +123,19 @@ pub struct Run {
     /// more of them are dropped silently.
     #[arg(long, value_name = "PACKETS", default_value = "10000")]
     pub reject_rate: NonZeroU64,
-    /// Where the DNS servers behind `specialtarget=dns` are named.
-    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
-    pub resolv_conf: PathBuf,
+    /// At SIGTERM remove the gate and the programs, so that EVERYTHING is forwarded, as
+    /// today's qubes-firewall does when it is stopped. Only in mode `qubes`.
+    #[arg(long)]
+    pub open_on_stop: bool,
+}
+
+/// A kind of source of rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SourceKind {
+    /// QubesDB, where dom0 writes the rules of qubes.
+    Qubesdb,
+    /// A directory of files.
+    Files,
 }
 
 /// How to ask a running agent.
@@ -115,29 +156,76 @@ const DEFAULT_SOCKET: &str = "/run/firewall-agent/control.sock";
 const DEFAULT_PINS: &str = "/sys/fs/bpf/firewall-agent";
 
 /// Every Qubes OS template has this file.
-const QUBES_MARKER: &str = "/usr/share/qubes/marker-vm";
+const QUBES_MARKER: &str = "usr/share/qubes/marker-vm";
+/// The socket of QubesDB that takes writes too.
+const QUBESDB: &str = "var/run/qubes/qubesdb.sock";
 
-impl From<Run> for crate::daemon::Options {
-    fn from(run: Run) -> Self {
+impl Prepare {
+    fn is_qube(&self) -> bool {
+        self.root.join(QUBES_MARKER).exists()
+    }
+
+    fn mode(&self) -> Mode {
+        let by_default = || if self.is_qube() { Mode::Qubes } else { Mode::Standalone };
+        self.mode.unwrap_or_else(by_default)
+    }
+
+    /// The gate, with what is known about resolvers now.
+    fn gate(&self) -> Gate {
+        let resolvers = resolvers::read_both(&self.resolv_conf, Path::new(resolvers::BEHIND_STUB));
+        let names = HashMap::new();
+        Gate {
+            mode: self.mode(),
+            pattern: self.vifs.clone(),
+            mark_bit: self.mark_bit,
+            redirections: Surroundings { resolvers, names }.redirections(),
+        }
+    }
+}
+
+impl Run {
+    fn source(&self) -> Place {
+        let socket = self.prepare.root.join(QUBESDB);
+        let by_default = || {
+            let is_there = socket.exists() || self.prepare.is_qube();
+            if is_there { SourceKind::Qubesdb } else { SourceKind::Files }
+        };
+        match self.source.unwrap_or_else(by_default) {
+            SourceKind::Qubesdb => Place::QubesDb(socket),
+            SourceKind::Files => Place::Files(self.rules.clone()),
+        }
+    }
+}
+
+impl TryFrom<Run> for crate::daemon::Options {
+    type Error = anyhow::Error;
+
+    fn try_from(run: Run) -> Result<Self> {
+        let gate = run.prepare.gate();
+        let source = run.source();
         let Run {
-            rules,
+            prepare: Prepare { pins, vifs, mark_bit, mode: _, resolv_conf, root: _ },
+            source: _,
+            rules: _,
             socket,
-            pins,
-            vifs,
-            mark_bit,
-            mode,
             attach,
             guard_neighbours,
             reject_rate,
-            resolv_conf,
+            open_on_stop,
         } = run;
-        let mode = mode.unwrap_or_else(|| {
-            if Path::new(QUBES_MARKER).exists() { Mode::Qubes } else { Mode::Standalone }
-        });
+        ensure!(
+            !open_on_stop || gate.mode == Mode::Qubes,
+            "--open-on-stop goes with mode qubes only: elsewhere nothing would translate addresses"
+        );
         let dataplane =
             dataplane::Options { pins, mark_bit, attach, guard_neighbours, reject_rate };
-        Self { rules, socket, resolv_conf, vifs, mode, dataplane }
+        Ok(Self { source, socket, resolv_conf, vifs, gate, open_on_stop, dataplane })
     }
+}
+
+/// `prepare`.
+pub async fn prepare(prepare: &Prepare) -> Result<()> {
+    prepare::prepare(&prepare.gate(), &prepare.pins, &prepare.root).await
 }
 
 fn mark_bit(text: &str) -> Result<u32, String> {
@@ -207,7 +295,8 @@ fn problems(status: &Status) -> usize {
     let clients = status.clients.iter().filter(|client| client.problem.is_some()).count();
     let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
     let uplinks = status.agent.unguarded_uplinks.len();
-    clients + vifs + uplinks + usize::from(status.agent.gate_problem.is_some())
+    let agent = [&status.agent.gate_problem, &status.agent.source_problem];
+    clients + vifs + uplinks + agent.into_iter().flatten().count()
 }
 
 fn summary(status: &Status) -> String {
@@ -244,6 +333,9 @@ fn summary(status: &Status) -> String {
     for (uplink, problem) in &agent.unguarded_uplinks {
         let _ =
             writeln!(text, "PROBLEM: clients' addresses are not guarded on {uplink}: {problem}");
+    }
+    if let Some(problem) = &agent.source_problem {
+        let _ = writeln!(text, "PROBLEM: no rules can be read, those in force stay: {problem}");
     }
     if let Some(problem) = &agent.gate_problem {
         let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");

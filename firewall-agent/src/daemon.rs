@@ -1,29 +1,31 @@
 //! THE event loop: edges tell what happened, [`World`] answers what to do, this does it.
 //! Never decides anything itself.
 
-use std::collections::{BTreeSet, VecDeque};
+mod answers;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use firewall_common::abi::{Counter, DEFAULT_RULE, DropRecord};
-use firewall_common::verdict::Reason;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, interval_at};
 use tracing::{error, info, warn};
 
 use crate::conntrack::{Conntrack, ConntrackError};
-use crate::control::{Listener, Request};
+use crate::control::Listener;
 use crate::dataplane::maps::MapsError;
 use crate::dataplane::records::{Log, Records};
 use crate::dataplane::{self, Attach, Dataplane, DataplaneError};
+use crate::desktop::Desktop;
 use crate::events::{ClientId, Effect, Event, Notice};
 use crate::links::{Pattern, Watch};
 use crate::nft::{Gate, Mode};
 use crate::resolvers::{self, Resolvers};
 use crate::rules::resolve::Surroundings;
-use crate::sources::files::Files;
-use crate::status::{AgentStatus, CounterStatus, SCHEMA, Status};
+use crate::service::Service;
+use crate::sources::{Place, Source};
 use crate::world::World;
 
 /// Everything is read again this often, should a change have gone unnoticed.
@@ -32,38 +34,58 @@ const RESYNC: Duration = Duration::from_secs(10);
 /// How to run.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Directory of rule files.
-    pub rules: PathBuf,
+    /// Where rules come from.
+    pub source: Place,
     /// Control socket.
     pub socket: PathBuf,
     /// Where the netvm's DNS servers are named.
     pub resolv_conf: PathBuf,
     /// Which links are vifs.
     pub vifs: Pattern,
-    /// Who does network address translation.
-    pub mode: Mode,
+    /// The gate, as it is to be at first.
+    pub gate: Gate,
+    /// Whether the end of the agent opens the firewall.
+    pub open_on_stop: bool,
     /// The kernel side.
     pub dataplane: dataplane::Options,
 }
 
-/// Runs until SIGTERM or SIGINT. What is in force then stays in force.
+/// Runs until SIGTERM or SIGINT. What is in force then stays in force, unless the options
+/// say otherwise.
 pub async fn run(options: Options) -> Result<()> {
     dataplane::require_object()?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
+    let mut service = Service::find();
     let mut listener = Listener::bind(&options.socket)?;
     let mut daemon = Daemon::start(options).await?;
     let mut records = Records::new(daemon.dataplane.ebpf())?;
     let mut log = Log::new(daemon.dataplane.ebpf())?;
-    let mut resync = tokio::time::interval(RESYNC);
+    let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
+    // Whether the service manager waits for the source to answer.
+    let mut is_loading = true;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
-            _ = hangup.recv() => daemon.read_all().await,
-            _ = resync.tick() => daemon.read_all().await,
-            () = daemon.files.changed() => daemon.read_rules().await,
+            _ = hangup.recv() => {
+                service.reloading();
+                is_loading = true;
+                daemon.source.reload();
+                daemon.read_all().await;
+            }
+            _ = resync.tick() => {
+                daemon.source.resync();
+                daemon.read_all().await;
+            }
+            event = daemon.source.next() => {
+                let is_answer = matches!(event, Event::AllRules(_) | Event::Source(Some(_)));
+                daemon.follow(event).await;
+                if is_answer && std::mem::take(&mut is_loading) {
+                    service.ready();
+                }
+            }
             () = daemon.resolvers.changed() => daemon.read_resolvers().await,
             () = daemon.watch.changed() => daemon.read_links().await,
             taken = records.next() => daemon.tell_records(&taken?),
@@ -72,10 +94,12 @@ pub async fn run(options: Options) -> Result<()> {
                 let _ = answer.send(daemon.status(&request));
             }
             passed = log.pass_on() => passed?,
+            () = service.sign_of_life_due() => service.alive(),
         }
+        service.status(daemon.summary());
     }
-    info!("stopped; the policies in force stay in force, and nothing else is forwarded");
-    Ok(())
+    service.stopping();
+    daemon.stop().await
 }
 
 struct Daemon {
@@ -85,29 +109,31 @@ struct Daemon {
     gate_problem: Option<String>,
     dataplane: Dataplane,
     verified_instructions: Option<u32>,
-    files: Files,
+    source: Source,
     resolvers: Resolvers,
     watch: Watch,
     conntrack: Conntrack,
+    desktop: Desktop,
     /// Clients whose connections are still to be looked through.
     settling: BTreeSet<ClientId>,
+    /// Clients whose rules are in force once that is done; the source is to be told.
+    handled: Vec<(IpAddr, BTreeMap<String, BTreeSet<IpAddr>>)>,
 }
 
 impl Daemon {
-    /// Closes the gate first, then loads the programs, reads rules before links, and so
-    /// has policies in place when it takes over the vifs.
+    /// Closes the gate first, then loads the programs. Whatever an earlier agent left in
+    /// force goes on until rules and links are known.
     async fn start(options: Options) -> Result<Self> {
-        let gate = Gate {
-            mode: options.mode,
-            pattern: options.vifs.clone(),
-            mark_bit: options.dataplane.mark_bit,
-            redirections: Vec::new(),
-        };
-        gate.load().await.context("cannot load the gate")?;
+        let gate = options.gate.clone();
+        // What `prepare` has loaded stays: scripts may have added to it since.
+        if !gate.is_loaded().await.context("cannot look at the gate")? {
+            gate.load().await.context("cannot load the gate")?;
+        }
         let mut dataplane = Dataplane::load(options.dataplane.clone())?;
         let verified_instructions = dataplane.verified_instructions();
-        let files = Files::watch(&options.rules)
-            .with_context(|| format!("cannot watch {}", options.rules.display()))?;
+        let place = options.source.name();
+        let source =
+            Source::start(&options.source).with_context(|| format!("cannot watch {place}"))?;
         let resolvers =
             Resolvers::watch(&options.resolv_conf, Path::new(resolvers::BEHIND_STUB))
                 .with_context(|| format!("cannot watch {}", options.resolv_conf.display()))?;
@@ -120,28 +146,35 @@ impl Daemon {
             gate_problem: None,
             dataplane,
             verified_instructions,
-            files,
+            source,
             resolvers,
             watch,
             conntrack,
+            desktop: Desktop::default(),
             settling: BTreeSet::new(),
+            handled: Vec::new(),
         };
         daemon.read_all().await;
-        if let Err(error) = daemon.dataplane.forget_all_but(&daemon.world.links_in_use()) {
-            warn!(%error, "old pins stay");
-        }
-        info!(
-            rules = %daemon.options.rules.display(),
-            mode = daemon.options.mode.name(),
-            verified_instructions,
-            "running"
-        );
+        let mode = daemon.gate.mode.name();
+        info!(rules = %place, mode, verified_instructions, "running");
         Ok(daemon)
+    }
+
+    async fn stop(&self) -> Result<()> {
+        if !self.options.open_on_stop {
+            info!("stopped; the policies in force stay in force, and nothing else is forwarded");
+            return Ok(());
+        }
+        let links = self.world.links_in_use();
+        let names = links.iter().filter_map(|link| self.world.link_name(*link));
+        self.dataplane.detach_all(names).context("cannot detach the programs")?;
+        self.gate.remove().await.context("cannot remove the gate")?;
+        warn!("stopped; the firewall is OPEN, as --open-on-stop asks");
+        Ok(())
     }
 
     async fn read_all(&mut self) {
         self.read_resolvers().await;
-        self.read_rules().await;
         self.read_links().await;
         self.check_gate().await;
     }
@@ -149,39 +182,34 @@ impl Daemon {
     async fn read_resolvers(&mut self) {
         let resolvers = self.resolvers.read();
         let names = self.world.known_surroundings().names.clone();
-        self.happened(Event::Surroundings(Surroundings { resolvers, names })).await;
-        self.tidy().await;
-    }
-
-    async fn read_rules(&mut self) {
-        match self.files.read() {
-            Ok(changes) => {
-                for (client, rules) in changes {
-                    self.happened(Event::Rules { client, rules }).await;
-                }
-            }
-            Err(error) => {
-                let directory = self.options.rules.display();
-                error!(%directory, %error, "cannot list rules; those in force stay");
-            }
-        }
-        self.tidy().await;
+        self.follow(Event::Surroundings(Surroundings { resolvers, names })).await;
     }
 
     async fn read_links(&mut self) {
         match self.watch.read().await {
-            Ok(links) => self.happened(Event::Links(links)).await,
+            Ok(links) => self.follow(Event::Links(links)).await,
             Err(error) => error!(%error, "cannot read links; what is known stays"),
         }
+    }
+
+    /// Does all that comes of an event, down to what clients have open, and tells the
+    /// source whose rules are in force now.
+    async fn follow(&mut self, event: Event) {
+        self.happened(event).await;
         self.tidy().await;
+        for (client, names) in self.handled.drain(..) {
+            self.source.handled(client, names);
+        }
     }
 
     /// Tells the world, and does what it answers, and so on until it is content.
     async fn happened(&mut self, event: Event) {
         let mut effects = VecDeque::from(self.world.step(event));
         while let Some(effect) = effects.pop_front() {
+            // What comes of an effect is done before the next one.
             let event = self.perform(effect).await;
-            effects.extend(event.map(|event| self.world.step(event)).unwrap_or_default());
+            let more = event.map(|event| self.world.step(event)).unwrap_or_default();
+            more.into_iter().rev().for_each(|effect| effects.push_front(effect));
         }
     }
 
@@ -233,10 +261,39 @@ impl Daemon {
                 }
                 None
             }
-            Effect::Tell(notice) => {
-                tell(&notice);
+            Effect::Handled { client, names } => {
+                self.handled.push((client, names));
                 None
             }
+            Effect::TakenOver => {
+                let outcome = self.dataplane.forget_all_but(&self.world.links_in_use());
+                if let Err(error) = outcome {
+                    warn!(%error, "old pins stay");
+                }
+                None
+            }
+            Effect::Tell(notice) => {
+                self.tell(&notice);
+                None
+            }
+        }
+    }
+
+    fn tell(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Live { client, rules, cells_checked } => {
+                info!(%client, rules, cells_checked, "policy proved");
+            }
+            Notice::Blocked { client, why } => {
+                warn!(%client, why, "blocked");
+                if self.gate.mode == Mode::Qubes {
+                    let user = self.source.default_user();
+                    self.desktop.tell(user, format!("{client} is blocked: {why}"));
+                }
+            }
+            Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
+            Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
+            Notice::Source(None) => info!("rules can be read again"),
         }
     }
 
@@ -295,89 +352,6 @@ impl Daemon {
         }
         Ok(ended)
     }
-
-    fn tell_records(&self, records: &[DropRecord]) {
-        for record in records {
-            let vif = self.world.link_name(record.vif).unwrap_or("a link that is gone");
-            info!(target: "denied", "{}", self.describe(vif, record));
-        }
-    }
-
-    /// One line about a packet that was not accepted.
-    fn describe(&self, vif: &str, record: &DropRecord) -> String {
-        let source = IpAddr::from(record.source);
-        let destination = IpAddr::from(record.destination);
-        let number = self.world.rule_number(record.vif, source, record.generation, record.rule);
-        let reason = match (number, Reason::from_index(record.reason)) {
-            (Some(number), _) => format!("rule {number:04}"),
-            (None, Some(Reason::Rule)) => format!("rule with index {}", record.rule),
-            (None, Some(reason)) => reason.name().to_owned(),
-            (None, None) => format!("reason {}", record.reason),
-        };
-        let suppressed = match record.suppressed {
-            0 => String::new(),
-            count => format!(", {count} more not shown"),
-        };
-        let DropRecord { protocol, destination_port, generation, .. } = record;
-        format!(
-            "{vif}: {source} to {destination}, protocol {protocol}, port or type \
-             {destination_port}: {reason}, generation {generation}{suppressed}"
-        )
-    }
-
-    fn status(&self, request: &Request) -> Status {
-        let mut clients = self.world.client_statuses();
-        match request {
-            Request::Status => {}
-            Request::Show { client } => clients.retain(|it| it.address == *client),
-        }
-        for status in &mut clients {
-            let Some(vif) = status.vif_index else {
-                continue;
-            };
-            let client = ClientId { vif, address: status.address };
-            status.counters = self.reason_counters(Some(client));
-            status.default_counter =
-                status.counters.remove(Reason::Default.name()).unwrap_or_default();
-            for (index, rule) in (0..DEFAULT_RULE).zip(&mut status.rules) {
-                rule.counter = counted(self.dataplane.maps.rule_counter(client, index));
-            }
-        }
-        Status {
-            schema: SCHEMA,
-            agent: AgentStatus {
-                version: env!("CARGO_PKG_VERSION").to_owned(),
-                pid: std::process::id(),
-                source: self.options.rules.display().to_string(),
-                mode: self.options.mode.name().to_owned(),
-                mark_bit: self.options.dataplane.mark_bit,
-                verified_instructions: self.verified_instructions,
-                resolvers: self.world.known_surroundings().resolvers.clone(),
-                gate_problem: self.gate_problem.clone(),
-                unguarded_uplinks: self.world.unguarded_uplinks(),
-            },
-            vifs: self.world.vif_statuses(),
-            clients,
-            strays: self.reason_counters(None),
-        }
-    }
-
-    /// Counters of all reasons that counted anything.
-    fn reason_counters(
-        &self,
-        client: Option<ClientId>,
-    ) -> std::collections::BTreeMap<String, CounterStatus> {
-        let all = Reason::ALL.iter().map(|&reason| {
-            let counter = counted(self.dataplane.maps.reason_counter(client, reason));
-            (reason.name().to_owned(), counter)
-        });
-        all.filter(|(_, counter)| counter.packets > 0).collect()
-    }
-}
-
-fn counted(counter: Counter) -> CounterStatus {
-    let Counter { packets, bytes } = counter;
-    CounterStatus { packets, bytes }
 }
 
 fn attached(
@@ -397,15 +371,5 @@ fn attached(
 fn log_failure(what: &str, outcome: Result<(), MapsError>) {
     if let Err(error) = outcome {
         error!(what, %error);
-    }
-}
-
-fn tell(notice: &Notice) {
-    match notice {
-        Notice::Live { client, rules, cells_checked } => {
-            info!(%client, rules, cells_checked, "policy proved");
-        }
-        Notice::Blocked { client, why } => warn!(%client, why, "blocked"),
-        Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
     }
 }

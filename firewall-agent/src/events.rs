@@ -57,6 +57,8 @@ pub struct SourceError {
 pub enum Event {
     /// Links or their addresses changed; this is all of them.
     Links(Links),
+    /// All rules there are: an address that is not named has none.
+    AllRules(BTreeMap<IpAddr, Result<Ruleset, SourceError>>),
     /// A client's rules were written, or removed.
     Rules {
         /// The client's address.
@@ -64,6 +66,10 @@ pub enum Event {
         /// The rules; `None` if there are none any more.
         rules: Option<Result<Ruleset, SourceError>>,
     },
+    /// Addresses of clients, present or not, as the source knows them.
+    Connected(BTreeSet<IpAddr>),
+    /// The source cannot be read, and why; what it said before stays. `None`: it can be again.
+    Source(Option<String>),
     /// Resolvers or names changed.
     Surroundings(Surroundings),
     /// A program was attached to a link, or could not be.
@@ -121,6 +127,14 @@ pub enum Effect {
     /// Find what a client has open and must not have any more, end it, and let the client's
     /// denied packets be rejected again.
     Settle(ClientId),
+    /// What a client's rules come to is in force: tell the source, with the addresses of the
+    /// names in them.
+    Handled {
+        /// The client's address.
+        client: IpAddr,
+        /// Addresses by name, as far as names are resolved.
+        names: BTreeMap<String, BTreeSet<IpAddr>>,
+    },
     /// Attach the program to a vif.
     Attach {
         /// Interface index.
@@ -140,6 +154,9 @@ pub enum Effect {
         /// Interface index.
         link: u32,
     },
+    /// Everything that is there is in force for the first time: what an earlier agent left
+    /// for other links can go.
+    TakenOver,
     /// Tell whoever reads the log.
     Tell(Notice),
 }
@@ -168,4 +185,6 @@ pub enum Notice {
         /// The address.
         client: IpAddr,
     },
+    /// The source of rules cannot be read, or can be again.
+    Source(Option<String>),
 }

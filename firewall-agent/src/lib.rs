@@ -8,6 +8,8 @@
 //! | [`daemon`] | the event loop |
 //! | [`sources`], [`links`], [`resolvers`] | edges that tell what happened |
 //! | [`dataplane`], [`nft`], [`conntrack`] | edges that do what is to be done |
+//! | [`service`], [`desktop`] | edges towards systemd and the user's screen |
+//! | [`prepare`] | what comes before the daemon |
 //! | [`control`], [`status`], [`cli`] | what a person sees, and the way it gets there |
 
 pub mod cli;
@@ -15,11 +17,14 @@ pub mod conntrack;
 pub mod control;
 pub mod daemon;
 pub mod dataplane;
+pub mod desktop;
 pub mod events;
 pub mod links;
 pub mod nft;
+pub mod prepare;
 pub mod resolvers;
 pub mod rules;
+pub mod service;
 pub mod sources;
 pub mod status;
 pub mod world;

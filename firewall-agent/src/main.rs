@@ -11,7 +11,10 @@ use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
-        Command::Run(run) => start(run.into()),
+        Command::Prepare(prepare) => in_runtime(cli::prepare(&prepare)),
+        Command::Run(run) => {
+            daemon::Options::try_from(run).and_then(|options| in_runtime(daemon::run(options)))
+        }
         Command::Status(ask) => cli::status(&ask),
         Command::Show { client, ask } => cli::show(client, &ask),
     };
@@ -21,7 +24,8 @@ fn main() -> ExitCode {
     })
 }
 
-fn start(options: daemon::Options) -> Result<ExitCode> {
+/// Runs what logs and waits.
+fn in_runtime(work: impl Future<Output = Result<()>>) -> Result<ExitCode> {
     // FIREWALL_LOG=debug shows more; the syntax is that of tracing's EnvFilter.
     let filter = EnvFilter::try_from_env("FIREWALL_LOG").unwrap_or_else(|_| "info".into());
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
@@ -31,6 +35,6 @@ fn start(options: daemon::Options) -> Result<ExitCode> {
         .with_ansi(colours)
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(daemon::run(options))?;
+    runtime.block_on(work)?;
     Ok(ExitCode::SUCCESS)
 }

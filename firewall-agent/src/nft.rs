@@ -63,21 +63,7 @@ pub enum GateError {
 impl Gate {
     /// Loads the rules in one transaction: what was there before goes as these come.
     pub async fn load(&self) -> Result<(), GateError> {
-        let mut nft = Command::new("nft")
-            .args(["-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut stdin) = nft.stdin.take() {
-            stdin.write_all(self.text().as_bytes()).await?;
-        }
-        let output = nft.wait_with_output().await?;
-        if output.status.success() {
-            return Ok(());
-        }
-        Err(GateError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+        run(&self.text()).await
     }
 
     /// Whether the rules are in force, or somebody removed them. Looks at what keeps the
@@ -98,6 +84,18 @@ impl Gate {
         let list = ["list", "table", "inet", "qubes-firewall-nat"];
         let output = Command::new("nft").args(list).kill_on_drop(true).output().await?;
         Ok(output.status.success())
+    }
+
+    /// Removes the gate, so that everything is forwarded that nobody else stops.
+    pub async fn remove(&self) -> Result<(), GateError> {
+        let families = ["ip", "ip6"];
+        let text: String = families
+            .map(|family| {
+                let table = format!("{family} qubes-firewall");
+                format!("table {table} {{}}\ndelete table {table}\n")
+            })
+            .concat();
+        run(&text).await
     }
 
     /// The rules as nftables writes them.
@@ -188,4 +186,23 @@ table {family} qubes-firewall {{
 "#
         );
     }
+}
+
+/// Has `nft` carry out a text, as a whole or not at all.
+async fn run(text: &str) -> Result<(), GateError> {
+    let mut nft = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    if let Some(mut stdin) = nft.stdin.take() {
+        stdin.write_all(text.as_bytes()).await?;
+    }
+    let output = nft.wait_with_output().await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(GateError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }

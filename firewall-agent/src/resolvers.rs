@@ -56,18 +56,23 @@ impl Resolvers {
         }
     }
 
-    /// The servers that clients can mean. A server on the netvm's loopback is a stub that no
-    /// client can reach; if there is nothing else, the ones behind it count.
+    /// The servers that clients can mean, as they are named now.
     pub fn read(&self) -> Vec<IpAddr> {
-        let named = read(&self.file);
-        let reachable = |servers: Vec<IpAddr>| {
-            servers.into_iter().filter(|server| !server.is_loopback()).collect::<Vec<_>>()
-        };
-        if !named.is_empty() && named.iter().all(IpAddr::is_loopback) && self.behind_stub.exists() {
-            return reachable(read(&self.behind_stub));
-        }
-        reachable(named)
+        read_both(&self.file, &self.behind_stub)
     }
+}
+
+/// The servers that clients can mean. A server on the netvm's loopback is a stub that no
+/// client can reach; if there is nothing else, the ones behind it count.
+pub fn read_both(file: &Path, behind_stub: &Path) -> Vec<IpAddr> {
+    let named = read(file);
+    let reachable = |servers: Vec<IpAddr>| {
+        servers.into_iter().filter(|server| !server.is_loopback()).collect::<Vec<_>>()
+    };
+    if !named.is_empty() && named.iter().all(IpAddr::is_loopback) && behind_stub.exists() {
+        return reachable(read(behind_stub));
+    }
+    reachable(named)
 }
 
 fn read(path: &Path) -> Vec<IpAddr> {

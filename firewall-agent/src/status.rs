@@ -33,6 +33,8 @@ pub struct AgentStatus {
     pub pid: u32,
     /// Where rules come from.
     pub source: String,
+    /// Why they cannot be read at present; those in force stay.
+    pub source_problem: Option<String>,
     /// `qubes` or `standalone`.
     pub mode: String,
     /// Bit of the packet mark that the gate looks for, as a mask.

@@ -18,9 +18,9 @@ use crate::rules::check::{self, PolicyTables, ProvedPolicy};
 use crate::rules::compile;
 use crate::rules::resolve::{self, Surroundings};
 use crate::rules::{Destination, Family, Ruleset};
-use crate::status::{
-    ClientStatus, CounterStatus, PolicyStatus, ProblemStatus, RuleStatus, State, VifStatus,
-};
+use crate::status::ProblemStatus;
+
+mod statuses;
 
 /// What a client's rules come to.
 #[derive(Clone, Debug)]
@@ -52,12 +52,36 @@ struct InForce {
     refused: Option<String>,
 }
 
+/// Until both are known, what an earlier agent left in force goes on as it is.
+#[derive(Debug, Default)]
+struct Awaited {
+    rules: bool,
+    links: Option<Links>,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Starting(Awaited),
+    Running,
+}
+
+impl Default for Phase {
+    fn default() -> Self {
+        Self::Starting(Awaited::default())
+    }
+}
+
 /// All memory of the agent.
 #[derive(Debug, Default)]
 pub struct World {
+    phase: Phase,
+    source_problem: Option<String>,
     vifs: BTreeMap<u32, KnownVif>,
     uplinks: BTreeMap<u32, (String, Option<Attached>)>,
     locals: BTreeSet<IpAddr>,
+    /// Addresses of clients that the source names.
+    named: BTreeSet<IpAddr>,
+    /// These and those of clients that are there, as the kernel knows them.
     connected: BTreeSet<IpAddr>,
     rulesets: BTreeMap<IpAddr, Result<Ruleset, SourceError>>,
     standings: BTreeMap<IpAddr, Standing>,
@@ -71,7 +95,13 @@ impl World {
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         match event {
             Event::Links(links) => self.links(links),
+            Event::AllRules(rules) => self.all_rules(rules),
             Event::Rules { client, rules } => self.rules(client, rules),
+            Event::Connected(named) => {
+                self.named = named;
+                self.connected().into_iter().collect()
+            }
+            Event::Source(problem) => self.source(problem),
             Event::Surroundings(surroundings) => self.surroundings(surroundings),
             Event::Attached { link, outcome } => {
                 if let Some(known) = self.vifs.get_mut(&link) {
@@ -86,6 +116,31 @@ impl World {
     }
 
     fn links(&mut self, links: Links) -> Vec<Effect> {
+        match &mut self.phase {
+            Phase::Starting(awaited) => {
+                awaited.links = Some(links);
+                self.take_over()
+            }
+            Phase::Running => self.follow_links(links),
+        }
+    }
+
+    /// Begins to put things in force, once it is known what. A vif that was policed by an
+    /// earlier agent is not to be without its rules until then.
+    fn take_over(&mut self) -> Vec<Effect> {
+        let Phase::Starting(Awaited { rules: true, links }) = &mut self.phase else {
+            return Vec::new();
+        };
+        let Some(links) = links.take() else {
+            return Vec::new();
+        };
+        self.phase = Phase::Running;
+        let mut effects = self.follow_links(links);
+        effects.push(Effect::TakenOver);
+        effects
+    }
+
+    fn follow_links(&mut self, links: Links) -> Vec<Effect> {
         let mut effects = Vec::new();
         if links.locals != self.locals {
             self.locals = links.locals;
@@ -99,6 +154,7 @@ impl World {
         let now: BTreeSet<ClientId> = links.vifs.iter().flat_map(wanted).collect();
         let gone: Vec<ClientId> =
             self.clients.keys().filter(|client| !now.contains(client)).copied().collect();
+        let has_room = !gone.is_empty();
         for client in gone {
             self.clients.remove(&client);
             effects.push(Effect::Remove(client));
@@ -129,7 +185,8 @@ impl World {
         // First what is in force, then the program: one that takes over from an earlier
         // agent's knows its clients from its first packet on.
         for client in now {
-            if !self.clients.contains_key(&client) {
+            let known = self.clients.get(&client);
+            if known.is_none_or(|in_force| has_room && in_force.refused.is_some()) {
                 effects.extend(self.put(client));
             }
         }
@@ -148,7 +205,33 @@ impl World {
         effects
     }
 
+    fn all_rules(&mut self, rules: BTreeMap<IpAddr, Result<Ruleset, SourceError>>) -> Vec<Effect> {
+        let gone = self.rulesets.keys().filter(|client| !rules.contains_key(client));
+        let gone: Vec<IpAddr> = gone.copied().collect();
+        let mut effects: Vec<Effect> =
+            gone.into_iter().flat_map(|client| self.replace_rules(client, None)).collect();
+        for (client, rules) in rules {
+            effects.extend(self.replace_rules(client, Some(rules)));
+            effects.push(self.handled(client));
+        }
+        if let Phase::Starting(awaited) = &mut self.phase {
+            awaited.rules = true;
+        }
+        effects.extend(self.take_over());
+        effects
+    }
+
     fn rules(
+        &mut self,
+        client: IpAddr,
+        rules: Option<Result<Ruleset, SourceError>>,
+    ) -> Vec<Effect> {
+        let mut effects = self.replace_rules(client, rules);
+        effects.push(self.handled(client));
+        effects
+    }
+
+    fn replace_rules(
         &mut self,
         client: IpAddr,
         rules: Option<Result<Ruleset, SourceError>>,
@@ -160,16 +243,37 @@ impl World {
             Some(rules) => self.rulesets.insert(client, rules),
             None => self.rulesets.remove(&client),
         };
-        let mut effects = self.judge(client);
-        effects.extend(self.connected());
-        effects
+        self.judge(client)
     }
 
-    /// Which addresses belong to clients: those behind vifs, and those that have rules, as
-    /// dom0 writes them for qubes that are not running too.
+    fn handled(&self, client: IpAddr) -> Effect {
+        let rules = match self.standings.get(&client) {
+            Some(Standing::Live(live)) => live.ruleset.rules.as_slice(),
+            Some(Standing::Waiting | Standing::Blocked(_)) | None => &[],
+        };
+        let named = rules.iter().filter_map(|rule| match &rule.destination {
+            Destination::Name(name) => {
+                let addresses = self.surroundings.names.get(name)?;
+                Some((name.clone(), addresses.iter().copied().collect()))
+            }
+            Destination::Any | Destination::Network(_) => None,
+        });
+        Effect::Handled { client, names: named.collect() }
+    }
+
+    fn source(&mut self, problem: Option<String>) -> Vec<Effect> {
+        if self.source_problem == problem {
+            return Vec::new();
+        }
+        self.source_problem.clone_from(&problem);
+        vec![Effect::Tell(Notice::Source(problem))]
+    }
+
+    /// Which addresses belong to clients: those behind vifs, and those that the source
+    /// names, which knows of clients that are not running too.
     fn connected(&mut self) -> Option<Effect> {
         let present = self.clients.keys().map(|client| client.address);
-        let connected: BTreeSet<IpAddr> = present.chain(self.rulesets.keys().copied()).collect();
+        let connected: BTreeSet<IpAddr> = present.chain(self.named.iter().copied()).collect();
         if connected == self.connected {
             return None;
         }
@@ -204,21 +308,21 @@ impl World {
     }
 
     /// A client whose policy does not fit into the kernel's tables is blocked. If even
-    /// that does not fit, the kernel does not know the client, and drops its packets.
+    /// that does not fit, the kernel forgets the client, and drops its packets.
     fn refused(&mut self, client: ClientId, why: String) -> Vec<Effect> {
         let Some(in_force) = self.clients.get_mut(&client) else {
             return Vec::new();
         };
-        let first = in_force.refused.is_none();
-        in_force.refused = Some(why.clone());
-        let mut effects = vec![Effect::Tell(Notice::Blocked { client: client.address, why })];
-        if first {
-            let generation = in_force.generation;
-            let installation = Installation::Blocked;
-            effects.push(Effect::Put { client, installation, generation });
-            effects.push(Effect::Settle(client));
-        }
-        effects
+        let generation = in_force.generation;
+        let otherwise = match in_force.refused.replace(why.clone()) {
+            None => {
+                let installation = Installation::Blocked;
+                Effect::Put { client, installation, generation }
+            }
+            Some(_) => Effect::Remove(client),
+        };
+        let notice = Notice::Blocked { client: client.address, why };
+        vec![Effect::Tell(notice), otherwise, Effect::Settle(client)]
     }
 
     /// Works out what a client's rules come to, and puts it in force on all its vifs.
@@ -241,7 +345,11 @@ impl World {
             },
         };
         let is_blocked = matches!(standing, Standing::Blocked(_));
-        let before = self.standings.insert(address, standing);
+        let before = match standing {
+            // No client is remembered for having had rules once.
+            Standing::Waiting => self.standings.remove(&address),
+            Standing::Blocked(_) | Standing::Live(_) => self.standings.insert(address, standing),
+        };
         let mut effects = vec![Effect::Tell(notice)];
         if is_blocked && matches!(before, Some(Standing::Blocked(_))) {
             // For another reason, but in force is the same.
@@ -344,103 +452,8 @@ impl World {
         (in_force.generation == generation).then_some(rule.number)
     }
 
-    /// Links that are not guarded against clients' addresses, with the reason.
-    pub fn unguarded_uplinks(&self) -> BTreeMap<String, String> {
-        let failed = self.uplinks.values().filter_map(|(name, attached)| match attached {
-            Some(Err(why)) => Some((name.clone(), why.clone())),
-            Some(Ok(_)) | None => None,
-        });
-        failed.collect()
-    }
-
     /// Interface indices of all links that programs are attached to.
     pub fn links_in_use(&self) -> Vec<u32> {
         self.vifs.keys().chain(self.uplinks.keys()).copied().collect()
-    }
-
-    /// All vifs.
-    pub fn vif_statuses(&self) -> Vec<VifStatus> {
-        let vifs = self.vifs.values().map(|known| VifStatus {
-            index: known.vif.index,
-            name: known.vif.name.clone(),
-            attached: known.attached.clone().and_then(Result::ok),
-            problem: known.attached.clone().and_then(Result::err),
-            addresses: known.vif.addresses.iter().copied().collect(),
-        });
-        vifs.collect()
-    }
-
-    /// All clients, and addresses with rules but no vif. Counters are left at zero.
-    pub fn client_statuses(&self) -> Vec<ClientStatus> {
-        let present = self.clients.iter().map(|(client, in_force)| {
-            self.client_status(client.address, Some((client.vif, in_force)))
-        });
-        let has_vif: BTreeSet<IpAddr> = self.clients.keys().map(|client| client.address).collect();
-        let absent = self.rulesets.keys().filter(|address| !has_vif.contains(address));
-        let absent = absent.map(|&address| self.client_status(address, None));
-        present.chain(absent).collect()
-    }
-
-    fn client_status(&self, address: IpAddr, present: Option<(u32, &InForce)>) -> ClientStatus {
-        let standing = self.standings.get(&address).unwrap_or(&Standing::Waiting);
-        let refused = present.and_then(|(_, in_force)| in_force.refused.clone());
-        let refused = refused.map(|reason| ProblemStatus {
-            origin: "the kernel's tables".to_owned(),
-            line: None,
-            text: String::new(),
-            reason,
-        });
-        let (state, problem) = match (standing, refused) {
-            (_, Some(problem)) => (State::Blocked, Some(problem)),
-            (Standing::Blocked(problem), None) => (State::Blocked, Some(problem.clone())),
-            (Standing::Waiting, None) => (State::Waiting, None),
-            (Standing::Live(_), None) => (State::Live, None),
-        };
-        let live = match standing {
-            Standing::Live(live) => Some(live),
-            Standing::Waiting | Standing::Blocked(_) => None,
-        };
-        ClientStatus {
-            address,
-            vif: present.and_then(|(vif, _)| self.link_name(vif)).map(str::to_owned),
-            vif_index: present.map(|(vif, _)| vif),
-            state: if present.is_none() && problem.is_none() { State::Absent } else { state },
-            problem,
-            generation: present.map(|(_, in_force)| in_force.generation),
-            default: live.map(|live| live.ruleset.default.name().to_owned()),
-            default_counter: CounterStatus::default(),
-            rules: live.map(|live| self.rule_statuses(live)).unwrap_or_default(),
-            policy: live.map(|live| policy_status(&live.policy)),
-            counters: BTreeMap::new(),
-        }
-    }
-
-    fn rule_statuses(&self, live: &Live) -> Vec<RuleStatus> {
-        let effective = live.policy.policy().effective_rules();
-        let rules = (0..).zip(&live.ruleset.rules).map(|(index, rule)| RuleStatus {
-            number: rule.number,
-            text: rule.text.clone(),
-            unresolved: match &rule.destination {
-                Destination::Name(name) if !self.surroundings.names.contains_key(name) => {
-                    Some(name.clone())
-                }
-                Destination::Any | Destination::Network(_) | Destination::Name(_) => None,
-            },
-            effective: effective.contains(&index),
-            counter: CounterStatus::default(),
-        });
-        rules.collect()
-    }
-}
-
-fn policy_status(policy: &ProvedPolicy) -> PolicyStatus {
-    let proof = policy.proof();
-    let policy = policy.policy();
-    PolicyStatus {
-        prefixes: policy.prefixes.len(),
-        classes: policy.classes.len(),
-        segments: policy.segments.len(),
-        cells_checked: proof.cells_checked,
-        complete: proof.complete,
     }
 }

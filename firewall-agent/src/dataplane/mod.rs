@@ -327,6 +327,24 @@ impl Dataplane {
         Ok(())
     }
 
+    /// Detaches every program of this agent and of earlier ones. What is held by this
+    /// process alone goes when it ends.
+    pub fn detach_all<'a>(
+        &self,
+        names: impl Iterator<Item = &'a str>,
+    ) -> Result<(), DataplaneError> {
+        for name in names {
+            for program in Program::ALL {
+                // Mostly there is none.
+                let _ = tc::qdisc_detach_program(name, program.direction(), program.name());
+            }
+        }
+        for version in subdirectories(&self.options.pins)? {
+            entries(&version)?.iter().try_for_each(|pin| remove_pin(pin))?;
+        }
+        Ok(())
+    }
+
     fn link_path(&self, program: Program, link: u32) -> PathBuf {
         self.links.join(link_name(program, link))
     }

@@ -5,33 +5,35 @@
 //! line, and ends with the line `commit`, which stands for the empty key that dom0 writes
 //! last. Empty lines and lines that begin with `#` do not count.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use notify::event::{AccessKind, AccessMode};
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
 use tokio::sync::mpsc;
 use tracing::warn;
 
-use crate::events::SourceError;
+use crate::events::{Event, SourceError};
 use crate::rules::parse::{self, Entry, Problem, RulesetError};
 use crate::rules::{Family, Ruleset};
 
 /// Largest file that is read, in bytes: 10,000 rules have room in it.
 const MAX_FILE: u64 = 16 << 20;
 
-/// One client's change.
-pub type Change = (IpAddr, Option<Result<Ruleset, SourceError>>);
+type Rules = BTreeMap<IpAddr, Result<Ruleset, SourceError>>;
 
-/// A directory of rule files, and what was read from it last.
+/// A directory of rule files.
 pub struct Files {
     directory: PathBuf,
-    seen: BTreeMap<IpAddr, Result<Ruleset, SourceError>>,
     ignored: Vec<String>,
     /// Woken whenever something in the directory changes.
     changed: mpsc::Receiver<()>,
+    /// Whether to read without waiting for a change.
+    due: bool,
+    /// What was read and not told yet.
+    news: VecDeque<Event>,
     _watcher: RecommendedWatcher,
 }
 
@@ -48,30 +50,54 @@ impl Files {
         watcher.watch(directory, RecursiveMode::NonRecursive)?;
         Ok(Self {
             directory: directory.to_owned(),
-            seen: BTreeMap::new(),
             ignored: Vec::new(),
             changed,
+            due: true,
+            news: VecDeque::new(),
             _watcher: watcher,
         })
     }
 
-    /// Waits until something in the directory changed.
-    pub async fn changed(&mut self) {
-        if self.changed.recv().await.is_none() {
-            std::future::pending::<()>().await;
+    /// Waits until something in the directory changed, and tells all that is there then.
+    /// A directory that cannot be listed is a problem, and nothing is taken for removed.
+    pub async fn next(&mut self) -> Event {
+        loop {
+            if let Some(event) = self.news.pop_front() {
+                return event;
+            }
+            if !self.due && self.changed.recv().await.is_none() {
+                std::future::pending::<()>().await;
+            }
+            self.due = false;
+            match self.read() {
+                Ok(rules) => {
+                    let connected = rules.keys().copied().collect();
+                    self.news.push_back(Event::Source(None));
+                    self.news.push_back(Event::Connected(connected));
+                    self.news.push_back(Event::AllRules(rules));
+                }
+                Err(error) => {
+                    let directory = self.directory.display();
+                    let problem = format!("cannot list {directory}: {error}");
+                    self.news.push_back(Event::Source(Some(problem)));
+                }
+            }
         }
     }
 
-    /// Reads the directory and returns what differs from the last time. A directory that
-    /// cannot be listed is an error, and nothing is taken for removed.
-    pub fn read(&mut self) -> io::Result<Vec<Change>> {
-        let mut now = BTreeMap::new();
+    /// Makes [`Self::next`] read without waiting for a change.
+    pub fn reload(&mut self) {
+        self.due = true;
+    }
+
+    fn read(&mut self) -> io::Result<Rules> {
+        let mut rules = BTreeMap::new();
         let mut ignored = Vec::new();
         for entry in std::fs::read_dir(&self.directory)? {
             let name = entry?.file_name().to_string_lossy().into_owned();
             match client_of(&name) {
                 Some(client) => {
-                    now.insert(client, read_file(&self.directory.join(&name), client));
+                    rules.insert(client, read_file(&self.directory.join(&name), client));
                 }
                 None if name.starts_with('.') => {}
                 None => ignored.push(name),
@@ -81,20 +107,15 @@ impl Files {
             warn!(?ignored, directory = %self.directory.display(), "not named by an address");
         }
         self.ignored = ignored;
-        let removed = self.seen.keys().filter(|client| !now.contains_key(client));
-        let mut changes: Vec<Change> = removed.map(|&client| (client, None)).collect();
-        let changed = now.iter().filter(|(client, rules)| self.seen.get(client) != Some(rules));
-        changes.extend(changed.map(|(&client, rules)| (client, Some(rules.clone()))));
-        self.seen = now;
-        Ok(changes)
+        Ok(rules)
     }
 }
 
 /// Whether an event can mean different rules. Reading is told as well, our own included;
 /// an error (an overrun, say) can hide a change.
-fn is_change(event: &notify::Result<Event>) -> bool {
+fn is_change(event: &notify::Result<notify::Event>) -> bool {
     match event {
-        Ok(Event { kind: EventKind::Access(access), .. }) => {
+        Ok(notify::Event { kind: EventKind::Access(access), .. }) => {
             matches!(access, AccessKind::Close(AccessMode::Write))
         }
         Ok(_) | Err(_) => true,

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use firewall_agent::events::Event;
 use firewall_agent::rules::parse::Problem;
 use firewall_agent::sources::files::{self, Files};
 
@@ -73,8 +74,31 @@ impl Drop for Directory {
     }
 }
 
+/// Runs what waits.
+fn block_on(work: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    runtime.expect("a runtime").block_on(work);
+}
+
+/// What the source tells next, in short; the addresses whose rules are good, then the others.
+async fn news(files: &mut Files) -> Vec<String> {
+    let event = files.next().await;
+    if matches!(event, Event::Source(Some(_))) {
+        return vec!["a problem".to_owned()];
+    }
+    assert!(matches!(event, Event::Source(None)), "{event:?}");
+    let (connected, rules) = match (files.next().await, files.next().await) {
+        (Event::Connected(connected), Event::AllRules(rules)) => Some((connected, rules)),
+        _ => None,
+    }
+    .expect("addresses, then rules");
+    assert!(rules.keys().eq(&connected));
+    let word = |good: bool| if good { "good" } else { "bad" };
+    rules.iter().map(|(client, rules)| format!("{client} {}", word(rules.is_ok()))).collect()
+}
+
 #[test]
-fn files_tell_only_what_changed() {
+fn files_tell_all_rules_of_those_that_are_named_by_an_address() {
     let directory = Directory::new("files");
     directory.write("10.137.0.12", FILE.as_bytes());
     directory.write("fd09::1", b"policy = drop\ncommit\n");
@@ -82,27 +106,20 @@ fn files_tell_only_what_changed() {
     directory.write("10.137.0.14~", b"policy = accept\ncommit\n");
     directory.write("FD09::2", b"policy = accept\ncommit\n");
     directory.write("010.137.0.1", b"policy = accept\ncommit\n");
-    let mut files = Files::watch(&directory.0).expect("a watch");
-    let addresses = |changes: Vec<files::Change>| {
-        let mut all: Vec<(String, Option<bool>)> = changes
-            .into_iter()
-            .map(|(client, rules)| (client.to_string(), rules.map(|rules| rules.is_ok())))
-            .collect();
-        all.sort();
-        all
-    };
-    let v4 = || "10.137.0.12".to_owned();
-    let first = addresses(files.read().expect("a directory"));
-    assert_eq!(first, [(v4(), Some(true)), ("fd09::1".to_owned(), Some(true))]);
-    assert_eq!(addresses(files.read().expect("a directory")), []);
-    directory.write("10.137.0.12", b"\xff\xfe");
-    assert_eq!(addresses(files.read().expect("a directory")), [(v4(), Some(false))]);
-    directory.write("10.137.0.12", FILE.as_bytes());
-    assert_eq!(addresses(files.read().expect("a directory")), [(v4(), Some(true))]);
-    fs::remove_file(directory.0.join("10.137.0.12")).expect("a file");
-    assert_eq!(addresses(files.read().expect("a directory")), [(v4(), None)]);
-    fs::remove_dir_all(&directory.0).expect("a directory");
-    assert!(files.read().is_err(), "a directory that is gone is not an empty one");
+    block_on(async {
+        let mut files = Files::watch(&directory.0).expect("a watch");
+        assert_eq!(news(&mut files).await, ["10.137.0.12 good", "fd09::1 good"]);
+        directory.write("10.137.0.12", b"\xff\xfe");
+        files.reload();
+        assert_eq!(news(&mut files).await, ["10.137.0.12 bad", "fd09::1 good"]);
+        fs::remove_file(directory.0.join("10.137.0.12")).expect("a file");
+        files.reload();
+        assert_eq!(news(&mut files).await, ["fd09::1 good"]);
+        fs::remove_dir_all(&directory.0).expect("a directory");
+        files.reload();
+        // A directory that is gone is not an empty one.
+        assert_eq!(news(&mut files).await, ["a problem"]);
+    });
 }
 
 #[test]
@@ -110,14 +127,13 @@ fn a_written_file_wakes_and_reading_does_not() {
     let directory = Directory::new("wake");
     directory.write("10.137.0.12", FILE.as_bytes());
     let mut files = Files::watch(&directory.0).expect("a watch");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    runtime.expect("a runtime").block_on(async {
+    block_on(async {
         let moment = Duration::from_millis(300);
-        files.read().expect("a directory");
-        let woken = tokio::time::timeout(moment, files.changed()).await;
+        news(&mut files).await;
+        let woken = tokio::time::timeout(moment, files.next()).await;
         assert!(woken.is_err(), "its own reading wakes it, and again, and again");
         directory.write("10.137.0.12", b"half");
-        let woken = tokio::time::timeout(100 * moment, files.changed()).await;
-        assert!(woken.is_ok(), "a change does not wake it");
+        let woken = tokio::time::timeout(100 * moment, news(&mut files)).await;
+        assert_eq!(woken.expect("a change does not wake it"), ["10.137.0.12 bad"]);
     });
 }

@@ -1,6 +1,6 @@
 //! The agent's memory: what it answers to what happens.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use firewall_agent::events::{ClientId, Effect, Event, Installation, Links, SourceError, Vif};
@@ -15,6 +15,13 @@ const BROKEN: &str = "policy = drop\n0000 = action=accept";
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
+}
+
+/// A world that has heard from its source, which has no rules yet.
+fn running() -> World {
+    let mut world = World::default();
+    assert_eq!(short(&world.step(Event::AllRules(BTreeMap::new()))), [""; 0]);
+    world
 }
 
 fn links(vifs: &[(u32, &str, &[&str])]) -> Event {
@@ -48,6 +55,8 @@ fn short(effects: &[Effect]) -> Vec<String> {
         }
         // Every put is followed by its settling; a test of its own says so.
         Effect::Settle(_) | Effect::SetConnected(_) => None,
+        // Every set of rules is handled; a test of its own says so.
+        Effect::Handled { .. } | Effect::TakenOver => None,
         Effect::AttachUplink { uplink, name } => Some(format!("guard {uplink} {name}")),
         Effect::Remove(client) => Some(format!("remove {} {}", client.vif, client.address)),
         Effect::Attach { vif, name } => Some(format!("attach {vif} {name}")),
@@ -64,7 +73,7 @@ fn check(world: &mut World, event: Event, expected: &[&str]) {
 
 #[test]
 fn a_link_before_its_rules_waits_and_rules_before_their_link_are_kept() {
-    let mut world = World::default();
+    let mut world = running();
     check(&mut world, links(&[(7, "vif1.0", &[])]), &["attach 7 vif1.0"]);
     let with_address = || links(&[(7, "vif1.0", &["10.137.0.1"])]);
     check(&mut world, with_address(), &["waiting 7 10.137.0.1"]);
@@ -78,7 +87,7 @@ fn a_link_before_its_rules_waits_and_rules_before_their_link_are_kept() {
 
 #[test]
 fn a_vif_that_goes_takes_all_of_its_clients_along() {
-    let mut world = World::default();
+    let mut world = running();
     world.step(rules("10.137.0.1", ACCEPT));
     world.step(links(&[(7, "vif1.0", &["10.137.0.1", "fd00::1"])]));
     check(&mut world, links(&[]), &["remove 7 10.137.0.1", "remove 7 fd00::1", "forget 7"]);
@@ -89,7 +98,7 @@ fn a_vif_that_goes_takes_all_of_its_clients_along() {
 
 #[test]
 fn an_address_behind_two_vifs_is_two_clients_with_the_same_rules() {
-    let mut world = World::default();
+    let mut world = running();
     world.step(links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif1.1", &["10.137.0.1"])]));
     let expected = ["policy 7 10.137.0.1", "policy 8 10.137.0.1"];
     check(&mut world, rules("10.137.0.1", ACCEPT), &expected);
@@ -97,7 +106,7 @@ fn an_address_behind_two_vifs_is_two_clients_with_the_same_rules() {
 
 #[test]
 fn bad_rules_block_their_client_only_and_status_says_why() {
-    let mut world = World::default();
+    let mut world = running();
     world.step(links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]));
     world.step(rules("10.137.0.1", ACCEPT));
     world.step(rules("10.137.0.2", ACCEPT));
@@ -119,7 +128,7 @@ fn bad_rules_block_their_client_only_and_status_says_why() {
 
 #[test]
 fn rules_that_are_gone_leave_nothing_open() {
-    let mut world = World::default();
+    let mut world = running();
     world.step(links(&[(7, "vif1.0", &["10.137.0.1"])]));
     world.step(rules("10.137.0.1", ACCEPT));
     let gone = Event::Rules { client: address("10.137.0.1"), rules: None };
@@ -128,7 +137,7 @@ fn rules_that_are_gone_leave_nothing_open() {
 
 #[test]
 fn new_resolvers_reinstall_only_the_policies_that_they_change() {
-    let mut world = World::default();
+    let mut world = running();
     let dns = "policy = drop\n0000 = action=accept specialtarget=dns\ncommit\n";
     world.step(links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]));
     world.step(rules("10.137.0.1", dns));
@@ -143,23 +152,28 @@ fn new_resolvers_reinstall_only_the_policies_that_they_change() {
 
 #[test]
 fn what_the_kernel_refuses_is_blocked_once_and_told() {
-    let mut world = World::default();
+    let mut world = running();
     world.step(links(&[(7, "vif1.0", &["10.137.0.1"])]));
     world.step(rules("10.137.0.1", ACCEPT));
     let client = ClientId { vif: 7, address: address("10.137.0.1") };
     let refused = || Event::Refused { client, why: "no room".to_owned() };
     check(&mut world, refused(), &["blocked 7 10.137.0.1"]);
     assert_eq!(world.client_statuses()[0].state, State::Blocked);
-    // No loop if even that is refused.
-    check(&mut world, refused(), &[]);
-    // New rules are a new try.
+    // If even that is refused, nothing that was in force before stays in force.
+    check(&mut world, refused(), &["remove 7 10.137.0.1"]);
+    // New rules are a new try, and so is room that another client left.
     check(&mut world, rules("10.137.0.1", DROP), &["policy 7 10.137.0.1"]);
     assert_eq!(world.client_statuses()[0].state, State::Live);
+    check(&mut world, refused(), &["blocked 7 10.137.0.1"]);
+    let two = || links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]);
+    check(&mut world, two(), &["waiting 8 10.137.0.2", "attach 8 vif2.0"]);
+    let left = links(&[(7, "vif1.0", &["10.137.0.1"])]);
+    check(&mut world, left, &["remove 8 10.137.0.2", "forget 8", "policy 7 10.137.0.1"]);
 }
 
 #[test]
 fn generations_grow_with_everything_that_is_put_in_force() {
-    let mut world = World::default();
+    let mut world = running();
     let mut last = 0;
     let mut generations = |effects: Vec<Effect>| {
         for effect in effects {
@@ -178,7 +192,7 @@ fn generations_grow_with_everything_that_is_put_in_force() {
 
 #[test]
 fn whatever_is_put_in_force_settles() {
-    let mut world = World::default();
+    let mut world = running();
     let mut check = |event: Event| {
         let (mut put, mut settled) = (Vec::new(), Vec::new());
         for effect in world.step(event) {
@@ -204,8 +218,8 @@ fn ruleset(client: &str, text: &str) -> firewall_agent::rules::Ruleset {
 }
 
 #[test]
-fn addresses_with_rules_are_connected_whether_their_vif_is_there_or_not() {
-    let mut world = World::default();
+fn addresses_that_the_source_names_are_connected_whether_their_vif_is_there_or_not() {
+    let mut world = running();
     let connected = |effects: Vec<Effect>| {
         let mut sets = effects.into_iter().filter_map(|effect| match effect {
             Effect::SetConnected(set) => Some(set.iter().map(IpAddr::to_string).collect()),
@@ -214,21 +228,82 @@ fn addresses_with_rules_are_connected_whether_their_vif_is_there_or_not() {
         let set: Option<Vec<String>> = sets.next();
         set
     };
+    let named = |names: &[&str]| Event::Connected(names.iter().map(|it| address(it)).collect());
     let check = |found: Option<Vec<String>>, expected: &[&str]| {
         assert_eq!(found.unwrap_or_default(), expected);
     };
-    check(connected(world.step(rules("10.137.0.1", ACCEPT))), &["10.137.0.1"]);
+    check(connected(world.step(named(&["10.137.0.1"]))), &["10.137.0.1"]);
+    // Rules stay in QubesDB when their client is long gone.
+    assert_eq!(connected(world.step(rules("10.138.0.9", ACCEPT))), None);
     let vif = || links(&[(7, "vif1.0", &["10.137.0.2"])]);
     check(connected(world.step(vif())), &["10.137.0.1", "10.137.0.2"]);
     assert_eq!(connected(world.step(vif())), None);
     check(connected(world.step(links(&[]))), &["10.137.0.1"]);
-    let gone = Event::Rules { client: address("10.137.0.1"), rules: None };
-    check(connected(world.step(gone)), &[]);
+    check(connected(world.step(named(&[]))), &[]);
+}
+
+#[test]
+fn nothing_is_taken_over_before_rules_and_links_are_known() {
+    let vif = || links(&[(7, "vif1.0", &["10.137.0.1"])]);
+    let rules = || Ok(ruleset("10.137.0.1", ACCEPT));
+    let all = || Event::AllRules([(address("10.137.0.1"), rules())].into());
+    let expected = ["policy 7 10.137.0.1", "attach 7 vif1.0"];
+    let takes_over = |effects: &[Effect]| matches!(effects.last(), Some(Effect::TakenOver));
+    for links_first in [true, false] {
+        let mut world = World::default();
+        check(&mut world, Event::Source(Some("not there".to_owned())), &[]);
+        check(&mut world, if links_first { vif() } else { all() }, &[]);
+        let effects = world.step(if links_first { all() } else { vif() });
+        assert_eq!(short(&effects), expected);
+        assert!(takes_over(&effects), "{effects:?}");
+        assert!(!takes_over(&world.step(vif())));
+    }
+}
+
+#[test]
+fn all_rules_replace_all_rules() {
+    let mut world = running();
+    world.step(links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]));
+    world.step(rules("10.137.0.1", ACCEPT));
+    let of_second =
+        Event::AllRules([(address("10.137.0.2"), Ok(ruleset("10.137.0.2", DROP)))].into());
+    check(&mut world, of_second, &["waiting 7 10.137.0.1", "policy 8 10.137.0.2"]);
+    // What cannot be read any more stays in force.
+    check(&mut world, Event::Source(Some("gone".to_owned())), &[]);
+    assert_eq!(world.source_problem(), Some("gone"));
+    check(&mut world, Event::Source(None), &[]);
+    assert_eq!(world.source_problem(), None);
+}
+
+#[test]
+fn whoever_wrote_rules_is_told_even_if_nothing_changes_by_them() {
+    let mut world = running();
+    let with_name = "policy = drop\n0000 = action=accept dsthost=a.example\n\
+                     0001 = action=accept dsthost=b.example\ncommit\n";
+    let names = [("a.example".to_owned(), vec![address("192.0.2.7"), address("192.0.2.5")])];
+    world.step(Event::Surroundings(Surroundings { names: names.into(), ..Default::default() }));
+    let told = |effects: &[Effect]| {
+        let handled = effects.iter().filter_map(|effect| match effect {
+            Effect::Handled { client, names } => Some(format!("{client} {names:?}")),
+            _ => None,
+        });
+        handled.collect::<Vec<_>>()
+    };
+    let check = |effects: Vec<Effect>, expected: &[&str]| assert_eq!(told(&effects), expected);
+    let expected = "10.137.0.1 {\"a.example\": {192.0.2.5, 192.0.2.7}}";
+    check(world.step(rules("10.137.0.1", with_name)), &[expected]);
+    check(world.step(rules("10.137.0.1", with_name)), &[expected]);
+    check(world.step(rules("10.137.0.1", BROKEN)), &["10.137.0.1 {}"]);
+    check(
+        world.step(Event::Rules { client: address("10.137.0.1"), rules: None }),
+        &["10.137.0.1 {}"],
+    );
+    check(world.step(Event::AllRules(BTreeMap::new())), &[]);
 }
 
 #[test]
 fn other_links_are_guarded_once_and_forgotten_when_they_go() {
-    let mut world = World::default();
+    let mut world = running();
     let uplinks = |names: &[(u32, &str)]| {
         let uplinks = names.iter().map(|(index, name)| (*index, (*name).to_owned())).collect();
         Event::Links(Links { uplinks, ..Links::default() })
@@ -241,7 +316,7 @@ fn other_links_are_guarded_once_and_forgotten_when_they_go() {
 #[test]
 fn what_is_open_is_judged_by_the_policy_in_force() {
     use firewall_common::packet::{Packet, Protocol};
-    let mut world = World::default();
+    let mut world = running();
     let client = ClientId { vif: 7, address: address("10.137.0.1") };
     world.step(links(&[(7, "vif1.0", &["10.137.0.1"])]));
     let packet = |destination: &str, protocol, port| Packet {
@@ -274,7 +349,7 @@ fn what_is_open_is_judged_by_the_policy_in_force() {
 
 #[test]
 fn what_could_not_be_attached_is_tried_again_and_what_could_is_not() {
-    let mut world = World::default();
+    let mut world = running();
     let both = || {
         let vif = Vif { index: 7, name: "vif1.0".to_owned(), addresses: BTreeSet::new() };
         let uplinks = [(2, "eth0".to_owned())].into();

@@ -1,0 +1,109 @@
+//! What the daemon answers and tells: status, counters, packets that were not accepted.
+//! Never changes anything.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use firewall_common::abi::{Counter, DEFAULT_RULE, DropRecord};
+use firewall_common::verdict::Reason;
+use tracing::info;
+
+use super::Daemon;
+use crate::control::Request;
+use crate::events::ClientId;
+use crate::status::{AgentStatus, CounterStatus, SCHEMA, State, Status};
+
+impl Daemon {
+    pub(super) fn tell_records(&self, records: &[DropRecord]) {
+        for record in records {
+            let vif = self.world.link_name(record.vif).unwrap_or("a link that is gone");
+            info!(target: "denied", "{}", self.describe(vif, record));
+        }
+    }
+
+    /// One line about a packet that was not accepted.
+    fn describe(&self, vif: &str, record: &DropRecord) -> String {
+        let source = IpAddr::from(record.source);
+        let destination = IpAddr::from(record.destination);
+        let number = self.world.rule_number(record.vif, source, record.generation, record.rule);
+        let reason = match (number, Reason::from_index(record.reason)) {
+            (Some(number), _) => format!("rule {number:04}"),
+            (None, Some(Reason::Rule)) => format!("rule with index {}", record.rule),
+            (None, Some(reason)) => reason.name().to_owned(),
+            (None, None) => format!("reason {}", record.reason),
+        };
+        let suppressed = match record.suppressed {
+            0 => String::new(),
+            count => format!(", {count} more not shown"),
+        };
+        let DropRecord { protocol, destination_port, generation, .. } = record;
+        format!(
+            "{vif}: {source} to {destination}, protocol {protocol}, port or type \
+             {destination_port}: {reason}, generation {generation}{suppressed}"
+        )
+    }
+
+    pub(super) fn status(&self, request: &Request) -> Status {
+        let mut clients = self.world.client_statuses();
+        match request {
+            Request::Status => {}
+            Request::Show { client } => clients.retain(|it| it.address == *client),
+        }
+        for status in &mut clients {
+            let Some(vif) = status.vif_index else {
+                continue;
+            };
+            let client = ClientId { vif, address: status.address };
+            status.counters = self.reason_counters(Some(client));
+            status.default_counter =
+                status.counters.remove(Reason::Default.name()).unwrap_or_default();
+            for (index, rule) in (0..DEFAULT_RULE).zip(&mut status.rules) {
+                rule.counter = counted(self.dataplane.maps.rule_counter(client, index));
+            }
+        }
+        Status {
+            schema: SCHEMA,
+            agent: AgentStatus {
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+                pid: std::process::id(),
+                source: self.options.source.name(),
+                source_problem: self.world.source_problem().map(str::to_owned),
+                mode: self.gate.mode.name().to_owned(),
+                mark_bit: self.options.dataplane.mark_bit,
+                verified_instructions: self.verified_instructions,
+                resolvers: self.world.known_surroundings().resolvers.clone(),
+                gate_problem: self.gate_problem.clone(),
+                unguarded_uplinks: self.world.unguarded_uplinks(),
+            },
+            vifs: self.world.vif_statuses(),
+            clients,
+            strays: self.reason_counters(None),
+        }
+    }
+
+    /// One line for whoever asks the service manager.
+    pub(super) fn summary(&self) -> String {
+        if let Some(problem) = self.world.source_problem() {
+            return format!("cannot read rules: {problem}");
+        }
+        let clients = self.world.client_statuses();
+        let count = |state| clients.iter().filter(|client| client.state == state).count();
+        let [live, blocked] = [State::Live, State::Blocked].map(count);
+        let waiting = count(State::Waiting);
+        format!("clients: {live} live, {blocked} blocked, {waiting} waiting for rules")
+    }
+
+    /// Counters of all reasons that counted anything.
+    fn reason_counters(&self, client: Option<ClientId>) -> BTreeMap<String, CounterStatus> {
+        let all = Reason::ALL.iter().map(|&reason| {
+            let counter = counted(self.dataplane.maps.reason_counter(client, reason));
+            (reason.name().to_owned(), counter)
+        });
+        all.filter(|(_, counter)| counter.packets > 0).collect()
+    }
+}
+
+fn counted(counter: Counter) -> CounterStatus {
+    let Counter { packets, bytes } = counter;
+    CounterStatus { packets, bytes }
+}

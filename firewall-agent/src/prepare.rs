@@ -1,0 +1,86 @@
+//! What comes before the service: a place for pins, the closed gate, and the scripts of the
+//! netvm's administrator. It runs outside of the service's sandbox, which such scripts know
+//! nothing of.
+//! Never reads a rule, and never loads a program.
+//!
+//! Source of the order, the directories and the exception: `qubes-firewall` of
+//! qubes-core-agent-linux, which runs scripts once at its start, after its tables are there
+//! and before any rule is.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use tracing::{error, info};
+
+use crate::nft::{Gate, Mode};
+
+/// Directories of scripts, and a script.
+const OF_TEMPLATE: &str = "etc/qubes/qubes-firewall.d";
+const OF_NETVM: &str = "rw/config/qubes-firewall.d";
+const OF_USER: &str = "rw/config/qubes-firewall-user-script";
+/// With this, only chosen parts of /rw are the netvm's own; scripts are none of them.
+const CUSTOM_PERSIST: &str = "run/qubes-service/custom-persist";
+
+/// Does all of it. Scripts that fail are told of, and hinder nothing.
+pub async fn prepare(gate: &Gate, pins: &Path, root: &Path) -> Result<()> {
+    if let Some(directory) = pins.parent() {
+        mount_bpffs(directory).with_context(|| {
+            format!("cannot mount a BPF file system on {}", directory.display())
+        })?;
+    }
+    gate.load().await.context("cannot load the gate")?;
+    info!(mode = gate.mode.name(), "the gate is closed");
+    if gate.mode == Mode::Qubes {
+        scripts(root).iter().for_each(|script| run(script));
+    }
+    Ok(())
+}
+
+fn mount_bpffs(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    if statfs(directory)?.filesystem_type() == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    mount(Some("bpf"), directory, Some("bpf"), MsFlags::empty(), Some("mode=700"))?;
+    info!(directory = %directory.display(), "mounted a BPF file system");
+    Ok(())
+}
+
+/// The administrator's scripts in the order in which they run.
+pub fn scripts(root: &Path) -> Vec<PathBuf> {
+    let mut found = executables(&root.join(OF_TEMPLATE));
+    if !root.join(CUSTOM_PERSIST).exists() {
+        found.extend(executables(&root.join(OF_NETVM)));
+        found.extend(Some(root.join(OF_USER)).filter(|script| is_executable(script)));
+    }
+    found
+}
+
+fn executables(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| is_executable(path)).collect();
+    found.sort();
+    found
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+}
+
+/// Runs a script to its end, however long it takes: what comes after may depend on it. The
+/// standard library gives it the default signals and an empty signal mask.
+fn run(script: &Path) {
+    let name = script.display();
+    info!(script = %name, "running");
+    match Command::new(script).status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => error!(script = %name, %status, "failed"),
+        Err(error) => error!(script = %name, %error, "cannot be run"),
+    }
+}

@@ -1,0 +1,114 @@
+//! PURE: what the world tells about itself.
+//! Never changes anything.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::{InForce, Live, Standing, World};
+use crate::rules::Destination;
+use crate::rules::check::ProvedPolicy;
+use crate::status::{
+    ClientStatus, CounterStatus, PolicyStatus, ProblemStatus, RuleStatus, State, VifStatus,
+};
+
+impl World {
+    /// Why the source of rules cannot be read; what it said before is in force.
+    pub fn source_problem(&self) -> Option<&str> {
+        self.source_problem.as_deref()
+    }
+
+    /// Links that are not guarded against clients' addresses, with the reason.
+    pub fn unguarded_uplinks(&self) -> BTreeMap<String, String> {
+        let failed = self.uplinks.values().filter_map(|(name, attached)| match attached {
+            Some(Err(why)) => Some((name.clone(), why.clone())),
+            Some(Ok(_)) | None => None,
+        });
+        failed.collect()
+    }
+
+    /// All vifs.
+    pub fn vif_statuses(&self) -> Vec<VifStatus> {
+        let vifs = self.vifs.values().map(|known| VifStatus {
+            index: known.vif.index,
+            name: known.vif.name.clone(),
+            attached: known.attached.clone().and_then(Result::ok),
+            problem: known.attached.clone().and_then(Result::err),
+            addresses: known.vif.addresses.iter().copied().collect(),
+        });
+        vifs.collect()
+    }
+
+    /// All clients, and addresses with rules but no vif. Counters are left at zero.
+    pub fn client_statuses(&self) -> Vec<ClientStatus> {
+        let present = self.clients.iter().map(|(client, in_force)| {
+            self.client_status(client.address, Some((client.vif, in_force)))
+        });
+        let has_vif: BTreeSet<IpAddr> = self.clients.keys().map(|client| client.address).collect();
+        let absent = self.rulesets.keys().filter(|address| !has_vif.contains(address));
+        let absent = absent.map(|&address| self.client_status(address, None));
+        present.chain(absent).collect()
+    }
+
+    fn client_status(&self, address: IpAddr, present: Option<(u32, &InForce)>) -> ClientStatus {
+        let standing = self.standings.get(&address).unwrap_or(&Standing::Waiting);
+        let refused = present.and_then(|(_, in_force)| in_force.refused.clone());
+        let refused = refused.map(|reason| ProblemStatus {
+            origin: "the kernel's tables".to_owned(),
+            line: None,
+            text: String::new(),
+            reason,
+        });
+        let (state, problem) = match (standing, refused) {
+            (_, Some(problem)) => (State::Blocked, Some(problem)),
+            (Standing::Blocked(problem), None) => (State::Blocked, Some(problem.clone())),
+            (Standing::Waiting, None) => (State::Waiting, None),
+            (Standing::Live(_), None) => (State::Live, None),
+        };
+        let live = match standing {
+            Standing::Live(live) => Some(live),
+            Standing::Waiting | Standing::Blocked(_) => None,
+        };
+        ClientStatus {
+            address,
+            vif: present.and_then(|(vif, _)| self.link_name(vif)).map(str::to_owned),
+            vif_index: present.map(|(vif, _)| vif),
+            state: if present.is_none() && problem.is_none() { State::Absent } else { state },
+            problem,
+            generation: present.map(|(_, in_force)| in_force.generation),
+            default: live.map(|live| live.ruleset.default.name().to_owned()),
+            default_counter: CounterStatus::default(),
+            rules: live.map(|live| self.rule_statuses(live)).unwrap_or_default(),
+            policy: live.map(|live| policy_status(&live.policy)),
+            counters: BTreeMap::new(),
+        }
+    }
+
+    fn rule_statuses(&self, live: &Live) -> Vec<RuleStatus> {
+        let effective = live.policy.policy().effective_rules();
+        let rules = (0..).zip(&live.ruleset.rules).map(|(index, rule)| RuleStatus {
+            number: rule.number,
+            text: rule.text.clone(),
+            unresolved: match &rule.destination {
+                Destination::Name(name) if !self.surroundings.names.contains_key(name) => {
+                    Some(name.clone())
+                }
+                Destination::Any | Destination::Network(_) | Destination::Name(_) => None,
+            },
+            effective: effective.contains(&index),
+            counter: CounterStatus::default(),
+        });
+        rules.collect()
+    }
+}
+
+fn policy_status(policy: &ProvedPolicy) -> PolicyStatus {
+    let proof = policy.proof();
+    let policy = policy.policy();
+    PolicyStatus {
+        prefixes: policy.prefixes.len(),
+        classes: policy.classes.len(),
+        segments: policy.segments.len(),
+        cells_checked: proof.cells_checked,
+        complete: proof.complete,
+    }
+}
