@@ -35,32 +35,47 @@ pub fn binary() -> Result<PathBuf> {
         .context("no firewall-agent beside the tests: run `cargo build` first")
 }
 
+/// A command of the agent for a rig, with what all of them need to leave the machine alone.
+pub fn command(rig: &Rig, name: &str, arguments: &[&str]) -> Result<Command> {
+    let directory = rig.directory();
+    let resolv_conf = directory.join("resolv.conf");
+    if !resolv_conf.exists() {
+        fs::write(&resolv_conf, "")?;
+    }
+    let mut command = Command::new(binary()?);
+    command.arg(name);
+    if !arguments.contains(&"--mode") {
+        command.args(["--mode", "standalone"]);
+    }
+    command
+        .arg("--resolv-conf")
+        .arg(resolv_conf)
+        .arg("--pins")
+        .arg(rig.bpffs().join("firewall"))
+        .arg("--root")
+        .arg(directory.join("root"))
+        .args(arguments);
+    Ok(command)
+}
+
 impl Agent {
     /// Starts the agent in the rig's netvm and waits until it answers.
     pub fn start(rig: &Rig, arguments: &[&str]) -> Result<Self> {
+        Self::start_in(rig, arguments, &[])
+    }
+
+    /// The same with something added to its environment.
+    pub fn start_in(rig: &Rig, arguments: &[&str], environment: &[(&str, String)]) -> Result<Self> {
         let directory = rig.directory().to_owned();
         fs::create_dir_all(directory.join("rules"))?;
-        let resolv_conf = directory.join("resolv.conf");
-        if !resolv_conf.exists() {
-            fs::write(&resolv_conf, "")?;
-        }
         let log = File::options().create(true).append(true).open(directory.join("agent.log"))?;
-        let mut command = Command::new(binary()?);
-        if !arguments.contains(&"--mode") {
-            command.args(["run", "--mode", "standalone"]);
-        } else {
-            command.arg("run");
-        }
+        let mut command = command(rig, "run", arguments)?;
         command
             .arg("--rules")
             .arg(directory.join("rules"))
             .arg("--socket")
             .arg(directory.join("control.sock"))
-            .arg("--resolv-conf")
-            .arg(resolv_conf)
-            .arg("--pins")
-            .arg(rig.bpffs().join("firewall"))
-            .args(arguments)
+            .envs(environment.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log);
@@ -153,6 +168,11 @@ impl Agent {
         self.child.id()
     }
 
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id().cast_signed()), signal)?)
+    }
+
     /// Ends it without warning.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
@@ -162,7 +182,7 @@ impl Agent {
 
     /// Asks it to end, and returns whether it did so with exit code 0.
     pub fn terminate(mut self) -> Result<bool> {
-        kill(Pid::from_raw(self.child.id().cast_signed()), Signal::SIGTERM)?;
+        self.signal(Signal::SIGTERM)?;
         Ok(self.child.wait()?.success())
     }
 }

@@ -8,6 +8,7 @@ pub mod frames;
 pub mod generate;
 mod icmp;
 mod leftovers;
+pub mod manager;
 pub mod namespace;
 pub mod oracle;
 pub mod packets;

@@ -12,6 +12,7 @@ mod rig {
     mod life;
     mod offload;
     mod scene;
+    mod service;
     mod traffic;
     mod vifs;
     mod world;

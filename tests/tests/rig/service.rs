@@ -1,0 +1,210 @@
+//! The agent as a service: what systemd hears, scripts of the administrator, the desktop,
+//! and what a stop leaves.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use firewall_agent::status::State;
+use firewall_tests::agent::{self, Agent, PATIENCE, write_rules};
+use firewall_tests::manager::Manager;
+use firewall_tests::oracle::{Rule, Ruleset};
+use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::Rig;
+use nix::sys::signal::Signal;
+
+use super::world::*;
+
+#[test]
+fn ready_is_said_when_rules_are_in_force_and_reload_stop_and_life_as_well() -> Result<()> {
+    let world = World::new("notify")?;
+    let everything = Ruleset { default_accept: true, rules: Vec::new() };
+    for client in [world.v4, world.v6] {
+        write_rules(world.rig.directory(), client, &everything.file())?;
+    }
+    let manager = Manager::listen(world.rig.directory())?;
+    let watchdog = ("WATCHDOG_USEC", "200000".to_owned());
+    let agent = Agent::start_in(&world.rig, &[], &[manager.environment(), watchdog])?;
+    manager.wait_for("READY", PATIENCE)?;
+    world.check("ready", ACCEPTED, ACCEPTED);
+    for _ in 0..3 {
+        manager.wait_for("WATCHDOG", PATIENCE)?;
+    }
+    let before = monotonic()?;
+    agent.signal(Signal::SIGHUP)?;
+    let reloading = manager.wait_for("RELOADING", PATIENCE)?;
+    assert_eq!(reloading.first().map(String::as_str), Some("RELOADING=1"));
+    let told = reloading.iter().find_map(|line| line.strip_prefix("MONOTONIC_USEC="));
+    let told: u128 = told.context("no time of the reload")?.parse()?;
+    assert!((before..=monotonic()?).contains(&told), "{told}");
+    manager.wait_for("READY", PATIENCE)?;
+    write_rules(world.rig.directory(), world.v4, "policy = maybe\ncommit\n")?;
+    agent.wait_for_state(world.v4, State::Blocked)?;
+    let status = manager.wait_for("STATUS", PATIENCE)?;
+    assert_eq!(status, ["STATUS=clients: 1 live, 1 blocked, 0 waiting for rules"]);
+    agent.signal(Signal::SIGTERM)?;
+    manager.wait_for("STOPPING", PATIENCE)?;
+    Ok(())
+}
+
+/// Microseconds of CLOCK_MONOTONIC.
+fn monotonic() -> Result<u128> {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)?;
+    Ok(Duration::from(now).as_micros())
+}
+
+/// A file with these permissions, and the directories that it is in.
+fn script(path: &Path, text: &str, mode: u32) -> Result<()> {
+    fs::create_dir_all(path.parent().context("no directory")?)?;
+    fs::write(path, text)?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))?;
+    Ok(())
+}
+
+/// Runs `prepare` in mode qubes, and returns what it wrote to its log.
+fn prepare(rig: &Rig) -> Result<String> {
+    let mut command = agent::command(rig, "prepare", &["--mode", "qubes"])?;
+    command.stderr(Stdio::piped());
+    let output = rig.netvm().spawn(&mut command)?.wait_with_output()?;
+    let log = String::from_utf8(output.stderr)?;
+    ensure!(output.status.success(), "{log}");
+    Ok(log)
+}
+
+#[test]
+fn scripts_of_the_administrator_run_once_in_order_behind_the_closed_gate() -> Result<()> {
+    let world = World::new("scripts")?;
+    let root = world.rig.directory().join("root");
+    let told = world.rig.directory().join("told");
+    // Each tells its name, that it sees the gate, and which signals it would miss. Two that
+    // the C library keeps for itself do not count.
+    let text = format!(
+        "#!/bin/sh\nnft list chain ip qubes-firewall qubes-forward >/dev/null || exit 1\n\
+         sigs() {{ echo $((0x$(sed -n \"s/^Sig$1:\\t//p\" /proc/$$/status) & 0x7fffffff)); }}\n\
+         echo \"$(basename $0) $(sigs Blk) $(sigs Ign)\" >> {}\n",
+        told.display()
+    );
+    for name in ["etc/qubes/qubes-firewall.d/20-b", "etc/qubes/qubes-firewall.d/10-a"] {
+        script(&root.join(name), &text, 0o755)?;
+    }
+    script(&root.join("etc/qubes/qubes-firewall.d/15-fails"), "#!/bin/sh\nexit 3\n", 0o755)?;
+    script(&root.join("etc/qubes/qubes-firewall.d/16-no-script"), "\u{7f}ELF", 0o755)?;
+    script(&root.join("etc/qubes/qubes-firewall.d/30-not-executable"), &text, 0o644)?;
+    fs::create_dir(root.join("etc/qubes/qubes-firewall.d/40-directory"))?;
+    script(&root.join("rw/config/qubes-firewall.d/05-c"), &text, 0o755)?;
+    let user = format!("{text}nft add rule ip qubes-firewall qubes-forward counter\n");
+    script(&root.join("rw/config/qubes-firewall-user-script"), &user, 0o755)?;
+    let log = prepare(&world.rig)?;
+    let lines = |path: &PathBuf| -> Result<Vec<String>> {
+        Ok(fs::read_to_string(path)?.lines().map(|line| line.trim().to_owned()).collect())
+    };
+    let clean = "0 0";
+    let expected = ["10-a", "20-b", "05-c", "qubes-firewall-user-script"];
+    assert_eq!(lines(&told)?, expected.map(|name| format!("{name} {clean}")), "{log}");
+    assert!(log.contains("15-fails") && log.contains("exit status: 3"), "{log}");
+    assert!(log.contains("16-no-script"), "{log}");
+    // What a script added to the gate is still there when the agent runs.
+    let agent = Agent::start(&world.rig, &["--mode", "qubes"])?;
+    agent.wait_for_vif(world.client.vif())?;
+    let mut list = std::process::Command::new("nft");
+    list.args(["list", "chain", "ip", "qubes-firewall", "qubes-forward"]).stdout(Stdio::piped());
+    let output = world.rig.netvm().spawn(&mut list)?.wait_with_output()?;
+    let listed = String::from_utf8(output.stdout)?;
+    assert!(listed.contains("counter packets"), "{listed}");
+    // The netvm's own scripts do not run where its administrator chose what persists.
+    script(&root.join("run/qubes-service/custom-persist"), "", 0o644)?;
+    fs::remove_file(&told)?;
+    prepare(&world.rig)?;
+    assert_eq!(lines(&told)?, ["10-a", "20-b"].map(|name| format!("{name} {clean}")));
+    Ok(())
+}
+
+#[test]
+fn prepare_closes_a_netvm_that_never_had_an_agent_and_mounts_a_place_for_pins() -> Result<()> {
+    let world = World::new("prepare")?;
+    nix::mount::umount(world.rig.bpffs())?;
+    let client = world.client.namespace();
+    masquerade(&world.rig)?;
+    let probe = Probe::ping(client, SERVER4);
+    assert_eq!(probe.run(SILENCE)?, Outcome::Accepted, "nobody closed it yet");
+    prepare(&world.rig)?;
+    check(client, "prepared", ALL_PROHIBITED4, ALL_PROHIBITED6);
+    let agent = Agent::start(&world.rig, &["--mode", "qubes"])?;
+    agent.wait_for_vif(world.client.vif())?;
+    Ok(())
+}
+
+/// What `table ip qubes` does on Qubes OS.
+fn masquerade(rig: &Rig) -> Result<()> {
+    rig.netvm().nft(
+        "table inet others { chain translate { \
+         type nat hook postrouting priority srcnat; oifname \"eth0\" masquerade; }; }",
+    )
+}
+
+#[test]
+fn a_stop_keeps_the_firewall_closed_unless_it_was_told_to_open() -> Result<()> {
+    let world = World::new("openstop")?;
+    masquerade(&world.rig)?;
+    for client in [world.v4, world.v6] {
+        write_rules(world.rig.directory(), client, "policy = drop\ncommit\n")?;
+    }
+    for attach in ["tcx", "clsact"] {
+        for (open, option) in [(false, None), (true, Some("--open-on-stop"))] {
+            let arguments = ["--mode", "qubes", "--attach", attach];
+            let arguments: Vec<&str> = arguments.into_iter().chain(option).collect();
+            let agent = Agent::start(&world.rig, &arguments)?;
+            agent.wait_for_vif(world.client.vif())?;
+            world.check(attach, ALL_PROHIBITED4, ALL_PROHIBITED6);
+            ensure!(agent.terminate()?, "SIGTERM is not a clean end");
+            if open {
+                world.check("stopped", ACCEPTED, ACCEPTED);
+            } else {
+                world.check("stopped", ALL_PROHIBITED4, ALL_PROHIBITED6);
+            }
+        }
+    }
+    let mut wrong = agent::command(&world.rig, "run", &["--open-on-stop"])?;
+    let output = wrong.stderr(Stdio::piped()).output()?;
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr)?;
+    assert!(error.contains("--open-on-stop goes with mode qubes only"), "{error}");
+    Ok(())
+}
+
+#[test]
+fn a_desktop_that_hangs_delays_nobody() -> Result<()> {
+    let world = World::new("desktop")?;
+    let directory = world.rig.directory();
+    let told = directory.join("told");
+    let text = format!("#!/bin/sh\necho \"$DISPLAY $*\" >> {}\nexec sleep 600\n", told.display());
+    script(&directory.join("bin/runuser"), &text, 0o755)?;
+    let path = std::env::var("PATH")?;
+    let path = ("PATH", format!("{}:{path}", directory.join("bin").display()));
+    let agent = Agent::start_in(&world.rig, &["--mode", "qubes"], &[path])?;
+    agent.wait_for_vif(world.client.vif())?;
+    if nix::unistd::User::from_uid(1000.into())?.is_none() {
+        firewall_tests::skip("a_desktop_that_hangs_delays_nobody", "no user has the number 1000")?;
+        return Ok(());
+    }
+    for round in 0..10 {
+        let bad = format!("policy = drop\n{round:04} = action=maybe\ncommit\n");
+        write_rules(directory, world.v4, &bad)?;
+        agent.wait_for_state(world.v4, State::Blocked)?;
+        agent.put(world.v4, &Ruleset { default_accept: true, rules: vec![Rule::all(true)] })?;
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while !fs::read_to_string(&told).is_ok_and(|text| text.ends_with('\n')) {
+        ensure!(Instant::now() < deadline, "nobody was told: {}", agent.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let told = fs::read_to_string(&told)?;
+    assert!(told.starts_with(":0 -u "), "{told}");
+    assert!(told.contains("10.137.0.12 is blocked: "), "{told}");
+    // No more than a few at once, however many there are to tell of.
+    assert!(told.lines().count() <= 4, "{told}");
+    Ok(())
+}
