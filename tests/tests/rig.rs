@@ -4,6 +4,7 @@
 mod rig {
     mod clients;
     mod cutting;
+    mod cycles;
     mod errors;
     mod files;
     mod fragments;
