@@ -11,6 +11,7 @@ mod rig {
     mod headers;
     mod input;
     mod life;
+    mod memory;
     mod offload;
     mod scene;
     mod service;

@@ -141,11 +141,7 @@ impl Scene<'_> {
 
     /// Resident memory of the agent, in KiB.
     fn memory(&self) -> Result<u64> {
-        let agent = self.agent.as_ref().context("no agent runs")?;
-        let status = fs::read_to_string(format!("/proc/{}/status", agent.pid()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let number = line.and_then(|line| line.split_whitespace().next());
-        Ok(number.context("no VmRSS")?.parse()?)
+        self.agent.as_ref().context("no agent runs")?.memory("VmRSS")
     }
 }
 
