@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::rules::Ruleset;
+use crate::rules::{Family, Ruleset};
 use crate::rules::check::ProvedPolicy;
 use crate::rules::parse::RulesetError;
 use crate::rules::resolve::Surroundings;
@@ -50,6 +51,24 @@ pub struct SourceError {
     pub origin: String,
     /// What is wrong with it.
     pub error: RulesetError,
+}
+
+/// What is asked of DNS: the addresses of a name in one family.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Question {
+    /// The name, as in the rule.
+    pub name: String,
+    /// A for IPv4, AAAA for IPv6.
+    pub family: Family,
+}
+
+/// What DNS says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The addresses; none if the name has none of this family.
+    pub addresses: BTreeSet<IpAddr>,
+    /// How long they may be used, as whoever owns the name says.
+    pub ttl: Duration,
 }
 
 /// Something happened outside.
