@@ -1,8 +1,9 @@
 //! Arguments, and what a person sees.
 //! Never talks to the kernel.
 
-use std::collections::HashMap;
-use std::fmt::Write as _;
+mod text;
+
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::IpAddr;
 use std::num::NonZeroU64;
@@ -15,12 +16,13 @@ use clap::{Args, Parser, Subcommand};
 use crate::control::{self, ControlError, Request};
 use crate::dataplane::{self, Attach};
 use crate::links::Pattern;
+use crate::names::rebinding::Guard;
 use crate::nft::{Gate, Mode};
 use crate::prepare;
 use crate::resolvers;
 use crate::rules::resolve::Surroundings;
 use crate::sources::Place;
-use crate::status::{ClientStatus, CounterStatus, ProblemStatus, State, Status};
+use crate::status::Status;
 
 /// Exit code when the agent runs but something needs attention.
 pub const EXIT_PROBLEM: u8 = 1;
@@ -111,6 +113,14 @@ pub struct Run {
     /// Control socket, for `status` and `show`.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
     pub socket: PathBuf,
+    /// File that keeps answers of DNS for the next agent, until the machine boots again.
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/firewall-agent/names.json")]
+    pub names: PathBuf,
+    /// A name that may lead into private networks, and all names under it; can be given
+    /// more than once. Without it an accept rule leaves out private addresses of a name,
+    /// unless it is of a kind that nobody can own publicly, like `.lan` or `.internal`.
+    #[arg(long, value_name = "NAME")]
+    pub private_name: Vec<String>,
     /// How programs are attached to interfaces.
     #[arg(long, default_value = "auto")]
     pub attach: Attach,
@@ -173,7 +183,7 @@ impl Prepare {
     /// The gate, with what is known about resolvers now.
     fn gate(&self) -> Gate {
         let resolvers = resolvers::read_both(&self.resolv_conf, Path::new(resolvers::BEHIND_STUB));
-        let names = HashMap::new();
+        let names = BTreeMap::new();
         Gate {
             mode: self.mode(),
             pattern: self.vifs.clone(),
@@ -208,6 +218,8 @@ impl TryFrom<Run> for crate::daemon::Options {
             source: _,
             rules: _,
             socket,
+            names: memory,
+            private_name: private,
             attach,
             guard_neighbours,
             reject_rate,
@@ -219,7 +231,8 @@ impl TryFrom<Run> for crate::daemon::Options {
         );
         let dataplane =
             dataplane::Options { pins, mark_bit, attach, guard_neighbours, reject_rate };
-        Ok(Self { source, socket, resolv_conf, vifs, gate, open_on_stop, dataplane })
+        let guard = Guard { private };
+        Ok(Self { source, socket, resolv_conf, memory, guard, vifs, gate, open_on_stop, dataplane })
     }
 }
 
@@ -239,7 +252,7 @@ fn mark_bit(text: &str) -> Result<u32, String> {
 
 /// `status`.
 pub fn status(ask: &Ask) -> Result<ExitCode> {
-    answer(ask, &Request::Status, summary)
+    answer(ask, &Request::Status, text::summary)
 }
 
 /// `show`.
@@ -249,7 +262,10 @@ pub fn show(client: Option<IpAddr>, ask: &Ask) -> Result<ExitCode> {
         Some(client) if status.clients.is_empty() => {
             format!("{client} is no client: no vif leads to it, and it has no rules\n")
         }
-        _ => status.clients.iter().map(details).collect::<Vec<_>>().join("\n"),
+        _ => {
+            let details = |client| text::details(client, &status.names);
+            status.clients.iter().map(details).collect::<Vec<_>>().join("\n")
+        }
     })
 }
 
@@ -280,7 +296,7 @@ fn answer(ask: &Ask, request: &Request, text: impl Fn(&Status) -> String) -> Res
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
         _ => {}
     }
-    Ok(if problems(&status) == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
+    Ok(if text::problems(&status) == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
 }
 
 /// How many vifs an earlier agent left its program pinned for, if that can be seen.
@@ -289,127 +305,4 @@ fn pinned(pins: &Path) -> Option<usize> {
     let links = versions.filter_map(|version| std::fs::read_dir(version.path()).ok());
     let of_vif = |name: std::ffi::OsString| name.to_string_lossy().starts_with("from_client-");
     Some(links.flatten().flatten().filter(|link| of_vif(link.file_name())).count())
-}
-
-fn problems(status: &Status) -> usize {
-    let clients = status.clients.iter().filter(|client| client.problem.is_some()).count();
-    let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
-    let uplinks = status.agent.unguarded_uplinks.len();
-    let agent = [&status.agent.gate_problem, &status.agent.source_problem];
-    clients + vifs + uplinks + agent.into_iter().flatten().count()
-}
-
-fn summary(status: &Status) -> String {
-    let agent = &status.agent;
-    let mut text = format!(
-        "agent {} running as process {}, mode {}, rules from {}\n",
-        agent.version, agent.pid, agent.mode, agent.source
-    );
-    // Writing to a String cannot fail.
-    let resolvers: Vec<String> = agent.resolvers.iter().map(IpAddr::to_string).collect();
-    let resolvers = if resolvers.is_empty() { "none".to_owned() } else { resolvers.join(", ") };
-    let _ = writeln!(text, "resolvers: {resolvers}");
-    let count = |state| status.clients.iter().filter(|client| client.state == state).count();
-    let _ = writeln!(
-        text,
-        "vifs: {}; clients: {} live, {} blocked, {} waiting for rules, {} absent",
-        status.vifs.len(),
-        count(State::Live),
-        count(State::Blocked),
-        count(State::Waiting),
-        count(State::Absent),
-    );
-    for client in &status.clients {
-        let _ = write!(text, "  {}", headline(client));
-    }
-    for (reason, counter) in &status.strays {
-        let _ = writeln!(text, "packets of no client, {reason}: {}", counted(counter));
-    }
-    for vif in &status.vifs {
-        if let Some(problem) = &vif.problem {
-            let _ = writeln!(text, "PROBLEM: no program on {}: {problem}", vif.name);
-        }
-    }
-    for (uplink, problem) in &agent.unguarded_uplinks {
-        let _ =
-            writeln!(text, "PROBLEM: clients' addresses are not guarded on {uplink}: {problem}");
-    }
-    if let Some(problem) = &agent.source_problem {
-        let _ = writeln!(text, "PROBLEM: no rules can be read, those in force stay: {problem}");
-    }
-    if let Some(problem) = &agent.gate_problem {
-        let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");
-    }
-    for client in &status.clients {
-        if let Some(problem) = &client.problem {
-            let _ = writeln!(text, "PROBLEM: {} is blocked: {}", client.address, told(problem));
-        }
-    }
-    text
-}
-
-fn headline(client: &ClientStatus) -> String {
-    let place = client.vif.as_deref().unwrap_or("no vif");
-    let state = match client.state {
-        State::Live => "live",
-        State::Blocked => "BLOCKED, everything is rejected",
-        State::Waiting => "waiting for rules, everything is dropped",
-        State::Absent => "has rules, but no vif leads to it",
-    };
-    let mut text = format!("{} on {place}: {state}", client.address);
-    if let Some(generation) = client.generation {
-        let _ = write!(text, ", generation {generation}");
-    }
-    text.push('\n');
-    text
-}
-
-/// A client with its rules and counters.
-fn details(client: &ClientStatus) -> String {
-    let mut text = headline(client);
-    if let Some(problem) = &client.problem {
-        let _ = writeln!(text, "  because of {}", told(problem));
-    }
-    for rule in &client.rules {
-        let _ = write!(text, "  {:04}  {:<60}  {}", rule.number, rule.text, counted(&rule.counter));
-        if let Some(name) = &rule.unresolved {
-            let _ = write!(text, "  ({name} is not resolved)");
-        } else if !rule.effective {
-            let _ = write!(text, "  (never decides: earlier rules match first, or nothing can)");
-        }
-        text.push('\n');
-    }
-    if let Some(default) = &client.default {
-        let _ =
-            writeln!(text, "  else  action={default:<53}  {}", counted(&client.default_counter));
-    }
-    for (reason, counter) in &client.counters {
-        let _ = writeln!(text, "  {reason:<66}  {}", counted(counter));
-    }
-    if let Some(policy) = &client.policy {
-        let all = if policy.complete { "all" } else { "a selection of" };
-        let _ = writeln!(
-            text,
-            "  proved equal to its rules on {all} {} cells; {} prefixes, {} classes, {} segments",
-            policy.cells_checked, policy.prefixes, policy.classes, policy.segments
-        );
-    }
-    text
-}
-
-fn told(problem: &ProblemStatus) -> String {
-    let mut text = problem.origin.clone();
-    if let Some(line) = problem.line {
-        let _ = write!(text, ", line {line}");
-    }
-    let _ = write!(text, ": {}", problem.reason);
-    if !problem.text.is_empty() {
-        let _ = write!(text, " in `{}`", problem.text);
-    }
-    text
-}
-
-fn counted(counter: &CounterStatus) -> String {
-    let word = if counter.packets == 1 { "packet" } else { "packets" };
-    format!("{} {word}, {} bytes", counter.packets, counter.bytes)
 }

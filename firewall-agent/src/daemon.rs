@@ -3,12 +3,13 @@
 
 mod answers;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, interval_at};
 use tracing::{error, info, warn};
@@ -19,11 +20,14 @@ use crate::dataplane::maps::MapsError;
 use crate::dataplane::records::{Log, Records};
 use crate::dataplane::{self, Attach, Dataplane, DataplaneError};
 use crate::desktop::Desktop;
-use crate::events::{ClientId, Effect, Event, Notice};
+use crate::dns::Dns;
+use crate::events::{ClientId, Effect, Event, Notice, Question, Remembered};
 use crate::links::{Pattern, Watch};
+use crate::memory;
+use crate::names::Moment;
+use crate::names::rebinding::Guard;
 use crate::nft::{Gate, Mode};
 use crate::resolvers::{self, Resolvers};
-use crate::rules::resolve::Surroundings;
 use crate::service::Service;
 use crate::sources::{Place, Source};
 use crate::world::World;
@@ -40,6 +44,10 @@ pub struct Options {
     pub socket: PathBuf,
     /// Where the netvm's DNS servers are named.
     pub resolv_conf: PathBuf,
+    /// Where answers of DNS are kept for a later agent.
+    pub memory: PathBuf,
+    /// Which names may lead into private networks.
+    pub guard: Guard,
     /// Which links are vifs.
     pub vifs: Pattern,
     /// The gate, as it is to be at first.
@@ -76,6 +84,7 @@ pub async fn run(options: Options) -> Result<()> {
                 daemon.read_all().await;
             }
             _ = resync.tick() => {
+                daemon.remember();
                 daemon.source.resync();
                 daemon.read_all().await;
             }
@@ -87,6 +96,10 @@ pub async fn run(options: Options) -> Result<()> {
                 }
             }
             () = daemon.resolvers.changed() => daemon.read_resolvers().await,
+            (question, outcome) = daemon.dns.next() => {
+                daemon.follow(Event::Answered { question, outcome, now: now() }).await;
+            }
+            () = sleep_until(daemon.world.next_time()) => daemon.follow(Event::Time(now())).await,
             () = daemon.watch.changed() => daemon.read_links().await,
             taken = records.next() => daemon.tell_records(&taken?),
             (request, answer) = listener.question() => {
@@ -99,6 +112,7 @@ pub async fn run(options: Options) -> Result<()> {
         service.status(daemon.summary());
     }
     service.stopping();
+    daemon.remember();
     daemon.stop().await
 }
 
@@ -111,13 +125,16 @@ struct Daemon {
     verified_instructions: Option<u32>,
     source: Source,
     resolvers: Resolvers,
+    dns: Dns,
     watch: Watch,
     conntrack: Conntrack,
     desktop: Desktop,
     /// Clients whose connections are still to be looked through.
     settling: BTreeSet<ClientId>,
     /// Clients whose rules are in force once that is done; the source is to be told.
-    handled: Vec<(IpAddr, BTreeMap<String, BTreeSet<IpAddr>>)>,
+    handled: Vec<IpAddr>,
+    /// Answers that a later agent may want, and that are not written yet.
+    to_remember: Option<Vec<Remembered>>,
 }
 
 impl Daemon {
@@ -139,20 +156,25 @@ impl Daemon {
                 .with_context(|| format!("cannot watch {}", options.resolv_conf.display()))?;
         let watch = Watch::start(options.vifs.clone()).context("cannot open rtnetlink")?;
         let conntrack = Conntrack::open().context("cannot open conntrack's netlink")?;
+        let mut world = World::new(options.guard.clone());
+        let remembered = memory::read(&options.memory);
+        world.step(Event::Remembered { names: remembered, now: now() });
         let mut daemon = Self {
             options,
-            world: World::default(),
+            world,
             gate,
             gate_problem: None,
             dataplane,
             verified_instructions,
             source,
             resolvers,
+            dns: Dns::start(),
             watch,
             conntrack,
             desktop: Desktop::default(),
             settling: BTreeSet::new(),
             handled: Vec::new(),
+            to_remember: None,
         };
         daemon.read_all().await;
         let mode = daemon.gate.mode.name();
@@ -173,6 +195,17 @@ impl Daemon {
         Ok(())
     }
 
+    /// Keeps what is known about names for a later agent.
+    fn remember(&mut self) {
+        let Some(names) = self.to_remember.take() else {
+            return;
+        };
+        let path = &self.options.memory;
+        if let Err(error) = memory::write(path, &names) {
+            warn!(path = %path.display(), %error, "answers of DNS do not outlive this agent");
+        }
+    }
+
     async fn read_all(&mut self) {
         self.read_resolvers().await;
         self.read_links().await;
@@ -180,9 +213,9 @@ impl Daemon {
     }
 
     async fn read_resolvers(&mut self) {
-        let resolvers = self.resolvers.read();
-        let names = self.world.known_surroundings().names.clone();
-        self.follow(Event::Surroundings(Surroundings { resolvers, names })).await;
+        let of_clients = self.resolvers.read();
+        let own = self.resolvers.own();
+        self.follow(Event::Servers { of_clients, own }).await;
     }
 
     async fn read_links(&mut self) {
@@ -196,9 +229,10 @@ impl Daemon {
     /// source whose rules are in force now.
     async fn follow(&mut self, event: Event) {
         self.happened(event).await;
+        self.happened(Event::Time(now())).await;
         self.tidy().await;
-        for (client, names) in self.handled.drain(..) {
-            self.source.handled(client, names);
+        for client in self.handled.drain(..) {
+            self.source.handled(client);
         }
     }
 
@@ -261,8 +295,35 @@ impl Daemon {
                 }
                 None
             }
-            Effect::Handled { client, names } => {
-                self.handled.push((client, names));
+            Effect::Handled(client) => {
+                self.handled.push(client);
+                None
+            }
+            Effect::Publish { client, names } => {
+                self.source.publish(client, names);
+                None
+            }
+            Effect::SetServers(servers) => {
+                self.dns.set_servers(&servers);
+                None
+            }
+            Effect::Ask(question) => {
+                self.dns.ask(question);
+                None
+            }
+            Effect::ReadFlows => match self.conntrack.flows().await {
+                Ok(flows) => {
+                    let destinations =
+                        flows.iter().map(|flow| IpAddr::from(flow.packet.destination)).collect();
+                    Some(Event::InUse { destinations, now: now() })
+                }
+                Err(error) => {
+                    error!(%error, "cannot read connections; old addresses of names stay");
+                    None
+                }
+            },
+            Effect::Remember(names) => {
+                self.to_remember = Some(names);
                 None
             }
             Effect::TakenOver => {
@@ -294,6 +355,14 @@ impl Daemon {
             Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
             Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
             Notice::Source(None) => info!("rules can be read again"),
+            Notice::Name { question, before, now } => {
+                let Question { name, family } = question;
+                info!(name, %family, ?before, ?now, "leads elsewhere");
+            }
+            Notice::NameProblem { question, why } => {
+                let Question { name, family } = question;
+                warn!(name, %family, why, "not as it should be");
+            }
         }
     }
 
@@ -371,5 +440,19 @@ fn attached(
 fn log_failure(what: &str, outcome: Result<(), MapsError>) {
     if let Err(error) = outcome {
         error!(what, %error);
+    }
+}
+
+/// What time it is: since the machine booted, suspends included (clock_gettime(2)).
+fn now() -> Moment {
+    // A clock that every kernel has; without one nothing would ever be old.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Moment::from).unwrap_or_default()
+}
+
+/// Waits until it is that late; for ever, if there is nothing to wait for.
+async fn sleep_until(time: Option<Moment>) {
+    match time {
+        Some(time) => tokio::time::sleep(time.saturating_sub(now())).await,
+        None => std::future::pending().await,
     }
 }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use crate::rules::{Family, Ruleset};
+use crate::names::Moment;
 use crate::rules::check::ProvedPolicy;
 use crate::rules::parse::RulesetError;
-use crate::rules::resolve::Surroundings;
+use crate::rules::{Family, Ruleset};
 
 /// A client: an address behind a vif.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,6 +71,17 @@ pub struct Answer {
     pub ttl: Duration,
 }
 
+/// An answer that outlives the agent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remembered {
+    /// What was asked.
+    pub question: Question,
+    /// The addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// When they were in an answer.
+    pub at: Moment,
+}
+
 /// Something happened outside.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -89,8 +100,38 @@ pub enum Event {
     Connected(BTreeSet<IpAddr>),
     /// The source cannot be read, and why; what it said before stays. `None`: it can be again.
     Source(Option<String>),
-    /// Resolvers or names changed.
-    Surroundings(Surroundings),
+    /// The DNS servers that the netvm names.
+    Servers {
+        /// Those that clients can mean.
+        of_clients: Vec<IpAddr>,
+        /// Those that the agent can ask.
+        own: Vec<IpAddr>,
+    },
+    /// What an earlier agent knew about names.
+    Remembered {
+        /// Its answers.
+        names: Vec<Remembered>,
+        /// When this is.
+        now: Moment,
+    },
+    /// What came of a question.
+    Answered {
+        /// The question.
+        question: Question,
+        /// The answer, or why there is none.
+        outcome: Result<Answer, String>,
+        /// When.
+        now: Moment,
+    },
+    /// Where clients' connections lead.
+    InUse {
+        /// The addresses.
+        destinations: BTreeSet<IpAddr>,
+        /// When.
+        now: Moment,
+    },
+    /// Time has passed.
+    Time(Moment),
     /// A program was attached to a link, or could not be.
     Attached {
         /// Interface index.
@@ -146,14 +187,23 @@ pub enum Effect {
     /// Find what a client has open and must not have any more, end it, and let the client's
     /// denied packets be rejected again.
     Settle(ClientId),
-    /// What a client's rules come to is in force: tell the source, with the addresses of the
-    /// names in them.
-    Handled {
+    /// What a client's rules come to is in force: tell the source.
+    Handled(IpAddr),
+    /// Tell the source what the names in a client's rules lead to.
+    Publish {
         /// The client's address.
         client: IpAddr,
         /// Addresses by name, as far as names are resolved.
         names: BTreeMap<String, BTreeSet<IpAddr>>,
     },
+    /// Ask these DNS servers from now on.
+    SetServers(Vec<IpAddr>),
+    /// Ask DNS.
+    Ask(Question),
+    /// Find out where clients' connections lead.
+    ReadFlows,
+    /// Keep this for a later agent.
+    Remember(Vec<Remembered>),
     /// Attach the program to a vif.
     Attach {
         /// Interface index.
@@ -206,4 +256,20 @@ pub enum Notice {
     },
     /// The source of rules cannot be read, or can be again.
     Source(Option<String>),
+    /// A name leads elsewhere now.
+    Name {
+        /// The name.
+        question: Question,
+        /// Where to, before.
+        before: BTreeSet<IpAddr>,
+        /// Where to, now.
+        now: BTreeSet<IpAddr>,
+    },
+    /// A name cannot be resolved, or an accept rule may not use where it leads.
+    NameProblem {
+        /// The name.
+        question: Question,
+        /// What is wrong.
+        why: String,
+    },
 }

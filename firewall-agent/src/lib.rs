@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`rules`] | text to proved policy; pure |
 //! | [`world`] | all memory of the agent; pure |
+//! | [`names`] | what is known about host names; pure |
 //! | [`events`] | the words between the world and the edges |
 //! | [`daemon`] | the event loop |
 //! | [`sources`], [`links`], [`resolvers`] | edges that tell what happened |
@@ -18,8 +19,11 @@ pub mod control;
 pub mod daemon;
 pub mod dataplane;
 pub mod desktop;
+pub mod dns;
 pub mod events;
 pub mod links;
+pub mod memory;
+pub mod names;
 pub mod nft;
 pub mod prepare;
 pub mod resolvers;

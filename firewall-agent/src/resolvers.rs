@@ -56,6 +56,11 @@ impl Resolvers {
         }
     }
 
+    /// All servers that the file names.
+    pub fn own(&self) -> Vec<IpAddr> {
+        read(&self.file)
+    }
+
     /// The servers that clients can mean, as they are named now.
     pub fn read(&self) -> Vec<IpAddr> {
         read_both(&self.file, &self.behind_stub)

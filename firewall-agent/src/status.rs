@@ -6,6 +6,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::rules::Family;
+
 /// Version of this JSON; it changes when a field is renamed, removed or changes meaning.
 pub const SCHEMA: u32 = 1;
 
@@ -20,6 +22,8 @@ pub struct Status {
     pub vifs: Vec<VifStatus>,
     /// Clients, and addresses that have rules but no vif.
     pub clients: Vec<ClientStatus>,
+    /// Names in rules, as far as they make a difference.
+    pub names: Vec<NameStatus>,
     /// Packets that belong to no known client, by reason.
     pub strays: BTreeMap<String, CounterStatus>,
 }
@@ -125,12 +129,48 @@ pub struct RuleStatus {
     pub number: u16,
     /// As dom0 wrote it.
     pub text: String,
-    /// Its host name, if that is not resolved.
-    pub unresolved: Option<String>,
+    /// Its host name; [`Status::names`] has what is known about it. A name that is not there
+    /// makes no difference, whatever it leads to, and is not looked up.
+    pub name: Option<String>,
     /// Whether any packet can reach it: false if earlier rules match all of its packets.
     pub effective: bool,
     /// Packets it decided.
     pub counter: CounterStatus,
+}
+
+/// A name in one family.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NameStatus {
+    /// The name.
+    pub name: String,
+    /// `v4` or `v6`.
+    pub family: Family,
+    /// Where it leads.
+    pub addresses: Vec<NameAddress>,
+    /// How long ago the last answer came, in seconds. Without one, an accept rule with this
+    /// name matches nothing, and a drop rule everything.
+    pub answered: Option<u64>,
+    /// In how many seconds it is asked again; 0 if it is being asked.
+    pub next: u64,
+    /// Failures since the last answer.
+    pub failures: u32,
+    /// The last failure, or why accept rules leave addresses out.
+    pub problem: Option<String>,
+    /// Numbers of the rules that use it, by client.
+    pub users: BTreeMap<IpAddr, Vec<u16>>,
+}
+
+/// An address that a name leads to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NameAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// How long ago it was in an answer or in use, in seconds.
+    pub age: u64,
+    /// Whether it is in the last answer; if not, it stays for a while.
+    pub in_answer: bool,
+    /// Whether accept rules use it: a public name must not lead into a private network.
+    pub usable: bool,
 }
 
 /// Packets and bytes.

@@ -14,12 +14,15 @@ use firewall_common::packet::Packet;
 use firewall_common::policy;
 
 use crate::events::{ClientId, Effect, Event, Installation, Links, Notice, SourceError, Vif};
+use crate::names::Names;
+use crate::names::rebinding::Guard;
 use crate::rules::check::{self, PolicyTables, ProvedPolicy};
 use crate::rules::compile;
 use crate::rules::resolve::{self, Surroundings};
-use crate::rules::{Destination, Family, Ruleset};
+use crate::rules::{Family, Ruleset};
 use crate::status::ProblemStatus;
 
+mod naming;
 mod statuses;
 
 /// What a client's rules come to.
@@ -87,10 +90,20 @@ pub struct World {
     standings: BTreeMap<IpAddr, Standing>,
     clients: BTreeMap<ClientId, InForce>,
     surroundings: Surroundings,
+    /// DNS servers that the agent asks.
+    servers: Vec<IpAddr>,
+    names: Names,
+    /// Whether other names may matter now.
+    are_names_old: bool,
     generation: u32,
 }
 
 impl World {
+    /// A world that lets these names lead into private networks.
+    pub fn new(guard: Guard) -> Self {
+        Self { names: Names::new(guard), ..Self::default() }
+    }
+
     /// Takes in what happened and answers what to do, in this order.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         match event {
@@ -102,7 +115,14 @@ impl World {
                 self.connected().into_iter().collect()
             }
             Event::Source(problem) => self.source(problem),
-            Event::Surroundings(surroundings) => self.surroundings(surroundings),
+            Event::Servers { of_clients, own } => self.servers(of_clients, own),
+            Event::Remembered { names, now } => {
+                self.names.recall(names, now);
+                Vec::new()
+            }
+            Event::Answered { question, outcome, now } => self.answered(&question, outcome, now),
+            Event::InUse { destinations, now } => self.in_use(&destinations, now),
+            Event::Time(now) => self.time(now),
             Event::Attached { link, outcome } => {
                 if let Some(known) = self.vifs.get_mut(&link) {
                     known.attached = Some(outcome);
@@ -144,6 +164,7 @@ impl World {
         let mut effects = Vec::new();
         if links.locals != self.locals {
             self.locals = links.locals;
+            self.names.hurry(false);
             effects.push(Effect::SetLocals(self.locals.clone()));
         }
         let wanted = |vif: &Vif| {
@@ -212,7 +233,7 @@ impl World {
             gone.into_iter().flat_map(|client| self.replace_rules(client, None)).collect();
         for (client, rules) in rules {
             effects.extend(self.replace_rules(client, Some(rules)));
-            effects.push(self.handled(client));
+            effects.extend(self.handled(client));
         }
         if let Phase::Starting(awaited) = &mut self.phase {
             awaited.rules = true;
@@ -227,7 +248,7 @@ impl World {
         rules: Option<Result<Ruleset, SourceError>>,
     ) -> Vec<Effect> {
         let mut effects = self.replace_rules(client, rules);
-        effects.push(self.handled(client));
+        effects.extend(self.handled(client));
         effects
     }
 
@@ -243,22 +264,13 @@ impl World {
             Some(rules) => self.rulesets.insert(client, rules),
             None => self.rulesets.remove(&client),
         };
-        self.judge(client)
+        self.are_names_old = true;
+        let standing = self.standing(client);
+        self.stand(client, standing)
     }
 
-    fn handled(&self, client: IpAddr) -> Effect {
-        let rules = match self.standings.get(&client) {
-            Some(Standing::Live(live)) => live.ruleset.rules.as_slice(),
-            Some(Standing::Waiting | Standing::Blocked(_)) | None => &[],
-        };
-        let named = rules.iter().filter_map(|rule| match &rule.destination {
-            Destination::Name(name) => {
-                let addresses = self.surroundings.names.get(name)?;
-                Some((name.clone(), addresses.iter().copied().collect()))
-            }
-            Destination::Any | Destination::Network(_) => None,
-        });
-        Effect::Handled { client, names: named.collect() }
+    fn handled(&self, client: IpAddr) -> [Effect; 2] {
+        [self.publish(client), Effect::Handled(client)]
     }
 
     fn source(&mut self, problem: Option<String>) -> Vec<Effect> {
@@ -278,29 +290,26 @@ impl World {
             return None;
         }
         self.connected = connected;
+        self.are_names_old = true;
         Some(Effect::SetConnected(self.connected.clone()))
     }
 
-    fn surroundings(&mut self, surroundings: Surroundings) -> Vec<Effect> {
-        if self.surroundings == surroundings {
-            return Vec::new();
-        }
-        self.surroundings = surroundings;
-        let mut effects = vec![Effect::Redirect(self.surroundings.redirections())];
-        let affected = self.rulesets.iter().filter_map(|(&client, rules)| {
-            let before = match self.standings.get(&client) {
-                Some(Standing::Live(live)) => Some(Arc::clone(live.policy.policy())),
-                Some(Standing::Waiting | Standing::Blocked(_)) | None => None,
-            };
-            rules.is_ok().then_some((client, before))
+    /// Works out anew what some clients' rules come to, and puts in force what changed.
+    fn reconsider(&mut self, which: impl Fn(IpAddr, &Ruleset) -> bool) -> Vec<Effect> {
+        let usable = self.rulesets.iter().filter_map(|(client, rules)| match rules {
+            Ok(rules) if which(*client, rules) => Some(*client),
+            Ok(_) | Err(_) => None,
         });
-        for (client, before) in affected.collect::<Vec<_>>() {
+        let mut effects = Vec::new();
+        for client in usable.collect::<Vec<_>>() {
             let standing = self.standing(client);
-            let unchanged = match (&standing, before) {
-                (Standing::Live(live), Some(before)) => *live.policy.policy() == before,
+            let is_unchanged = match (&standing, self.standings.get(&client)) {
+                (Standing::Live(now), Some(Standing::Live(before))) => {
+                    now.policy.policy() == before.policy.policy()
+                }
                 _ => false,
             };
-            if !unchanged {
+            if !is_unchanged {
                 effects.extend(self.stand(client, standing));
             }
         }
@@ -325,12 +334,7 @@ impl World {
         vec![Effect::Tell(notice), otherwise, Effect::Settle(client)]
     }
 
-    /// Works out what a client's rules come to, and puts it in force on all its vifs.
-    fn judge(&mut self, address: IpAddr) -> Vec<Effect> {
-        let standing = self.standing(address);
-        self.stand(address, standing)
-    }
-
+    /// Puts what a client's rules come to in force on all its vifs.
     fn stand(&mut self, address: IpAddr, standing: Standing) -> Vec<Effect> {
         let notice = match &standing {
             Standing::Waiting => Notice::Waiting { client: address },
@@ -423,11 +427,6 @@ impl World {
             let answer = tables.as_ref().and_then(|tables| policy::answer(tables, 0, packet));
             answer.is_none_or(|answer| answer.action != ACTION_ACCEPT)
         }
-    }
-
-    /// Resolvers and names as last told.
-    pub fn known_surroundings(&self) -> &Surroundings {
-        &self.surroundings
     }
 
     /// Name of a link.

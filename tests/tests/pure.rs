@@ -3,6 +3,7 @@
 
 mod pure {
     mod files;
+    mod names;
     mod packets;
     mod policies;
     mod rules;

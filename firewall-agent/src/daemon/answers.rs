@@ -71,12 +71,13 @@ impl Daemon {
                 mode: self.gate.mode.name().to_owned(),
                 mark_bit: self.options.dataplane.mark_bit,
                 verified_instructions: self.verified_instructions,
-                resolvers: self.world.known_surroundings().resolvers.clone(),
+                resolvers: self.world.resolvers().to_vec(),
                 gate_problem: self.gate_problem.clone(),
                 unguarded_uplinks: self.world.unguarded_uplinks(),
             },
             vifs: self.world.vif_statuses(),
             clients,
+            names: self.world.name_statuses(super::now()),
             strays: self.reason_counters(None),
         }
     }

@@ -6,6 +6,7 @@
 pub mod check;
 pub mod compile;
 pub mod parse;
+pub mod relevant;
 pub mod resolve;
 
 use std::fmt;
@@ -13,9 +14,11 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
 /// IPv4 or IPv6. A client's address decides the family of all its rules.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Family {
     /// IPv4.
     V4,

@@ -4,13 +4,15 @@
 //! The law: an accept shrinks, a drop grows. A name without an answer makes an accept
 //! rule match nothing, and a drop rule match every address, each with its own ports.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 
 use firewall_common::abi::{Address, MAPPED_BITS};
 use ipnet::IpNet;
 
 use super::{Action, Destination, Family, Rule, Ruleset, Service};
+use crate::events::Question;
+use crate::names::Addresses;
 
 /// The addresses that Qubes gives to every client as its DNS servers.
 pub const VIRTUAL_RESOLVERS: [Ipv4Addr; 2] =
@@ -21,8 +23,8 @@ pub const VIRTUAL_RESOLVERS: [Ipv4Addr; 2] =
 pub struct Surroundings {
     /// The real DNS servers, as the netvm's `/etc/resolv.conf` names them.
     pub resolvers: Vec<IpAddr>,
-    /// Addresses of names, in any order; a name that is absent is unresolved.
-    pub names: HashMap<String, Vec<IpAddr>>,
+    /// Addresses of names; a name that is absent is unresolved.
+    pub names: BTreeMap<Question, Addresses>,
 }
 
 impl Surroundings {
@@ -192,14 +194,19 @@ fn destinations(family: Family, rule: &Rule, known: &Surroundings) -> Vec<Prefix
     match &rule.destination {
         Destination::Any => vec![Prefix::whole(family)],
         Destination::Network(network) => vec![Prefix::from(*network)],
-        Destination::Name(name) => match (known.names.get(name), rule.action) {
-            (Some(addresses), _) => {
-                let of_family = addresses.iter().filter(|it| Family::from(**it) == family);
-                of_family.map(|address| Prefix::host(*address)).collect()
+        Destination::Name(name) => {
+            let question = Question { name: name.clone(), family };
+            let unresolved = Addresses::default();
+            let addresses = known.names.get(&question).unwrap_or(&unresolved);
+            let hosts = |addresses: &BTreeSet<IpAddr>| {
+                addresses.iter().map(|address| Prefix::host(*address)).collect()
+            };
+            match (rule.action, &addresses.drop) {
+                (Action::Accept, _) => hosts(&addresses.accept),
+                (Action::Drop, Some(addresses)) => hosts(addresses),
+                (Action::Drop, None) => vec![Prefix::whole(family)],
             }
-            (None, Action::Accept) => Vec::new(),
-            (None, Action::Drop) => vec![Prefix::whole(family)],
-        },
+        }
     }
 }
 

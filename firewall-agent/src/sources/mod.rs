@@ -68,7 +68,14 @@ impl Source {
     }
 
     /// Tells whoever wrote a client's rules that they are in force.
-    pub fn handled(&self, _client: IpAddr, _names: BTreeMap<String, BTreeSet<IpAddr>>) {
+    pub fn handled(&self, _client: IpAddr) {
+        match self {
+            Self::Files(_) => {}
+        }
+    }
+
+    /// Tells where the names in a client's rules lead.
+    pub fn publish(&self, _client: IpAddr, _names: BTreeMap<String, BTreeSet<IpAddr>>) {
         match self {
             Self::Files(_) => {}
         }

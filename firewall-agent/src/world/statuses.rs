@@ -5,13 +5,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{InForce, Live, Standing, World};
-use crate::rules::Destination;
+use crate::events::Question;
+use crate::names::Moment;
 use crate::rules::check::ProvedPolicy;
+use crate::rules::{Destination, Family};
 use crate::status::{
-    ClientStatus, CounterStatus, PolicyStatus, ProblemStatus, RuleStatus, State, VifStatus,
+    ClientStatus, CounterStatus, NameAddress, NameStatus, PolicyStatus, ProblemStatus, RuleStatus,
+    State, VifStatus,
 };
 
 impl World {
+    /// DNS servers that clients can mean.
+    pub fn resolvers(&self) -> &[IpAddr] {
+        &self.surroundings.resolvers
+    }
+
     /// Why the source of rules cannot be read; what it said before is in force.
     pub fn source_problem(&self) -> Option<&str> {
         self.source_problem.as_deref()
@@ -47,6 +55,45 @@ impl World {
         let absent = self.rulesets.keys().filter(|address| !has_vif.contains(address));
         let absent = absent.map(|&address| self.client_status(address, None));
         present.chain(absent).collect()
+    }
+
+    /// All names that matter, as they are at a time.
+    pub fn name_statuses(&self, now: Moment) -> Vec<NameStatus> {
+        let statuses = self.names.iter().map(|(question, name)| {
+            let refused = self.names.refused(question);
+            let addresses = name.seen.iter().map(|(&address, &seen)| NameAddress {
+                address,
+                age: seconds(now, seen),
+                in_answer: name.current.contains(&address),
+                usable: !refused.contains(&address),
+            });
+            NameStatus {
+                name: question.name.clone(),
+                family: question.family,
+                addresses: addresses.collect(),
+                answered: name.answered.map(|answered| seconds(now, answered)),
+                next: name.due.saturating_sub(now).as_secs(),
+                failures: name.failures,
+                problem: self.name_problem(question),
+                users: self.users(question),
+            }
+        });
+        statuses.collect()
+    }
+
+    fn users(&self, question: &Question) -> BTreeMap<IpAddr, Vec<u16>> {
+        let of_family =
+            self.rulesets.iter().filter(|(client, _)| Family::from(**client) == question.family);
+        let users = of_family.filter_map(|(client, rules)| {
+            let rules = rules.as_ref().ok()?.rules.iter();
+            let using = rules.filter(|rule| match &rule.destination {
+                Destination::Name(name) => *name == question.name,
+                Destination::Any | Destination::Network(_) => false,
+            });
+            let numbers: Vec<u16> = using.map(|rule| rule.number).collect();
+            (!numbers.is_empty()).then_some((*client, numbers))
+        });
+        users.collect()
     }
 
     fn client_status(&self, address: IpAddr, present: Option<(u32, &InForce)>) -> ClientStatus {
@@ -88,11 +135,9 @@ impl World {
         let rules = (0..).zip(&live.ruleset.rules).map(|(index, rule)| RuleStatus {
             number: rule.number,
             text: rule.text.clone(),
-            unresolved: match &rule.destination {
-                Destination::Name(name) if !self.surroundings.names.contains_key(name) => {
-                    Some(name.clone())
-                }
-                Destination::Any | Destination::Network(_) | Destination::Name(_) => None,
+            name: match &rule.destination {
+                Destination::Name(name) => Some(name.clone()),
+                Destination::Any | Destination::Network(_) => None,
             },
             effective: effective.contains(&index),
             counter: CounterStatus::default(),
@@ -111,4 +156,9 @@ fn policy_status(policy: &ProvedPolicy) -> PolicyStatus {
         cells_checked: proof.cells_checked,
         complete: proof.complete,
     }
+}
+
+/// Whole seconds from one point in time to a later one.
+fn seconds(now: Moment, before: Moment) -> u64 {
+    now.saturating_sub(before).as_secs()
 }

@@ -1,7 +1,10 @@
 //! Compiled policies: equal to the ordered rules, small enough, and checked.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
+use firewall_agent::events::Question;
+use firewall_agent::names::Addresses;
 use firewall_agent::rules::check::{self, PolicyTables, ProvedPolicy};
 use firewall_agent::rules::compile::{self, MAX_POLICY_CLASSES, MAX_POLICY_SEGMENTS};
 use firewall_agent::rules::resolve::{self, ResolvedRuleset, Surroundings};
@@ -64,6 +67,13 @@ fn compiled_and_oracle_agree_on_random_rules_and_packets() {
     }
 }
 
+/// A name of IPv4 that is resolved to these addresses.
+fn name<const N: usize>(name: &str, addresses: [&str; N]) -> (Question, Addresses) {
+    let accept: BTreeSet<IpAddr> = addresses.map(|it| it.parse().expect("an address")).into();
+    let question = Question { name: name.to_owned(), family: Family::V4 };
+    (question, Addresses { drop: Some(accept.clone()), accept })
+}
+
 #[test]
 fn unresolved_accept_matches_nothing_and_unresolved_drop_matches_everything() {
     let text = "policy = accept\n\
@@ -82,13 +92,19 @@ fn unresolved_accept_matches_nothing_and_unresolved_drop_matches_everything() {
     check(&unknown, packets::TCP, 26, Verdict::Accept, None);
     check(&unknown, packets::UDP, 25, Verdict::Reject, Some(2));
     let mut known = Surroundings::default();
-    known.names.insert("bad.example".to_owned(), vec![[192, 0, 2, 1].into()]);
-    known.names.insert("good.example".to_owned(), vec![[198, 51, 100, 7].into()]);
+    known
+        .names
+        .extend([name("bad.example", ["192.0.2.1"]), name("good.example", ["198.51.100.7"])]);
     check(&known, packets::TCP, 25, Verdict::Accept, Some(1));
     check(&known, packets::UDP, 25, Verdict::Accept, Some(1));
     // A name without addresses of this family is an answer, not a failure.
-    known.names.insert("bad.example".to_owned(), vec!["2001:db8::1".parse().expect("v6")]);
+    known.names.extend([name("bad.example", [])]);
     check(&known, packets::TCP, 25, Verdict::Accept, Some(1));
+    // An address that accept rules must not use, drop rules use all the same.
+    let (good, mut of_good) = name("good.example", ["198.51.100.7"]);
+    of_good.accept.clear();
+    known.names.insert(good, of_good);
+    check(&known, packets::UDP, 25, Verdict::Reject, Some(2));
 }
 
 #[test]
@@ -183,7 +199,9 @@ fn what_is_too_complex_is_refused_and_says_so() {
     // More different classes than a policy may have, through prefixes of one rule.
     let mut known = Surroundings::default();
     let many = (0..140_000_u32).map(|bits| Ipv4Addr::from_bits(bits * 7).into());
-    known.names.insert("many.example".to_owned(), many.collect());
+    let (question, mut addresses) = name("many.example", []);
+    addresses.accept = many.collect();
+    known.names.insert(question, addresses);
     let text = "policy = drop\n0000 = action=accept dsthost=many.example\ncommit\n";
     let error = compile::compile(&resolved(CLIENT, text, &known)).expect_err("too many");
     assert_eq!(

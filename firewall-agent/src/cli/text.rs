@@ -1,0 +1,174 @@
+//! Status as text for people.
+//! Never asks anybody anything.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use crate::rules::Family;
+use crate::status::{ClientStatus, CounterStatus, NameStatus, ProblemStatus, State, Status};
+
+/// How many things need attention.
+pub fn problems(status: &Status) -> usize {
+    let clients = status.clients.iter().filter(|client| client.problem.is_some()).count();
+    let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
+    let uplinks = status.agent.unguarded_uplinks.len();
+    let names = status.names.iter().filter(|name| name.problem.is_some()).count();
+    let agent = [&status.agent.gate_problem, &status.agent.source_problem];
+    clients + vifs + uplinks + names + agent.into_iter().flatten().count()
+}
+
+/// Whether all is well, and what is not.
+pub fn summary(status: &Status) -> String {
+    let agent = &status.agent;
+    let mut text = format!(
+        "agent {} running as process {}, mode {}, rules from {}\n",
+        agent.version, agent.pid, agent.mode, agent.source
+    );
+    // Writing to a String cannot fail.
+    let resolvers: Vec<String> = agent.resolvers.iter().map(IpAddr::to_string).collect();
+    let resolvers = if resolvers.is_empty() { "none".to_owned() } else { resolvers.join(", ") };
+    let _ = writeln!(text, "resolvers: {resolvers}");
+    let count = |state| status.clients.iter().filter(|client| client.state == state).count();
+    let _ = writeln!(
+        text,
+        "vifs: {}; clients: {} live, {} blocked, {} waiting for rules, {} absent",
+        status.vifs.len(),
+        count(State::Live),
+        count(State::Blocked),
+        count(State::Waiting),
+        count(State::Absent),
+    );
+    for client in &status.clients {
+        let _ = write!(text, "  {}", headline(client));
+    }
+    for (reason, counter) in &status.strays {
+        let _ = writeln!(text, "packets of no client, {reason}: {}", counted(counter));
+    }
+    for vif in &status.vifs {
+        if let Some(problem) = &vif.problem {
+            let _ = writeln!(text, "PROBLEM: no program on {}: {problem}", vif.name);
+        }
+    }
+    for (uplink, problem) in &agent.unguarded_uplinks {
+        let _ =
+            writeln!(text, "PROBLEM: clients' addresses are not guarded on {uplink}: {problem}");
+    }
+    if let Some(problem) = &agent.source_problem {
+        let _ = writeln!(text, "PROBLEM: no rules can be read, those in force stay: {problem}");
+    }
+    if let Some(problem) = &agent.gate_problem {
+        let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");
+    }
+    for name in &status.names {
+        if let Some(problem) = &name.problem {
+            let users: Vec<String> = name.users.keys().map(IpAddr::to_string).collect();
+            let (users, name) = (users.join(", "), &name.name);
+            let _ = writeln!(text, "PROBLEM: the name {name} in rules of {users}: {problem}");
+        }
+    }
+    for client in &status.clients {
+        if let Some(problem) = &client.problem {
+            let _ = writeln!(text, "PROBLEM: {} is blocked: {}", client.address, told(problem));
+        }
+    }
+    text
+}
+
+fn headline(client: &ClientStatus) -> String {
+    let place = client.vif.as_deref().unwrap_or("no vif");
+    let state = match client.state {
+        State::Live => "live",
+        State::Blocked => "BLOCKED, everything is rejected",
+        State::Waiting => "waiting for rules, everything is dropped",
+        State::Absent => "has rules, but no vif leads to it",
+    };
+    let mut text = format!("{} on {place}: {state}", client.address);
+    if let Some(generation) = client.generation {
+        let _ = write!(text, ", generation {generation}");
+    }
+    text.push('\n');
+    text
+}
+
+/// A client with its rules and counters.
+pub fn details(client: &ClientStatus, names: &[NameStatus]) -> String {
+    let mut text = headline(client);
+    if let Some(problem) = &client.problem {
+        let _ = writeln!(text, "  because of {}", told(problem));
+    }
+    for rule in &client.rules {
+        let _ = write!(text, "  {:04}  {:<60}  {}", rule.number, rule.text, counted(&rule.counter));
+        if rule.name.is_none() && !rule.effective {
+            let _ = write!(text, "  (never decides: earlier rules match first, or nothing can)");
+        }
+        text.push('\n');
+        if let Some(name) = &rule.name {
+            let family = Family::from(client.address);
+            let known = names.iter().find(|it| it.name == *name && it.family == family);
+            let _ = writeln!(text, "        {name}: {}", known.map_or(NO_MATTER.to_owned(), leads));
+        }
+    }
+    if let Some(default) = &client.default {
+        let _ =
+            writeln!(text, "  else  action={default:<53}  {}", counted(&client.default_counter));
+    }
+    for (reason, counter) in &client.counters {
+        let _ = writeln!(text, "  {reason:<66}  {}", counted(counter));
+    }
+    if let Some(policy) = &client.policy {
+        let all = if policy.complete { "all" } else { "a selection of" };
+        let _ = writeln!(
+            text,
+            "  proved equal to its rules on {all} {} cells; {} prefixes, {} classes, {} segments",
+            policy.cells_checked, policy.prefixes, policy.classes, policy.segments
+        );
+    }
+    text
+}
+
+fn told(problem: &ProblemStatus) -> String {
+    let mut text = problem.origin.clone();
+    if let Some(line) = problem.line {
+        let _ = write!(text, ", line {line}");
+    }
+    let _ = write!(text, ": {}", problem.reason);
+    if !problem.text.is_empty() {
+        let _ = write!(text, " in `{}`", problem.text);
+    }
+    text
+}
+
+fn counted(counter: &CounterStatus) -> String {
+    let word = if counter.packets == 1 { "packet" } else { "packets" };
+    format!("{} {word}, {} bytes", counter.packets, counter.bytes)
+}
+
+const NO_MATTER: &str = "not looked up, it makes no difference";
+
+/// Where a name leads.
+fn leads(name: &NameStatus) -> String {
+    let mut parts: Vec<String> = Vec::new();
+    if name.answered.is_none() {
+        parts.push("not resolved yet".to_owned());
+    }
+    for it in &name.addresses {
+        let mut text = format!("{} ({} s", it.address, it.age);
+        if !it.in_answer {
+            text.push_str(", in no answer any more");
+        }
+        if !it.usable {
+            text.push_str(", not for accept rules");
+        }
+        text.push(')');
+        parts.push(text);
+    }
+    if name.answered.is_some() && name.addresses.is_empty() {
+        parts.push("no address of this family".to_owned());
+    }
+    let mut text = parts.join(", ");
+    if let Some(problem) = &name.problem {
+        let _ = write!(text, "; {problem}");
+    }
+    let _ = write!(text, "; asked again in {} s", name.next);
+    text
+}

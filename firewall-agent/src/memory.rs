@@ -1,0 +1,102 @@
+//! A file with what is known about names, for the agent that comes after this one.
+//! Never fails at reading: what cannot be used is as good as nothing.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::net::IpAddr;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tracing::{info, warn};
+
+use crate::events::{Question, Remembered};
+use crate::names::MOST_ADDRESSES;
+use crate::rules::Family;
+
+/// Changes with every boot; ages in the file are counted from there.
+const BOOT: &str = "/proc/sys/kernel/random/boot_id";
+/// Largest file that is read, in bytes.
+const MAX_FILE: u64 = 16 << 20;
+
+#[derive(Serialize, Deserialize)]
+struct File {
+    boot: String,
+    names: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Entry {
+    name: String,
+    family: Family,
+    addresses: BTreeSet<IpAddr>,
+    /// Seconds from boot to the answer.
+    at: u64,
+}
+
+impl Entry {
+    /// Whether somebody could have written it other than by mistake.
+    fn is_sound(&self) -> bool {
+        let Self { name: _, family, addresses, at: _ } = self;
+        let is_of_family = |address: &IpAddr| Family::from(*address) == *family;
+        addresses.len() <= MOST_ADDRESSES && addresses.iter().all(is_of_family)
+    }
+}
+
+/// What an agent wrote since the machine booted.
+pub fn read(path: &Path) -> Vec<Remembered> {
+    let file = match try_read(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Vec::new(),
+        Err(error) => {
+            warn!(path = %path.display(), %error, "answers of an earlier agent cannot be used");
+            return Vec::new();
+        }
+    };
+    if boot().ok().as_ref() != Some(&file.boot) {
+        return Vec::new();
+    }
+    let sound = file.names.into_iter().filter(Entry::is_sound);
+    let names: Vec<Remembered> = sound
+        .map(|Entry { name, family, addresses, at }| {
+            let question = Question { name, family };
+            Remembered { question, addresses, at: Duration::from_secs(at) }
+        })
+        .collect();
+    info!(names = names.len(), "known from an earlier agent");
+    names
+}
+
+fn try_read(path: &Path) -> io::Result<File> {
+    if fs::metadata(path)?.len() > MAX_FILE {
+        return Err(io::Error::other(format!("larger than {MAX_FILE} bytes")));
+    }
+    Ok(serde_json::from_slice(&fs::read(path)?)?)
+}
+
+/// Writes it aside first, so that there is always a whole file.
+pub fn write(path: &Path, names: &[Remembered]) -> io::Result<()> {
+    let entry = |Remembered { question, addresses, at }: &Remembered| Entry {
+        name: question.name.clone(),
+        family: question.family,
+        addresses: addresses.clone(),
+        at: at.as_secs(),
+    };
+    let file = File { boot: boot()?, names: names.iter().map(entry).collect() };
+    if let Some(directory) = path.parent() {
+        // Names are where users go: nobody else's business.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
+    }
+    let aside = path.with_extension("new");
+    let mut options = fs::OpenOptions::new();
+    let open = options.write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    serde_json::to_writer(&open, &file)?;
+    open.sync_all()?;
+    fs::rename(aside, path)
+}
+
+fn boot() -> io::Result<String> {
+    Ok(fs::read_to_string(BOOT)?.trim().to_owned())
+}

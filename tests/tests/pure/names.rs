@@ -1,0 +1,495 @@
+//! Names in rules: what is asked and when, what an answer changes, and what it never opens.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use firewall_agent::events::{
+    Answer, ClientId, Effect, Event, Installation, Links, Question, Remembered, Vif,
+};
+use firewall_agent::names::rebinding::Guard;
+use firewall_agent::rules::check::PolicyTables;
+use firewall_agent::rules::{Family, relevant};
+use firewall_agent::sources::files;
+use firewall_agent::world::World;
+use firewall_common::packet;
+use firewall_common::policy::decide;
+use firewall_common::verdict::Verdict;
+use firewall_tests::{packets, rounds, seed};
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom as _;
+use rand::{Rng as _, SeedableRng as _};
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A world, and what its kernel would have in force.
+struct Stage {
+    world: World,
+    in_force: BTreeMap<ClientId, Installation>,
+    asked: Vec<String>,
+    published: BTreeMap<IpAddr, BTreeMap<String, BTreeSet<IpAddr>>>,
+    reads_flows: bool,
+    now: Duration,
+}
+
+impl Stage {
+    fn new(clients: &[&str]) -> Self {
+        let mut stage = Self {
+            world: World::new(Guard::default()),
+            in_force: BTreeMap::new(),
+            asked: Vec::new(),
+            published: BTreeMap::new(),
+            reads_flows: false,
+            now: seconds(100_000),
+        };
+        let vifs = (7..).zip(clients).map(|(index, client)| Vif {
+            index,
+            name: format!("vif{index}.0"),
+            addresses: [address(client)].into(),
+        });
+        stage.step(Event::Links(Links { vifs: vifs.collect(), ..Links::default() }));
+        stage.step(Event::AllRules(BTreeMap::new()));
+        stage
+    }
+
+    fn step(&mut self, event: Event) {
+        let effects = self.world.step(event);
+        let effects = effects.into_iter().chain(self.world.step(Event::Time(self.now)));
+        for effect in effects.collect::<Vec<_>>() {
+            match effect {
+                Effect::Put { client, installation, .. } => {
+                    self.in_force.insert(client, installation);
+                }
+                Effect::Remove(client) => drop(self.in_force.remove(&client)),
+                Effect::Ask(Question { name, family }) => {
+                    self.asked.push(format!("{name} {family}"));
+                }
+                Effect::Publish { client, names } => drop(self.published.insert(client, names)),
+                Effect::ReadFlows => self.reads_flows = true,
+                _ => {}
+            }
+        }
+    }
+
+    fn rules(&mut self, client: &str, rules: &[&str]) {
+        let numbered = rules.iter().enumerate();
+        let lines = numbered.map(|(number, rule)| format!("{number:04} = {rule}\n"));
+        let text = format!("policy = drop\n{}commit\n", lines.collect::<String>());
+        let client = address(client);
+        let rules = files::ruleset(client, &text).expect("rules");
+        self.step(Event::Rules { client, rules: Some(Ok(rules)) });
+    }
+
+    fn answer(&mut self, name: &str, addresses: &[&str], ttl: u64) {
+        let addresses: BTreeSet<IpAddr> = addresses.iter().map(|it| address(it)).collect();
+        let question = Question { name: name.to_owned(), family: Family::V4 };
+        let outcome = Ok(Answer { addresses, ttl: seconds(ttl) });
+        self.step(Event::Answered { question, outcome, now: self.now });
+    }
+
+    fn fail(&mut self, name: &str) {
+        let question = Question { name: name.to_owned(), family: Family::V4 };
+        let outcome = Err("no answer".to_owned());
+        self.step(Event::Answered { question, outcome, now: self.now });
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.step(Event::Time(self.now));
+    }
+
+    fn take_asked(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.asked)
+    }
+
+    /// Whether a client may send to a TCP port.
+    fn accepts(&self, client: ClientId, to: IpAddr, port: u16) -> bool {
+        let Some(Installation::Policy { policy, .. }) = self.in_force.get(&client) else {
+            return false;
+        };
+        let frame = packets::plain(client.address, to, packets::TCP, port);
+        let tables = PolicyTables::new(policy.policy());
+        decide(&tables, 1, &packet::parse(frame.as_slice())).verdict == Verdict::Accept
+    }
+
+    #[track_caller]
+    fn check(&self, client: &str, expected: &[(&str, u16, bool)]) {
+        for (to, port, expected) in expected {
+            let id = self.in_force.keys().find(|it| it.address == address(client));
+            let found = self.accepts(*id.expect("a client"), address(to), *port);
+            assert_eq!(found, *expected, "{client} to {to} port {port}");
+        }
+    }
+}
+
+const CLIENT: &str = "10.137.0.1";
+
+#[test]
+fn addresses_alone_are_live_at_once_and_names_fill_in() {
+    let mut stage = Stage::new(&[CLIENT]);
+    let literal = "action=accept dst4=192.0.2.1";
+    stage.rules(CLIENT, &[literal, "action=accept dsthost=a.example"]);
+    assert_eq!(stage.take_asked(), ["a.example IPv4"]);
+    stage.check(CLIENT, &[("192.0.2.1", 80, true), ("192.0.2.2", 80, false)]);
+    stage.answer("a.example", &["192.0.2.2"], 60);
+    stage.check(CLIENT, &[("192.0.2.1", 80, true), ("192.0.2.2", 80, true)]);
+    assert_eq!(
+        format!("{:?}", stage.published),
+        format!("{:?}", {
+            let names = [("a.example".to_owned(), BTreeSet::from([address("192.0.2.2")]))];
+            BTreeMap::from([(address(CLIENT), BTreeMap::from(names))])
+        })
+    );
+}
+
+#[test]
+fn a_name_that_fails_affects_its_own_rule_and_nothing_else() {
+    let mut stage = Stage::new(&[CLIENT]);
+    let rules = [
+        "action=drop dsthost=bad.example proto=tcp dstports=25-25",
+        "action=accept dsthost=good.example",
+        "action=accept dst4=192.0.2.1",
+    ];
+    stage.rules(CLIENT, &rules);
+    stage.fail("bad.example");
+    stage.fail("good.example");
+    let drop_grew_and_accept_shrank =
+        [("192.0.2.1", 25, false), ("192.0.2.1", 80, true), ("192.0.2.2", 80, false)];
+    stage.check(CLIENT, &drop_grew_and_accept_shrank);
+    // No address of this family is an answer.
+    stage.answer("bad.example", &[], 60);
+    stage.answer("good.example", &["192.0.2.2"], 60);
+    let expected = [("192.0.2.1", 25, true), ("192.0.2.2", 25, true), ("192.0.2.3", 80, false)];
+    stage.check(CLIENT, &expected);
+    // What was known is used while servers are silent.
+    stage.pass(seconds(60));
+    stage.fail("good.example");
+    stage.check(CLIENT, &expected);
+}
+
+#[test]
+fn one_question_serves_all_clients_and_each_family_has_its_own() {
+    let mut stage = Stage::new(&[CLIENT, "10.137.0.2", "fd00::1"]);
+    for client in [CLIENT, "10.137.0.2", "fd00::1"] {
+        stage.rules(client, &["action=accept dsthost=a.example"]);
+    }
+    assert_eq!(stage.take_asked(), ["a.example IPv4", "a.example IPv6"]);
+    stage.answer("a.example", &["192.0.2.2"], 60);
+    for client in [CLIENT, "10.137.0.2"] {
+        stage.check(client, &[("192.0.2.2", 80, true)]);
+    }
+    // Rules that come later use what is known.
+    stage.rules(CLIENT, &["action=drop dst4=192.0.2.9", "action=accept dsthost=a.example"]);
+    assert_eq!(stage.take_asked(), [""; 0]);
+    stage.check(CLIENT, &[("192.0.2.2", 80, true)]);
+}
+
+#[test]
+fn names_are_asked_again_when_their_time_is_over_and_not_before() {
+    let check = |ttl: u64, refresh: u64| {
+        let mut stage = Stage::new(&[CLIENT]);
+        stage.rules(CLIENT, &["action=accept dsthost=a.example"]);
+        stage.answer("a.example", &["192.0.2.2"], ttl);
+        stage.take_asked();
+        assert_eq!(stage.world.next_time(), Some(stage.now + seconds(refresh)), "{ttl}");
+        stage.pass(seconds(refresh) - Duration::from_millis(1));
+        assert_eq!(stage.take_asked(), [""; 0], "{ttl}");
+        stage.pass(Duration::from_millis(1));
+        assert_eq!(stage.take_asked(), ["a.example IPv4"], "{ttl}");
+        // Until it is answered, it is not asked again.
+        stage.pass(seconds(100_000));
+        assert_eq!(stage.take_asked(), [""; 0], "{ttl}");
+    };
+    for (ttl, refresh) in [(0, 5), (4, 5), (5, 5), (60, 60), (3600, 3600), (604_800, 3600)] {
+        check(ttl, refresh);
+    }
+}
+
+#[test]
+fn failures_are_asked_again_later_and_later_and_at_once_when_the_network_changes() {
+    let mut stage = Stage::new(&[CLIENT]);
+    stage.rules(CLIENT, &["action=accept dsthost=a.example"]);
+    stage.take_asked();
+    let mut pauses = Vec::new();
+    for _ in 0..12 {
+        stage.fail("a.example");
+        let next = stage.world.next_time().expect("another attempt");
+        pauses.push((next - stage.now).as_millis());
+        stage.pass(next - stage.now);
+        assert_eq!(stage.take_asked(), ["a.example IPv4"]);
+    }
+    for (failures, pause) in pauses.iter().enumerate() {
+        let least = (1000_u128 << failures).min(300_000);
+        assert!((least..=least + least / 4).contains(pause), "{pauses:?}");
+    }
+    stage.fail("a.example");
+    let vif = Vif { index: 7, name: "vif7.0".to_owned(), addresses: [address(CLIENT)].into() };
+    let locals = [address("192.0.2.99")].into();
+    stage.step(Event::Links(Links { vifs: vec![vif], locals, ..Links::default() }));
+    assert_eq!(stage.take_asked(), ["a.example IPv4"]);
+    // Other servers are asked even while the old ones still may answer, and about everything.
+    let own = vec![address("192.0.2.53")];
+    stage.step(Event::Servers { of_clients: Vec::new(), own });
+    assert_eq!(stage.take_asked(), ["a.example IPv4"]);
+}
+
+#[test]
+fn addresses_of_a_rotating_pool_add_up_and_leave_when_nobody_uses_them() {
+    let mut stage = Stage::new(&[CLIENT]);
+    stage.rules(CLIENT, &["action=accept dsthost=a.example"]);
+    stage.answer("a.example", &["192.0.2.1"], 60);
+    stage.pass(seconds(60));
+    stage.answer("a.example", &["192.0.2.2"], 60);
+    stage.pass(seconds(60));
+    stage.answer("a.example", &["192.0.2.3"], 3600);
+    let all = |first, second| {
+        [("192.0.2.1", 80, first), ("192.0.2.2", 80, second), ("192.0.2.3", 80, true)]
+    };
+    stage.check(CLIENT, &all(true, true));
+    stage.pass(seconds(600 - 120 - 1));
+    assert!(!stage.reads_flows);
+    stage.pass(seconds(1));
+    assert!(stage.reads_flows, "nobody asks whether the address is in use");
+    let used = |stage: &mut Stage, destinations: &[&str]| {
+        let destinations = destinations.iter().map(|it| address(it)).collect();
+        stage.step(Event::InUse { destinations, now: stage.now });
+    };
+    used(&mut stage, &["192.0.2.1"]);
+    stage.check(CLIENT, &all(true, true));
+    stage.pass(seconds(60));
+    used(&mut stage, &["192.0.2.1"]);
+    stage.check(CLIENT, &all(true, false));
+    stage.pass(seconds(600));
+    used(&mut stage, &[]);
+    stage.check(CLIENT, &all(false, false));
+}
+
+#[test]
+fn answers_of_a_name_have_a_cap_that_shrinks_accepts_and_grows_drops() {
+    let mut stage = Stage::new(&[CLIENT]);
+    let rules = [
+        "action=drop dsthost=a.example proto=tcp dstports=25-25",
+        "action=accept dsthost=a.example",
+    ];
+    stage.rules(CLIENT, &rules);
+    let many: Vec<String> = (0..300).map(|n| format!("198.51.{}.{}", n / 100, n % 100)).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    stage.answer("a.example", &many[..256], 60);
+    stage.check(CLIENT, &[("198.51.2.55", 80, true), ("198.51.2.55", 25, false)]);
+    stage.answer("a.example", &many, 60);
+    stage.check(CLIENT, &[("198.51.0.0", 80, true), ("198.51.2.99", 80, false)]);
+    let everything =
+        ["action=drop dsthost=a.example proto=tcp dstports=25-25", "action=accept dst4=0.0.0.0/0"];
+    stage.rules(CLIENT, &everything);
+    stage.check(CLIENT, &[("192.0.2.1", 25, false), ("192.0.2.1", 80, true)]);
+}
+
+#[test]
+fn a_public_name_opens_no_private_network_and_closes_it_all_the_same() {
+    let mut stage = Stage::new(&[CLIENT]);
+    stage.rules(CLIENT, &["action=accept dsthost=a.example"]);
+    stage.answer("a.example", &["192.168.1.1", "198.51.100.7", "10.137.0.2"], 60);
+    let expected = [("192.168.1.1", 80, false), ("10.137.0.2", 80, false)];
+    stage.check(CLIENT, &expected);
+    stage.check(CLIENT, &[("198.51.100.7", 80, true)]);
+    let names = stage.world.name_statuses(stage.now);
+    let problem = names[0].problem.as_deref().expect("a problem");
+    assert_eq!(problem, "no public address: 10.137.0.2, 192.168.1.1; accept rules leave it out");
+    stage.rules(CLIENT, &["action=drop dsthost=a.example", "action=accept dst4=0.0.0.0/0"]);
+    stage.check(CLIENT, &expected);
+}
+
+#[test]
+fn names_that_make_no_difference_are_not_asked() {
+    let check = |default: &str, rules: &[&str], expected: &[&str]| {
+        let numbered = rules.iter().enumerate();
+        let lines = numbered.map(|(number, rule)| format!("{number:04} = {rule}\n"));
+        let text = format!("policy = {default}\n{}commit\n", lines.collect::<String>());
+        let rules = files::ruleset(address(CLIENT), &text).expect("rules");
+        let found: Vec<&str> = relevant::names(&rules).into_iter().collect();
+        assert_eq!(found, expected, "{text}");
+    };
+    let a = "action=accept dsthost=a.example";
+    let a_tcp = "action=accept dsthost=a.example proto=tcp dstports=443-443";
+    let all = "action=accept";
+    check("drop", &[a], &["a.example"]);
+    check("accept", &[a], &[]);
+    // "Allow everything", with the rules that were there before.
+    check("drop", &[a_tcp, "action=accept dsthost=b.example proto=udp", all], &[]);
+    check("drop", &[all, a], &[]);
+    check("drop", &["action=drop", a], &[]);
+    check("drop", &["action=accept proto=tcp", a_tcp], &[]);
+    check("drop", &["action=accept proto=tcp", a], &["a.example"]);
+    check("drop", &["action=accept proto=tcp dstports=80-442", a_tcp], &["a.example"]);
+    check("drop", &["action=accept dst4=192.0.2.0/24", a], &["a.example"]);
+    // What comes between can deny what the name allows.
+    check("drop", &[a, "action=drop dst4=192.0.2.0/24", all], &["a.example"]);
+    check("drop", &[a, "action=drop dsthost=b.example", all], &["a.example", "b.example"]);
+    check("drop", &[a, "action=accept dst4=192.0.2.0/24", all], &[]);
+    check("drop", &["action=drop dsthost=b.example", "action=drop"], &[]);
+    check("drop", &[a_tcp, "action=drop proto=udp", all], &[]);
+    check("drop", &[a_tcp, "action=drop proto=tcp dstports=1-500", all], &["a.example"]);
+    check("drop", &["action=accept specialtarget=dns", a], &["a.example"]);
+    check("drop", &["action=accept proto=icmp", "action=accept dsthost=a.example proto=icmp"], &[]);
+    // For the protocols that no option names, too.
+    let others = ["action=accept proto=tcp", "action=accept proto=udp", "action=accept proto=icmp"];
+    check("drop", &[&others[..], &[a]].concat(), &["a.example"]);
+}
+
+#[test]
+fn what_an_earlier_agent_knew_is_used_until_something_newer_is_known() {
+    let remember = |age: u64, used: bool| {
+        let mut stage = Stage::new(&[CLIENT]);
+        let question = Question { name: "a.example".to_owned(), family: Family::V4 };
+        let at = stage.now - seconds(age);
+        let known = Remembered { question, addresses: [address("192.0.2.7")].into(), at };
+        stage.step(Event::Remembered { names: vec![known], now: stage.now });
+        stage.rules(CLIENT, &["action=accept dsthost=a.example"]);
+        assert_eq!(stage.take_asked(), ["a.example IPv4"], "what is old is asked at once");
+        stage.fail("a.example");
+        stage.check(CLIENT, &[("192.0.2.7", 80, used)]);
+        stage.answer("a.example", &["192.0.2.8"], 60);
+        stage.check(CLIENT, &[("192.0.2.8", 80, true)]);
+    };
+    remember(0, true);
+    remember(24 * 3600, true);
+    remember(24 * 3600 + 1, false);
+}
+
+#[test]
+fn names_of_clients_that_are_gone_are_not_asked() {
+    let mut stage = Stage::new(&[CLIENT]);
+    stage.rules("10.138.0.9", &["action=accept dsthost=b.example"]);
+    assert_eq!(stage.take_asked(), [""; 0]);
+    stage.step(Event::Connected([address("10.138.0.9")].into()));
+    assert_eq!(stage.take_asked(), ["b.example IPv4"], "one that may come is prepared for");
+    stage.step(Event::Connected(BTreeSet::new()));
+    assert_eq!(stage.world.name_statuses(stage.now).len(), 0);
+}
+
+/// A rule of the random test, and what its name means as naively as can be.
+#[derive(Clone)]
+struct Random {
+    accept: bool,
+    name: Option<usize>,
+    ports: (u16, u16),
+}
+
+/// What any answer ever said, and the last one.
+#[derive(Clone, Default)]
+struct Said {
+    ever: BTreeSet<IpAddr>,
+    last: Option<BTreeSet<IpAddr>>,
+}
+
+/// The widest that rules may be: whatever the agent knows or does not know.
+fn may_accept(rules: &[Random], said: &[Said], to: IpAddr, port: u16) -> bool {
+    for rule in rules.iter().filter(|rule| (rule.ports.0..=rule.ports.1).contains(&port)) {
+        let said = rule.name.map(|name| &said[name]);
+        let matches = match (said, rule.accept) {
+            (None, _) => true,
+            (Some(said), true) => said.ever.contains(&to),
+            (Some(said), false) => said.last.as_ref().is_none_or(|last| last.contains(&to)),
+        };
+        if matches {
+            return rule.accept;
+        }
+    }
+    false
+}
+
+#[test]
+fn five_hundred_names_over_fifty_clients_never_make_a_client_wider_than_its_rules() {
+    const NAMES: usize = 500;
+    let mut random = StdRng::seed_from_u64(seed());
+    let clients: Vec<String> = (1..=50).map(|number| format!("10.137.0.{number}")).collect();
+    let all: Vec<&str> = clients.iter().map(String::as_str).collect();
+    let mut stage = Stage::new(&all);
+    let mut said = vec![Said::default(); NAMES];
+    let mut rules: Vec<Vec<Random>> = Vec::new();
+    let pool: Vec<IpAddr> = (1..=12).map(|last| IpAddr::from([198, 51, 100, last])).collect();
+    let text = |rule: &Random| {
+        let action = if rule.accept { "accept" } else { "drop" };
+        let name = rule.name.map(|name| format!(" dsthost=n{name}.example")).unwrap_or_default();
+        format!("action={action}{name} proto=tcp dstports={}-{}", rule.ports.0, rule.ports.1)
+    };
+    let some_rules = |random: &mut StdRng, client: usize| {
+        let rule = |random: &mut StdRng| {
+            let first = random.random_range(1..6);
+            Random {
+                accept: random.random_bool(0.6),
+                // Each has names of its own, and some that others have too.
+                name: random.random_bool(0.9).then(|| {
+                    let own = client * 10 + random.random_range(0..10);
+                    if random.random_bool(0.8) { own } else { random.random_range(0..NAMES) }
+                }),
+                ports: (first, random.random_range(first..7)),
+            }
+        };
+        (0..12).map(|_| rule(random)).collect::<Vec<_>>()
+    };
+    for (index, client) in all.iter().enumerate() {
+        let own = some_rules(&mut random, index);
+        let texts: Vec<String> = own.iter().map(text).collect();
+        stage.rules(client, &texts.iter().map(String::as_str).collect::<Vec<_>>());
+        rules.push(own);
+    }
+    let mut accepted = 0;
+    let rounds = rounds(1_000, 50_000);
+    for _ in 0..rounds {
+        let index = random.random_range(0..NAMES);
+        let name = format!("n{index}.example");
+        match random.random_range(0..20) {
+            0 => stage.fail(&name),
+            1 => stage.pass(seconds(random.random_range(0..400))),
+            2 => {
+                let used = pool.iter().filter(|_| random.random_bool(0.3)).copied().collect();
+                stage.step(Event::InUse { destinations: used, now: stage.now });
+            }
+            3 => {
+                let client = random.random_range(0..all.len());
+                rules[client] = some_rules(&mut random, client);
+                let texts: Vec<String> = rules[client].iter().map(text).collect();
+                stage.rules(all[client], &texts.iter().map(String::as_str).collect::<Vec<_>>());
+            }
+            _ => {
+                let count = random.random_range(0..4);
+                let some: Vec<IpAddr> = pool.choose_multiple(&mut random, count).copied().collect();
+                let texts: Vec<String> = some.iter().map(IpAddr::to_string).collect();
+                let is_wanted =
+                    stage.world.name_statuses(stage.now).iter().any(|it| it.name == name);
+                stage.answer(&name, &texts.iter().map(String::as_str).collect::<Vec<_>>(), 60);
+                if is_wanted {
+                    said[index].ever.extend(&some);
+                    said[index].last = Some(some.into_iter().collect());
+                }
+            }
+        }
+        // What nobody wants is forgotten, and begins anew.
+        let wanted: BTreeSet<String> =
+            stage.world.name_statuses(stage.now).into_iter().map(|it| it.name).collect();
+        for (index, said) in said.iter_mut().enumerate() {
+            if !wanted.contains(&format!("n{index}.example")) {
+                *said = Said::default();
+            }
+        }
+        for _ in 0..20 {
+            let client = random.random_range(0..all.len());
+            let id = *stage.in_force.keys().nth(client).expect("a client");
+            let index = all.iter().position(|it| address(it) == id.address).expect("its rules");
+            let (to, port) = (*pool.choose(&mut random).expect("one"), random.random_range(0..8));
+            if stage.accepts(id, to, port) {
+                accepted += 1;
+                let allowed = may_accept(&rules[index], &said, to, port);
+                assert!(allowed, "{id:?} to {to} port {port}");
+            }
+        }
+    }
+    assert!(accepted > rounds / 3, "only {accepted} were accepted: nothing was tried");
+}
