@@ -50,7 +50,7 @@ pub struct SourceError {
     /// File or QubesDB path.
     pub origin: String,
     /// What is wrong with it.
-    pub error: RulesetError,
+    pub error: Box<RulesetError>,
 }
 
 /// What is asked of DNS: the addresses of a name in one family.

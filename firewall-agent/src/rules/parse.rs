@@ -38,6 +38,8 @@ pub struct Entry {
 pub struct RulesetError {
     /// Line in a file, from 1; `None` if it is about the whole.
     pub line: Option<usize>,
+    /// The key whose value is wrong; `None` if it is about the whole.
+    pub key: Option<String>,
     /// The offending text, as far as it is worth quoting.
     pub text: String,
     /// What is wrong.
@@ -120,7 +122,12 @@ pub fn ruleset(family: Family, entries: &[Entry]) -> Result<Ruleset, RulesetErro
     let mut default = None;
     let mut rules = BTreeMap::new();
     for entry in entries {
-        let error = |problem| RulesetError { line: entry.line, text: entry.value.clone(), problem };
+        let error = |problem| RulesetError {
+            line: entry.line,
+            key: Some(entry.key.clone()),
+            text: entry.value.clone(),
+            problem,
+        };
         if entry.value.len() > MAX_VALUE {
             let text = String::new();
             return Err(RulesetError { text, ..error(Problem::TooLong) });
@@ -142,6 +149,7 @@ pub fn ruleset(family: Family, entries: &[Entry]) -> Result<Ruleset, RulesetErro
     // Four digits number no more rules than there may be.
     let default = default.ok_or_else(|| RulesetError {
         line: None,
+        key: None,
         text: String::new(),
         problem: Problem::NoPolicy,
     })?;

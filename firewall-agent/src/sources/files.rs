@@ -18,6 +18,7 @@ use tracing::warn;
 use crate::events::{Event, SourceError};
 use crate::rules::parse::{self, Entry, Problem, RulesetError};
 use crate::rules::{Family, Ruleset};
+use crate::sources::client_of;
 
 /// Largest file that is read, in bytes: 10,000 rules have room in it.
 const MAX_FILE: u64 = 16 << 20;
@@ -122,22 +123,16 @@ fn is_change(event: &notify::Result<notify::Event>) -> bool {
     }
 }
 
-/// The client that a file is named after, if it is written the one way addresses are
-/// written; two files must not mean the same client.
-fn client_of(name: &str) -> Option<IpAddr> {
-    let address: IpAddr = name.parse().ok()?;
-    (address.to_string() == name).then_some(address)
-}
-
 fn read_file(path: &Path, client: IpAddr) -> Result<Ruleset, SourceError> {
     let origin = path.display().to_string();
     let unreadable = |error: io::Error| RulesetError {
         line: None,
+        key: None,
         text: String::new(),
         problem: Problem::Unreadable(error.to_string()),
     };
     let rules = read_text(path).map_err(unreadable).and_then(|text| ruleset(client, &text));
-    rules.map_err(|error| SourceError { origin, error })
+    rules.map_err(|error| SourceError { origin, error: Box::new(error) })
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
@@ -160,8 +155,10 @@ pub fn ruleset(client: IpAddr, text: &str) -> Result<Ruleset, RulesetError> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let error =
-            |problem| RulesetError { line: Some(index + 1), text: line.to_owned(), problem };
+        let error = |problem| {
+            let (line, text) = (Some(index + 1), line.to_owned());
+            RulesetError { line, key: None, text, problem }
+        };
         if committed {
             return Err(error(Problem::AfterCommit));
         }
@@ -174,7 +171,7 @@ pub fn ruleset(client: IpAddr, text: &str) -> Result<Ruleset, RulesetError> {
     }
     if !committed {
         let text = String::new();
-        return Err(RulesetError { line: None, text, problem: Problem::NoCommit });
+        return Err(RulesetError { line: None, key: None, text, problem: Problem::NoCommit });
     }
     parse::ruleset(Family::from(client), &entries)
 }

@@ -2,6 +2,7 @@
 //! Never decides what comes of it.
 
 pub mod files;
+pub mod qubesdb;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 
 use crate::events::Event;
 use files::Files;
+use qubesdb::{Patience, QubesDb};
 
 /// Which source, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +35,8 @@ impl Place {
 pub enum Source {
     /// A directory of files.
     Files(Files),
+    /// QubesDB.
+    QubesDb(QubesDb),
 }
 
 impl Source {
@@ -40,7 +44,9 @@ impl Source {
     pub fn start(place: &Place) -> notify::Result<Self> {
         match place {
             Place::Files(directory) => Files::watch(directory).map(Self::Files),
-            Place::QubesDb(_) => Err(notify::Error::generic("merge me")),
+            Place::QubesDb(socket) => {
+                Ok(Self::QubesDb(QubesDb::start(socket.clone(), Patience::default())))
+            }
         }
     }
 
@@ -50,6 +56,7 @@ impl Source {
     pub async fn next(&mut self) -> Event {
         match self {
             Self::Files(files) => files.next().await,
+            Self::QubesDb(qubesdb) => qubesdb.next().await,
         }
     }
 
@@ -57,6 +64,7 @@ impl Source {
     pub fn reload(&mut self) {
         match self {
             Self::Files(files) => files.reload(),
+            Self::QubesDb(qubesdb) => qubesdb.reload(),
         }
     }
 
@@ -64,20 +72,25 @@ impl Source {
     pub fn resync(&mut self) {
         match self {
             Self::Files(files) => files.reload(),
+            // Its watches miss nothing, and whoever counts how often rules came into force
+            // is not to be misled.
+            Self::QubesDb(_) => {}
         }
     }
 
     /// Tells whoever wrote a client's rules that they are in force.
-    pub fn handled(&self, _client: IpAddr) {
+    pub fn handled(&self, client: IpAddr) {
         match self {
             Self::Files(_) => {}
+            Self::QubesDb(qubesdb) => qubesdb.handled(client),
         }
     }
 
     /// Tells where the names in a client's rules lead.
-    pub fn publish(&self, _client: IpAddr, _names: BTreeMap<String, BTreeSet<IpAddr>>) {
+    pub fn publish(&self, client: IpAddr, names: BTreeMap<String, BTreeSet<IpAddr>>) {
         match self {
             Self::Files(_) => {}
+            Self::QubesDb(qubesdb) => qubesdb.publish(client, names),
         }
     }
 
@@ -85,6 +98,14 @@ impl Source {
     pub fn default_user(&self) -> Option<String> {
         match self {
             Self::Files(_) => None,
+            Self::QubesDb(qubesdb) => qubesdb.default_user(),
         }
     }
+}
+
+/// The client that rules are named after, if the address is written the one way addresses
+/// are written; two names must not mean the same client.
+fn client_of(name: &str) -> Option<IpAddr> {
+    let address: IpAddr = name.parse().ok()?;
+    (address.to_string() == name).then_some(address)
 }
