@@ -14,6 +14,7 @@ pub mod oracle;
 pub mod packets;
 pub mod probe;
 pub mod program;
+pub mod qubesdb;
 pub mod rig;
 pub mod server;
 pub mod shots;

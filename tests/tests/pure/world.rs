@@ -35,7 +35,8 @@ fn links(vifs: &[(u32, &str, &[&str])]) -> Event {
 fn rules(client: &str, text: &str) -> Event {
     let client = address(client);
     let rules = files::ruleset(client, text);
-    let rules = rules.map_err(|error| SourceError { origin: "a file".to_owned(), error });
+    let origin = "a file".to_owned();
+    let rules = rules.map_err(|error| SourceError { origin, error: Box::new(error) });
     Event::Rules { client, rules: Some(rules) }
 }
 

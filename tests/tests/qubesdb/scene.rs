@@ -1,0 +1,124 @@
+//! A daemon, and a source that talks to it.
+//! Never has expectations of its own.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use firewall_agent::events::Event;
+use firewall_agent::sources::qubesdb::{Patience, QubesDb};
+use firewall_tests::qubesdb::FakeQubesDb;
+
+/// How long anything may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub const ONE: &str = "10.137.0.1";
+pub const TWO: &str = "10.137.0.2";
+pub const ACCEPT: &[(&str, &[u8])] = &[("0000", b"action=accept")];
+pub const NONE: &[(&str, &[u8])] = &[];
+
+pub struct Scene {
+    pub server: FakeQubesDb,
+    pub source: QubesDb,
+    runtime: tokio::runtime::Runtime,
+    directory: PathBuf,
+}
+
+impl Scene {
+    /// A daemon that was filled before the source came.
+    pub fn new(label: &str, fill: impl FnOnce(&FakeQubesDb)) -> Self {
+        let directory = std::env::temp_dir().join(format!("qdb-{label}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&directory);
+        let server = FakeQubesDb::start(&directory.join("qubesdb.sock")).expect("a daemon");
+        fill(&server);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let patience = Patience {
+            answer: Duration::from_millis(500),
+            first_pause: Duration::from_millis(10),
+            last_pause: Duration::from_millis(100),
+        };
+        let socket = directory.join("qubesdb.sock");
+        let source = runtime.block_on(async { QubesDb::start(socket, patience) });
+        Self { server, source, runtime, directory }
+    }
+
+    /// The next news, in short.
+    pub fn next(&mut self) -> String {
+        let news = async { tokio::time::timeout(PATIENCE, self.source.next()).await };
+        short(&self.runtime.block_on(news).expect("no news"))
+    }
+
+    /// News up to and with the first that begins like this.
+    pub fn until(&mut self, beginning: &str) -> Vec<String> {
+        let mut all = Vec::new();
+        loop {
+            all.push(self.next());
+            if all.last().is_some_and(|last| last.starts_with(beginning)) {
+                return all;
+            }
+            assert!(all.len() < 1000, "never {beginning}: {all:?}");
+        }
+    }
+
+    #[track_caller]
+    pub fn expect(&mut self, expected: &[&str]) {
+        for expected in expected {
+            assert_eq!(self.next(), *expected);
+        }
+    }
+
+    /// Lets the task go on until a key has a value.
+    pub fn wait_for(&mut self, path: &str, value: &str) {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while self.server.get(path).as_deref() != Some(value) {
+            self.go_on();
+            let found = self.server.get(path);
+            assert!(std::time::Instant::now() < deadline, "{path} is {found:?} and not {value}");
+        }
+    }
+
+    /// Lets the task go on for a moment.
+    pub fn go_on(&mut self) {
+        self.runtime.block_on(tokio::time::sleep(Duration::from_millis(5)));
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+fn rules(rules: &Result<firewall_agent::rules::Ruleset, impl std::fmt::Display>) -> String {
+    match rules {
+        Ok(rules) => {
+            let numbers = rules.rules.iter().map(|rule| format!(" {:04}", rule.number));
+            format!("{}{}", rules.default.name(), numbers.collect::<String>())
+        }
+        Err(error) => format!("error {error}"),
+    }
+}
+
+fn short(event: &Event) -> String {
+    match event {
+        Event::AllRules(all) => {
+            let each =
+                all.iter().map(|(client, of_client)| format!(" {client}: {}", rules(of_client)));
+            format!("all{}", each.collect::<Vec<_>>().join(","))
+        }
+        Event::Rules { client, rules: Some(of_client) } => {
+            format!("{client}: {}", rules(of_client))
+        }
+        Event::Rules { client, rules: None } => format!("{client}: none"),
+        Event::Connected(connected) => {
+            let each = connected.iter().map(IpAddr::to_string);
+            format!("connected {}", each.collect::<Vec<_>>().join(" "))
+        }
+        Event::Source(None) => "readable".to_owned(),
+        Event::Source(Some(why)) => {
+            format!("unreadable {}", why.split_once(": ").map_or(why.as_str(), |it| it.1))
+        }
+        other => format!("{other:?}"),
+    }
+}
