@@ -1,19 +1,17 @@
 //! Arguments, and what a person sees.
 //! Never talks to the kernel.
 
+pub mod ask;
+pub mod show;
 mod text;
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
-use std::net::IpAddr;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
 
-use crate::control::{self, ControlError, Request};
 use crate::dataplane::{self, Attach};
 use crate::links::Pattern;
 use crate::names::rebinding::Guard;
@@ -22,7 +20,6 @@ use crate::prepare;
 use crate::resolvers;
 use crate::rules::resolve::Surroundings;
 use crate::sources::Place;
-use crate::status::Status;
 
 /// Exit code when the agent runs but something needs attention.
 pub const EXIT_PROBLEM: u8 = 1;
@@ -61,17 +58,11 @@ pub enum Command {
     /// Say whether all is well: the agent, vifs, clients, and every problem.
     ///
     /// Exit code 0: all is well. 1: something needs attention. 3: no agent runs.
-    Status(Ask),
+    Status(ask::Ask),
     /// Show clients' rules as they are in force, with what each of them has counted.
     ///
     /// Exit codes as with `status`.
-    Show {
-        /// Only this client.
-        client: Option<IpAddr>,
-        /// How to ask.
-        #[command(flatten)]
-        ask: Ask,
-    },
+    Show(show::Show),
 }
 
 /// What the gate depends on, and where pins are.
@@ -146,20 +137,6 @@ pub enum SourceKind {
     Qubesdb,
     /// A directory of files.
     Files,
-}
-
-/// How to ask a running agent.
-#[derive(Debug, Args)]
-pub struct Ask {
-    /// Control socket of the agent.
-    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    pub socket: PathBuf,
-    /// Print JSON instead of text.
-    #[arg(long)]
-    pub json: bool,
-    /// Where links are pinned; tells what goes on when no agent runs.
-    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
-    pub pins: PathBuf,
 }
 
 const DEFAULT_SOCKET: &str = "/run/firewall-agent/control.sock";
@@ -248,61 +225,4 @@ fn mark_bit(text: &str) -> Result<u32, String> {
         Ok(mask) if mask.is_power_of_two() => Ok(mask),
         _ => Err("a mask with exactly one of 32 bits is wanted, like 0x10000000".to_owned()),
     }
-}
-
-/// `status`.
-pub fn status(ask: &Ask) -> Result<ExitCode> {
-    answer(ask, &Request::Status, text::summary)
-}
-
-/// `show`.
-pub fn show(client: Option<IpAddr>, ask: &Ask) -> Result<ExitCode> {
-    let request = client.map_or(Request::Status, |client| Request::Show { client });
-    answer(ask, &request, |status| match client {
-        Some(client) if status.clients.is_empty() => {
-            format!("{client} is no client: no vif leads to it, and it has no rules\n")
-        }
-        _ => {
-            let details = |client| text::details(client, &status.names);
-            status.clients.iter().map(details).collect::<Vec<_>>().join("\n")
-        }
-    })
-}
-
-fn answer(ask: &Ask, request: &Request, text: impl Fn(&Status) -> String) -> Result<ExitCode> {
-    let status = match control::ask(&ask.socket, request) {
-        Ok(status) => status,
-        Err(error @ ControlError::NotRunning(_)) => {
-            eprintln!("{error}");
-            let count = pinned(&ask.pins).unwrap_or_default();
-            if count > 0 {
-                eprintln!(
-                    "{} with the policies that an earlier agent left; nothing else is forwarded",
-                    if count == 1 {
-                        "1 vif goes on".to_owned()
-                    } else {
-                        format!("{count} vifs go on")
-                    }
-                );
-            }
-            return Ok(ExitCode::from(EXIT_NOT_RUNNING));
-        }
-        Err(error) => return Err(error.into()),
-    };
-    let output =
-        if ask.json { serde_json::to_string_pretty(&status)? + "\n" } else { text(&status) };
-    match io::stdout().write_all(output.as_bytes()) {
-        // `| head` is no error.
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => return Err(error.into()),
-        _ => {}
-    }
-    Ok(if text::problems(&status) == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
-}
-
-/// How many vifs an earlier agent left its program pinned for, if that can be seen.
-fn pinned(pins: &Path) -> Option<usize> {
-    let versions = std::fs::read_dir(pins).ok()?.flatten();
-    let links = versions.filter_map(|version| std::fs::read_dir(version.path()).ok());
-    let of_vif = |name: std::ffi::OsString| name.to_string_lossy().starts_with("from_client-");
-    Some(links.flatten().flatten().filter(|link| of_vif(link.file_name())).count())
 }

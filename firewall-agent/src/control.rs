@@ -9,6 +9,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
@@ -36,8 +37,16 @@ pub enum Request {
     },
 }
 
+/// An answer. Whoever asked knows which one comes.
+#[derive(Clone, Debug, Serialize)]
+#[serde(untagged)]
+pub enum Answer {
+    /// To [`Request::Status`] and [`Request::Show`].
+    Status(Box<Status>),
+}
+
 /// A question with the way to answer it.
-pub type Question = (Request, oneshot::Sender<Status>);
+pub type Question = (Request, oneshot::Sender<Answer>);
 
 /// The agent cannot be asked.
 #[derive(Debug, Error)]
@@ -135,13 +144,13 @@ async fn serve(
     let request: Request = serde_json::from_str(&line)?;
     let (sender, answer) = oneshot::channel();
     questions.send((request, sender)).await.map_err(io::Error::other)?;
-    let status = answer.await.map_err(io::Error::other)?;
-    writing.write_all(&serde_json::to_vec(&status)?).await?;
+    let answer = answer.await.map_err(io::Error::other)?;
+    writing.write_all(&serde_json::to_vec(&answer)?).await?;
     writing.shutdown().await
 }
 
 /// Asks a running agent.
-pub fn ask(path: &Path, request: &Request) -> Result<Status, ControlError> {
+pub fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T, ControlError> {
     let failed = |error| ControlError::Io { path: path.to_owned(), error };
     let mut stream = UnixStream::connect(path).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {

@@ -104,7 +104,7 @@ pub async fn run(options: Options) -> Result<()> {
             taken = records.next() => daemon.tell_records(&taken?),
             (request, answer) = listener.question() => {
                 // Whoever asked may have gone.
-                let _ = answer.send(daemon.status(&request));
+                let _ = answer.send(daemon.answer(&request));
             }
             passed = log.pass_on() => passed?,
             () = service.sign_of_life_due() => service.alive(),

@@ -15,8 +15,8 @@ fn main() -> ExitCode {
         Command::Run(run) => {
             daemon::Options::try_from(run).and_then(|options| in_runtime(daemon::run(options)))
         }
-        Command::Status(ask) => cli::status(&ask),
-        Command::Show { client, ask } => cli::show(client, &ask),
+        Command::Status(ask) => cli::show::status(&ask),
+        Command::Show(show) => cli::show::show(&show),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("firewall-agent: {error:#}");

@@ -99,7 +99,7 @@ impl Agent {
 
     /// What it says about one client.
     pub fn client(&self, client: IpAddr) -> Result<ClientStatus> {
-        let mut status = control::ask(&self.socket(), &Request::Show { client })?;
+        let mut status: Status = control::ask(&self.socket(), &Request::Show { client })?;
         status.clients.pop().with_context(|| format!("the agent does not know {client}"))
     }
 

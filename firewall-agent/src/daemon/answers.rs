@@ -9,7 +9,7 @@ use firewall_common::verdict::Reason;
 use tracing::info;
 
 use super::Daemon;
-use crate::control::Request;
+use crate::control::{Answer, Request};
 use crate::events::ClientId;
 use crate::status::{AgentStatus, CounterStatus, SCHEMA, State, Status};
 
@@ -43,12 +43,19 @@ impl Daemon {
         )
     }
 
-    pub(super) fn status(&self, request: &Request) -> Status {
-        let mut clients = self.world.client_statuses();
+    pub(super) fn answer(&self, request: &Request) -> Answer {
         match request {
-            Request::Status => {}
-            Request::Show { client } => clients.retain(|it| it.address == *client),
+            Request::Status => Answer::Status(Box::new(self.status(|_| true))),
+            Request::Show { client } => {
+                Answer::Status(Box::new(self.status(|address| address == *client)))
+            }
         }
+    }
+
+    /// Everything, about some clients.
+    fn status(&self, is_wanted: impl Fn(IpAddr) -> bool) -> Status {
+        let mut clients = self.world.client_statuses();
+        clients.retain(|client| is_wanted(client.address));
         for status in &mut clients {
             let Some(vif) = status.vif_index else {
                 continue;

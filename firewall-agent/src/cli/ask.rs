@@ -1,0 +1,59 @@
+//! How a running agent is asked, and how answers are printed.
+//! Never says what an answer means.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::{DEFAULT_PINS, DEFAULT_SOCKET};
+use crate::control::{self, ControlError, Request};
+
+/// How to ask a running agent.
+#[derive(Debug, Args)]
+pub struct Ask {
+    /// Control socket of the agent.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// Print JSON instead of text; docs/json.md describes it.
+    #[arg(long)]
+    pub json: bool,
+    /// Where links are pinned; tells what goes on when no agent runs.
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+    pub pins: PathBuf,
+}
+
+impl Ask {
+    /// The agent's answer, or the reason why no agent gives one.
+    pub fn agent<T: DeserializeOwned>(&self, request: &Request) -> Result<Result<T, String>> {
+        match control::ask(&self.socket, request) {
+            Ok(answer) => Ok(Ok(answer)),
+            Err(error @ ControlError::NotRunning(_)) => Ok(Err(error.to_string())),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Prints an answer for scripts or for people.
+    pub fn print(&self, answer: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
+        let text = if self.json { serde_json::to_string_pretty(answer)? + "\n" } else { text() };
+        print(&text)
+    }
+}
+
+/// Prints to standard output. Whoever reads only the beginning is no error (`| head`).
+pub fn print(text: &str) -> Result<()> {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether standard output may have colours: only a terminal, and not if its user said no
+/// (<https://no-color.org>).
+pub fn has_colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stdout().is_terminal() && !refused
+}
