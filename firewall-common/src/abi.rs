@@ -10,7 +10,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Version of the layouts in this file. It changes with any of them, and is part of
 /// the name under which links are pinned.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 macro_rules! abi_type {
     (
@@ -134,7 +134,7 @@ abi_type! {
 abi_type! {
     /// What is, was or will be in force for one client. Never changed while packets can
     /// see it: one store of its index into the map `LIVE` replaces one by another.
-    Client: 20 bytes {
+    Client: 24 bytes {
         /// One of the `STATE_` constants, with or without [`SETTLING`]; anything else
         /// drops.
         state: u32,
@@ -146,6 +146,10 @@ abi_type! {
         counters: u32,
         /// The client's own index, by which it has a budget of rejects.
         index: u32,
+        /// Until when the client is audited: what its policy denies passes, and is told. In
+        /// seconds since the machine booted (CLOCK_BOOTTIME), so that it ends without an agent;
+        /// 0 is not at all.
+        audit_until: u32,
     }
 }
 
@@ -222,7 +226,7 @@ abi_type! {
 }
 
 abi_type! {
-    /// One packet that was not accepted.
+    /// One packet that was denied, or would have been.
     DropRecord: 72 bytes {
         /// Nanoseconds of the monotonic clock.
         time: u64,
@@ -248,8 +252,10 @@ abi_type! {
         reason: u8,
         /// Final IP protocol number.
         protocol: u8,
+        /// Index of what was done with it, see [`crate::verdict::Verdict`].
+        verdict: u8,
         /// Always 0.
-        reserved: [u8; 6],
+        reserved: [u8; 5],
     }
 }
 

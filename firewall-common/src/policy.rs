@@ -3,8 +3,8 @@
 //! Never counts, never reports, never parses.
 
 use crate::abi::{
-    Address, Class, Client, ClientKey, NO_CLASS, SETTLING, STATE_BLOCKED, STATE_POLICY,
-    STATE_WAITING, Segment, Span,
+    ACTION_ACCEPT, Address, Class, Client, ClientKey, NO_CLASS, SETTLING, STATE_BLOCKED,
+    STATE_POLICY, STATE_WAITING, Segment, Span,
 };
 use crate::packet::{
     Frame, NEIGHBOUR_ADVERTISEMENT, Packet, Protocol, REDIRECT, ROUTER_ADVERTISEMENT,
@@ -28,6 +28,8 @@ pub trait Tables {
     fn class(&self, index: u32) -> Option<Class>;
     /// The segment with this index.
     fn segment(&self, index: u32) -> Option<Segment>;
+    /// Whole seconds since the machine booted.
+    fn seconds(&self) -> u64;
 }
 
 /// Decides about a frame that came in by `vif`.
@@ -60,10 +62,20 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     if packet.later_fragment {
         return Decision::on(&client, Verdict::Pass, Reason::Fragment);
     }
-    match answer(tables, client.policy, packet) {
-        Some(answer) => Decision::of_policy(&client, &answer),
-        None => Decision::on(&client, Verdict::Drop, Reason::Inconsistent),
+    let Some(answer) = answer(tables, client.policy, packet) else {
+        return Decision::on(&client, Verdict::Drop, Reason::Inconsistent);
+    };
+    let decision = Decision::of_policy(&client, &answer);
+    if answer.action != ACTION_ACCEPT && is_audited(tables, &client) {
+        return decision.audited();
     }
+    decision
+}
+
+/// Whether what a client's policy denies passes for now.
+#[inline(always)]
+fn is_audited(tables: &impl Tables, client: &Client) -> bool {
+    client.audit_until != 0 && tables.seconds() < u64::from(client.audit_until)
 }
 
 /// ARP is the kernel's. A guard lets a client speak for its own addresses only; the sender

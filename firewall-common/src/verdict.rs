@@ -6,6 +6,7 @@ use crate::abi::{ACTION_ACCEPT, Client, DEFAULT_RULE, SETTLING, Segment};
 
 /// What the program does with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
 pub enum Verdict {
     /// Hand it on with the mark: the gate forwards it.
     Accept,
@@ -16,9 +17,27 @@ pub enum Verdict {
     Pass,
     /// Drop it here, silently.
     Drop,
+    /// Hand it on with the mark although the client's policy denies it: the client is
+    /// audited.
+    Audit,
 }
 
 impl Verdict {
+    /// All verdicts, in the order of their indices.
+    pub const ALL: &'static [Self] =
+        &[Self::Accept, Self::Reject, Self::Pass, Self::Drop, Self::Audit];
+
+    /// The verdict with this index.
+    pub fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(index)).copied()
+    }
+
+    /// Index of this verdict in records.
+    #[inline(always)]
+    pub const fn index(self) -> u8 {
+        self as u8
+    }
+
     /// The word that people read.
     pub const fn name(self) -> &'static str {
         match self {
@@ -26,6 +45,7 @@ impl Verdict {
             Self::Reject => "reject",
             Self::Pass => "pass",
             Self::Drop => "drop",
+            Self::Audit => "audit",
         }
     }
 }
@@ -97,6 +117,8 @@ reasons! {
     MappedAddress = "mapped-address",
     /// Denied, and over the client's budget of rejects: counted beside the rule.
     OverBudget = "over-budget",
+    /// Denied, but the client is audited, so it passed: counted beside the rule.
+    Audit = "audit",
     /// From somewhere else than a client's vif, with a client's source address.
     ConnectedSource = "connected-source",
     /// For a client's address, but about to leave by another way than its vif.
@@ -169,6 +191,12 @@ impl Decision {
         Self { verdict, reason, rule: answer.rule, generation, counters, client: index }
     }
 
+    /// The same while the client is audited.
+    #[inline(always)]
+    pub const fn audited(self) -> Self {
+        Self { verdict: Verdict::Audit, ..self }
+    }
+
     /// Index of the counter that counts this packet.
     #[inline(always)]
     pub const fn counter(&self) -> u32 {
@@ -184,7 +212,9 @@ impl Decision {
 const fn settled(verdict: Verdict, state: u32) -> Verdict {
     match verdict {
         Verdict::Reject if state & SETTLING != 0 => Verdict::Drop,
-        Verdict::Accept | Verdict::Reject | Verdict::Pass | Verdict::Drop => verdict,
+        Verdict::Accept | Verdict::Reject | Verdict::Pass | Verdict::Drop | Verdict::Audit => {
+            verdict
+        }
     }
 }
 
@@ -213,6 +243,15 @@ mod tests {
             assert_eq!(same.count(), 1, "{}", reason.name());
         }
         assert_eq!(Reason::from_index(Reason::ALL.len() as u8), None);
+    }
+
+    #[test]
+    fn every_verdict_has_its_own_index() {
+        for (index, &verdict) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(usize::from(verdict.index()), index);
+            assert_eq!(Verdict::from_index(verdict.index()), Some(verdict));
+        }
+        assert_eq!(Verdict::from_index(Verdict::ALL.len() as u8), None);
     }
 
     #[test]

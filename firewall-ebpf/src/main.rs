@@ -35,7 +35,7 @@ pub fn from_client(context: TcContext) -> i32 {
     };
     report::report(&context, &skb, packet, &decision);
     let marked = match decision.verdict {
-        Verdict::Accept => true,
+        Verdict::Accept | Verdict::Audit => true,
         Verdict::Reject | Verdict::Pass => false,
         Verdict::Drop => return TC_ACT_SHOT,
     };

@@ -8,6 +8,7 @@ use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf};
+use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
     Address, Class, Client, ClientKey, Counter, DropRecord, MAX_CLASSES, MAX_CLIENTS,
@@ -18,6 +19,8 @@ use firewall_common::policy::Tables;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const ADDRESS_BITS: u32 = 128;
+/// In nanoseconds.
+pub const SECOND: u64 = 1_000_000_000;
 
 /// Client to its index in `LIVE`. Agent writes, and never changes an entry: the kernel
 /// may hand the memory of a replaced entry to another key while a packet still reads it.
@@ -113,5 +116,12 @@ impl Tables for KernelMaps {
     #[inline(always)]
     fn segment(&self, index: u32) -> Option<Segment> {
         SEGMENTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn seconds(&self) -> u64 {
+        // SAFETY: the helper takes nothing and only returns a number.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+        now / SECOND
     }
 }

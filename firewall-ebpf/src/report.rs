@@ -1,4 +1,4 @@
-//! Counts every verdict; reports what was not accepted, a few times a second.
+//! Counts every verdict; reports what was denied or would have been, a few times a second.
 //! Never changes a verdict.
 
 use core::arch::asm;
@@ -10,10 +10,8 @@ use firewall_common::abi::{Address, DropRecord, RECORDS_PER_SECOND};
 use firewall_common::packet::{Packet, Source as _};
 use firewall_common::verdict::{Decision, Reason, Verdict, reason_counter};
 
-use crate::maps::{COUNTERS, RECORD_BUDGETS, RECORDS};
+use crate::maps::{COUNTERS, RECORD_BUDGETS, RECORDS, SECOND};
 use crate::skb::Skb;
-
-const SECOND: u64 = 1_000_000_000;
 
 /// Counts one verdict, and sends a drop record where there is something to tell.
 #[inline(always)]
@@ -23,6 +21,10 @@ pub fn report(context: &TcContext, skb: &Skb<'_>, packet: Option<&Packet>, decis
         Verdict::Accept | Verdict::Pass => {}
         Verdict::Drop if decision.reason == Reason::LinkLocal => {}
         Verdict::Reject | Verdict::Drop => record(skb, packet, decision),
+        Verdict::Audit => {
+            count_too(skb, decision, Reason::Audit);
+            record(skb, packet, decision);
+        }
     }
     if decision.reason == Reason::Inconsistent {
         error!(context, "tables contradict themselves, generation {}", decision.generation);
@@ -92,7 +94,8 @@ fn record(skb: &Skb<'_>, packet: Option<&Packet>, decision: &Decision) {
         destination,
         reason: decision.reason.index(),
         protocol,
-        reserved: [0; 6],
+        verdict: decision.verdict.index(),
+        reserved: [0; 5],
     });
     entry.submit(0);
 }

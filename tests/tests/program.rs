@@ -2,6 +2,7 @@
 //! packets made by hand and at random, against the naive oracle. Needs root.
 
 mod program {
+    mod audit;
     mod common;
     mod fields;
     mod odd;

@@ -6,8 +6,8 @@
 //! makes the kernel wait until all running programs have ended (`maybe_wait_bpf_programs`
 //! in kernel/bpf/syscall.c); only after such a wait are indices used again.
 
+use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -23,6 +23,7 @@ use firewall_common::abi::{
 use firewall_common::verdict::{Reason, reason_counter, rule_counter};
 use thiserror::Error;
 
+use super::addresses::AddressSet;
 use super::mapped::MappedArray;
 use super::ranges::Ranges;
 use crate::events::{ClientId, Installation};
@@ -72,24 +73,6 @@ struct InForce {
     client: Client,
     counters: Range<u32>,
     policy: Option<Arc<Policy>>,
-}
-
-/// A map of which only the keys matter.
-struct AddressSet(aya::maps::HashMap<MapData, Address, u8>);
-
-impl AddressSet {
-    /// Makes it hold exactly these. What is new comes before what is old goes.
-    fn set(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapsError> {
-        let wanted: HashSet<Address> = addresses.map(Address::from).collect();
-        let known = self.0.keys().collect::<Result<HashSet<Address>, _>>()?;
-        for address in wanted.difference(&known) {
-            self.0.insert(address, 1, 0)?;
-        }
-        for address in known.difference(&wanted) {
-            self.0.remove(address)?;
-        }
-        Ok(())
-    }
 }
 
 /// All maps that the agent writes.
@@ -154,8 +137,8 @@ impl Maps {
             policies: take(ebpf, "POLICIES")?,
             classes: take_mapped(ebpf, "CLASSES", MAX_CLASSES)?,
             segments: take_mapped(ebpf, "SEGMENTS", MAX_SEGMENTS)?,
-            locals: AddressSet(take(ebpf, "LOCALS")?),
-            connected: AddressSet(take(ebpf, "CONNECTED")?),
+            locals: AddressSet::new(take(ebpf, "LOCALS")?),
+            connected: AddressSet::new(take(ebpf, "CONNECTED")?),
             counters: take_mapped(ebpf, "COUNTERS", MAX_COUNTERS)?,
             budgets: take(ebpf, "RECORD_BUDGETS")?,
             empty: LpmTrie::create(1, BPF_F_NO_PREALLOC)?,
@@ -220,6 +203,7 @@ impl Maps {
                 generation,
                 counters: staged.counters.start,
                 index,
+                audit_until: 0,
             };
             self.records.store(staged.record, [staged.client])?;
             self.make_live(client, index, staged.record)
@@ -239,20 +223,35 @@ impl Maps {
     /// Lets a client's denied packets be rejected again, now that nothing is left of what
     /// it had open and must not have.
     pub fn settle(&mut self, client: ClientId) -> Result<(), MapsError> {
+        self.amend(client, |it| Client { state: it.state & !SETTLING, ..it })
+    }
+
+    /// Lets what a client's policy denies pass until then, in seconds since the machine
+    /// booted; 0: not any more. Either way the client has to settle.
+    pub fn audit(&mut self, client: ClientId, until: u32) -> Result<(), MapsError> {
+        self.amend(client, |it| Client { state: it.state | SETTLING, audit_until: until, ..it })
+    }
+
+    /// Changes what is in force for a client; its policy and counters stay.
+    fn amend(
+        &mut self,
+        client: ClientId,
+        change: impl Fn(Client) -> Client,
+    ) -> Result<(), MapsError> {
         if self.free_records.is_empty() {
             self.tidy()?;
         }
         let Some(in_force) = self.in_force.get_mut(&client) else {
             return Ok(());
         };
-        let settled = Client { state: in_force.client.state & !SETTLING, ..in_force.client };
+        let amended = change(in_force.client);
         let record = take_range(&mut self.free_records, 1, "clients", MAX_CLIENTS)?.start;
-        self.records.store(record, [settled])?;
-        self.live.publish(settled.index, record)?;
+        self.records.store(record, [amended])?;
+        self.live.publish(amended.index, record)?;
         let old = std::mem::replace(&mut in_force.record, record);
-        in_force.client = settled;
+        in_force.client = amended;
         // Counters and policy are still in use; only the record is not.
-        self.retired.push(InForce { record: old, client: settled, counters: 0..0, policy: None });
+        self.retired.push(InForce { record: old, client: amended, counters: 0..0, policy: None });
         Ok(())
     }
 
@@ -417,7 +416,7 @@ impl Maps {
 
     /// Makes the netvm's own addresses known: exactly these.
     pub fn set_locals(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapsError> {
-        self.locals.set(addresses)
+        Ok(self.locals.set(addresses)?)
     }
 
     /// Makes known which addresses belong to clients: exactly these.
@@ -425,7 +424,7 @@ impl Maps {
         &mut self,
         addresses: impl Iterator<Item = IpAddr>,
     ) -> Result<(), MapsError> {
-        self.connected.set(addresses)
+        Ok(self.connected.set(addresses)?)
     }
 
     /// Lets a link's denied packets be reported.

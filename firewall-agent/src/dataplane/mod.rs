@@ -5,6 +5,7 @@
 pub mod maps;
 pub mod records;
 
+mod addresses;
 mod mapped;
 mod ranges;
 

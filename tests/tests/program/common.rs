@@ -90,6 +90,7 @@ pub fn reason_without_client(reason: Reason) -> bool {
         | Reason::Local
         | Reason::Fragment
         | Reason::OverBudget
+        | Reason::Audit
         | Reason::Inconsistent => false,
         Reason::Arp
         | Reason::UnknownSource

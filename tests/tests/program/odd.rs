@@ -174,6 +174,7 @@ fn every_reason_is_tested() -> Result<()> {
             Reason::Blocked | Reason::Waiting => "a_client_without_usable_rules_sends_nothing",
             Reason::Arp | Reason::Local => "what_is_the_kernels_is_handed_on_without_the_mark",
             Reason::OverBudget => "denied_packets_over_the_budget_are_dropped_and_counted",
+            Reason::Audit => "an_audited_clients_denied_packets_pass_and_are_counted_until_its_end",
             Reason::ConnectedSource | Reason::ConnectedDestination => {
                 "a_clients_address_passes_no_other_link"
             }

@@ -65,7 +65,7 @@ impl Scene<'_> {
             Cycle::Upgrade => {
                 ensure!(self.end()?.terminate()?, "not a clean end");
                 let pins = self.world.rig.bpffs().join("firewall");
-                fs::rename(pins.join("v1"), pins.join("v0"))?;
+                fs::rename(pins.join("v2"), pins.join("v0"))?;
             }
             Cycle::Vif => self.replace_other()?,
             Cycle::VifMeanwhile => {

@@ -43,7 +43,7 @@ fn after_sigkill_policies_go_on_and_a_new_vif_forwards_nothing() -> Result<()> {
     world.check("new agent", v4, v6);
     check(late_client.namespace(), "new agent, new vif", ACCEPTED, SILENT);
     // One program on each vif, not one for each agent; and two on the uplink.
-    let mut pins: Vec<String> = fs::read_dir(world.rig.bpffs().join("firewall/v1"))?
+    let mut pins: Vec<String> = fs::read_dir(world.rig.bpffs().join("firewall/v2"))?
         .map(|pin| Ok(pin?.file_name().to_string_lossy().into_owned()))
         .collect::<Result<_>>()?;
     pins.sort();
