@@ -25,7 +25,7 @@ fn check_rule(scene: &mut Scene, rule: &str, expected: &str) {
 
 #[test]
 fn every_malformed_value_blocks_its_own_client_and_says_why() {
-    let mut scene = Scene::new("malformed", |_| {});
+    let mut scene = Scene::new(|_| {});
     scene.until("all");
     let scene = &mut scene;
     let tree = "error /qubes-firewall/10.137.0.1";

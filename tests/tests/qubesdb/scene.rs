@@ -2,12 +2,13 @@
 //! Never has expectations of its own.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use firewall_agent::events::Event;
 use firewall_agent::sources::qubesdb::{Patience, QubesDb};
 use firewall_tests::qubesdb::FakeQubesDb;
+use tempfile::TempDir;
 
 /// How long anything may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -18,18 +19,19 @@ pub const ACCEPT: &[(&str, &[u8])] = &[("0000", b"action=accept")];
 pub const NONE: &[(&str, &[u8])] = &[];
 
 pub struct Scene {
-    pub server: FakeQubesDb,
+    pub server: Arc<FakeQubesDb>,
     pub source: QubesDb,
     runtime: tokio::runtime::Runtime,
-    directory: PathBuf,
+    /// Goes last: the daemon ends through its socket.
+    _directory: TempDir,
 }
 
 impl Scene {
     /// A daemon that was filled before the source came.
-    pub fn new(label: &str, fill: impl FnOnce(&FakeQubesDb)) -> Self {
-        let directory = std::env::temp_dir().join(format!("qdb-{label}-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&directory);
-        let server = FakeQubesDb::start(&directory.join("qubesdb.sock")).expect("a daemon");
+    pub fn new(fill: impl FnOnce(&FakeQubesDb)) -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let socket = directory.path().join("qubesdb.sock");
+        let server = Arc::new(FakeQubesDb::start(&socket).expect("a daemon"));
         fill(&server);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.expect("a runtime");
@@ -38,9 +40,8 @@ impl Scene {
             first_pause: Duration::from_millis(10),
             last_pause: Duration::from_millis(100),
         };
-        let socket = directory.join("qubesdb.sock");
         let source = runtime.block_on(async { QubesDb::start(socket, patience) });
-        Self { server, source, runtime, directory }
+        Self { server, source, runtime, _directory: directory }
     }
 
     /// The next news, in short.
@@ -80,13 +81,7 @@ impl Scene {
 
     /// Lets the task go on for a moment.
     pub fn go_on(&mut self) {
-        self.runtime.block_on(tokio::time::sleep(Duration::from_millis(5)));
-    }
-}
-
-impl Drop for Scene {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.directory);
+        self.runtime.block_on(async { tokio::time::sleep(Duration::from_millis(5)).await });
     }
 }
 

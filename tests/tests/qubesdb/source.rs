@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use firewall_tests::qubesdb::{Behaviour, Lie};
@@ -17,7 +18,7 @@ const EMPTY: [&str; 3] = ["readable", "connected ", "all"];
 
 #[test]
 fn everything_that_is_committed_is_read_at_first() {
-    let mut scene = Scene::new("first", |server| {
+    let mut scene = Scene::new(|server| {
         server.reload(ONE, "drop", &[("0000", b"action=accept"), ("0003", b"action=drop")]);
         server.reload("fd09:24ef:4179::a89:b", "drop", ACCEPT);
         // Never committed; written another way than addresses are; not an address.
@@ -37,7 +38,7 @@ fn everything_that_is_committed_is_read_at_first() {
 
 #[test]
 fn only_a_commit_counts() {
-    let mut scene = Scene::new("commit", |_| {});
+    let mut scene = Scene::new(|_| {});
     scene.expect(&EMPTY);
     scene.server.begin(ONE, "drop", ACCEPT);
     // Another client's commit comes behind it, and is the first that is told.
@@ -58,7 +59,7 @@ fn only_a_commit_counts() {
 
 #[test]
 fn what_is_being_written_is_not_read_whoever_asks() {
-    let mut scene = Scene::new("writing", |server| server.reload(ONE, "drop", ACCEPT));
+    let mut scene = Scene::new(|server| server.reload(ONE, "drop", ACCEPT));
     scene.expect(&["readable", "connected ", "all 10.137.0.1: drop 0000"]);
     scene.server.begin(ONE, "accept", NONE);
     scene.server.begin(TWO, "accept", NONE);
@@ -73,7 +74,7 @@ fn what_is_being_written_is_not_read_whoever_asks() {
 
 #[test]
 fn addresses_of_clients_are_told_when_they_change() {
-    let mut scene = Scene::new("connected", |_| {});
+    let mut scene = Scene::new(|_| {});
     scene.expect(&EMPTY);
     scene.server.write("/connected-ips", b"10.137.0.1");
     scene.expect(&["connected 10.137.0.1"]);
@@ -94,14 +95,17 @@ fn a_slow_daemon_that_cuts_and_holds_back_its_words_is_understood() {
         Behaviour { piece: 73, delay: Duration::from_millis(5), ..Behaviour::default() },
     ];
     for behaviour in ways {
-        let mut scene = Scene::new("slow", |server| {
+        let mut scene = Scene::new(|server| {
             server.behave(behaviour.clone());
             server.reload(TWO, "drop", ACCEPT);
         });
         scene.expect(&["readable", "connected ", "all 10.137.0.2: drop 0000"]);
         for _ in 0..5 {
-            scene.server.reload(ONE, "drop", ACCEPT);
+            // A byte at a time fills the socket long before dom0 is done.
+            let server = Arc::clone(&scene.server);
+            let dom0 = std::thread::spawn(move || server.reload(ONE, "drop", ACCEPT));
             let news = scene.until("10.137.0.1: drop 0000");
+            dom0.join().expect("dom0");
             // Never half of it on the way there.
             assert!(news.iter().all(|it| it == "10.137.0.1: drop 0000"), "{behaviour:?}: {news:?}");
         }
@@ -112,8 +116,8 @@ fn a_slow_daemon_that_cuts_and_holds_back_its_words_is_understood() {
 fn events_that_come_in_the_middle_of_an_answer_are_not_lost() {
     use firewall_agent::sources::qubesdb::client::Connection;
     use firewall_agent::sources::qubesdb::wire::Path;
-    let directory = std::env::temp_dir().join(format!("qdb-middle-{}", std::process::id()));
-    let socket = directory.join("qubesdb.sock");
+    let directory = tempfile::tempdir().expect("a directory");
+    let socket = directory.path().join("qubesdb.sock");
     let server = firewall_tests::qubesdb::FakeQubesDb::start(&socket).expect("a daemon");
     server.reload(ONE, "drop", ACCEPT);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -137,13 +141,11 @@ fn events_that_come_in_the_middle_of_an_answer_are_not_lost() {
             }
         }
     });
-    drop(server);
-    let _ = std::fs::remove_dir_all(&directory);
 }
 
 #[test]
 fn a_daemon_that_went_away_is_found_again_and_everything_is_read() {
-    let mut scene = Scene::new("away", |server| server.reload(ONE, "drop", ACCEPT));
+    let mut scene = Scene::new(|server| server.reload(ONE, "drop", ACCEPT));
     scene.until("all");
     for round in 0..3 {
         scene.server.hang_up();
@@ -162,7 +164,7 @@ fn a_daemon_that_went_away_is_found_again_and_everything_is_read() {
 #[test]
 fn a_daemon_that_hangs_up_anywhere_is_asked_again() {
     for answers in 0..12 {
-        let mut scene = Scene::new("hangup", |server| {
+        let mut scene = Scene::new(|server| {
             server.reload(ONE, "drop", ACCEPT);
             let behaviour = Behaviour { hangs_up_after: Some(answers), ..Behaviour::default() };
             server.behave(behaviour);
@@ -187,7 +189,7 @@ fn a_daemon_that_hangs_up_anywhere_is_asked_again() {
 #[test]
 fn a_silent_daemon_is_a_problem_and_so_is_one_that_lies() {
     let check = |behaviour: Behaviour, expected: &str| {
-        let mut scene = Scene::new("lies", |server| {
+        let mut scene = Scene::new(|server| {
             server.reload(ONE, "drop", ACCEPT);
             server.behave(behaviour);
         });
@@ -213,7 +215,7 @@ fn lies_about_later_questions_change_nothing_that_is_known() {
     for lie in
         [Lie::OtherKind, Lie::OtherPath, Lie::HugeData, Lie::NoEnd, Lie::NoKind, Lie::Endless]
     {
-        let mut scene = Scene::new("later", |server| server.reload(ONE, "drop", ACCEPT));
+        let mut scene = Scene::new(|server| server.reload(ONE, "drop", ACCEPT));
         scene.until("all 10.137.0.1: drop 0000");
         scene.server.behave(Behaviour { lie: Some(lie), ..Behaviour::default() });
         scene.source.reload();
@@ -227,7 +229,7 @@ fn lies_about_later_questions_change_nothing_that_is_known() {
 
 #[test]
 fn a_reload_is_always_answered() {
-    let mut scene = Scene::new("answered", |_| {});
+    let mut scene = Scene::new(|_| {});
     scene.expect(&EMPTY);
     scene.source.reload();
     scene.expect(&EMPTY);
@@ -241,7 +243,7 @@ fn a_reload_is_always_answered() {
 
 #[test]
 fn whoever_waits_for_rules_sees_them_counted() {
-    let mut scene = Scene::new("counted", |server| {
+    let mut scene = Scene::new(|server| {
         server.write("/qubes-firewall-handled/10.137.0.1", b"41");
         server.write("/qubes-firewall-handled/10.137.0.2", b"nonsense");
         server.write("/qubes-firewall-handled/10.137.0.3", b"\xff");
@@ -257,7 +259,7 @@ fn whoever_waits_for_rules_sees_them_counted() {
 
 #[test]
 fn where_names_lead_is_told_as_a_python_set() {
-    let mut scene = Scene::new("names", |server| {
+    let mut scene = Scene::new(|server| {
         server.write("/dns/10.137.0.1/stale.example", b"{'192.0.2.99/32'}");
         server.write("/dns/10.137.0.12/other.example", b"{'192.0.2.98/32'}");
     });
