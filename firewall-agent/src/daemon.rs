@@ -14,7 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, interval_at};
 use tracing::{error, info, warn};
 
-use crate::conntrack::{Conntrack, ConntrackError};
+use crate::conntrack::{Conntrack, ConntrackError, Flow};
 use crate::control::Listener;
 use crate::dataplane::maps::MapsError;
 use crate::dataplane::records::{Log, Records};
@@ -34,6 +34,9 @@ use crate::world::World;
 
 /// Everything is read again this often, should a change have gone unnoticed.
 const RESYNC: Duration = Duration::from_secs(10);
+
+/// Most addresses of a name in one line of the log.
+const MOST_SHOWN: usize = 8;
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -82,6 +85,7 @@ pub async fn run(options: Options) -> Result<()> {
                 is_loading = true;
                 daemon.source.reload();
                 daemon.read_all().await;
+                daemon.follow(Event::AskAll).await;
             }
             _ = resync.tick() => {
                 daemon.remember();
@@ -96,8 +100,8 @@ pub async fn run(options: Options) -> Result<()> {
                 }
             }
             () = daemon.resolvers.changed() => daemon.read_resolvers().await,
-            (question, outcome) = daemon.dns.next() => {
-                daemon.follow(Event::Answered { question, outcome, now: now() }).await;
+            outcomes = daemon.dns.next() => {
+                daemon.follow(Event::Answered { outcomes, now: now() }).await;
             }
             () = sleep_until(daemon.world.next_time()) => daemon.follow(Event::Time(now())).await,
             () = daemon.watch.changed() => daemon.read_links().await,
@@ -168,7 +172,7 @@ impl Daemon {
             verified_instructions,
             source,
             resolvers,
-            dns: Dns::start(),
+            dns: Dns::default(),
             watch,
             conntrack,
             desktop: Desktop::default(),
@@ -313,9 +317,8 @@ impl Daemon {
             }
             Effect::ReadFlows => match self.conntrack.flows().await {
                 Ok(flows) => {
-                    let destinations =
-                        flows.iter().map(|flow| IpAddr::from(flow.packet.destination)).collect();
-                    Some(Event::InUse { destinations, now: now() })
+                    let ends = |flow: &Flow| (flow.source, flow.packet.destination.into());
+                    Some(Event::InUse { flows: flows.iter().map(ends).collect(), now: now() })
                 }
                 Err(error) => {
                     error!(%error, "cannot read connections; old addresses of names stay");
@@ -355,14 +358,13 @@ impl Daemon {
             Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
             Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
             Notice::Source(None) => info!("rules can be read again"),
-            Notice::Name { question, before, now } => {
-                let Question { name, family } = question;
-                info!(name, %family, ?before, ?now, "leads elsewhere");
+            Notice::Name { question: Question { name, family }, added, gone } => {
+                info!(name, %family, added = some(added), gone = some(gone), "leads elsewhere");
             }
-            Notice::NameProblem { question, why } => {
-                let Question { name, family } = question;
-                warn!(name, %family, why, "not as it should be");
-            }
+            Notice::NameProblem { question: Question { name, family }, why } => match why {
+                Some(why) => warn!(name, %family, why, "not as it should be"),
+                None => info!(name, %family, "as it should be again"),
+            },
         }
     }
 
@@ -441,6 +443,14 @@ fn log_failure(what: &str, outcome: Result<(), MapsError>) {
     if let Err(error) = outcome {
         error!(what, %error);
     }
+}
+
+/// A few addresses for the log.
+fn some(addresses: &BTreeSet<IpAddr>) -> String {
+    let shown: Vec<String> = addresses.iter().take(MOST_SHOWN).map(IpAddr::to_string).collect();
+    let more = addresses.len() - shown.len();
+    let end = if more == 0 { String::new() } else { format!(" and {more} more") };
+    shown.join(", ") + &end
 }
 
 /// What time it is: since the machine booted, suspends included (clock_gettime(2)).

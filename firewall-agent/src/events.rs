@@ -71,6 +71,20 @@ pub struct Answer {
     pub ttl: Duration,
 }
 
+/// Why a question has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Failure {
+    /// Servers say that there is no such name.
+    #[error("the name does not exist")]
+    NoSuchName,
+    /// No server says anything that can be used.
+    #[error("{0}")]
+    NoAnswer(String),
+}
+
+/// What came of a question.
+pub type Outcome = Result<Answer, Failure>;
+
 /// An answer that outlives the agent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remembered {
@@ -78,8 +92,10 @@ pub struct Remembered {
     pub question: Question,
     /// The addresses.
     pub addresses: BTreeSet<IpAddr>,
-    /// When they were in an answer.
+    /// When it came.
     pub at: Moment,
+    /// Addresses of earlier answers that stay for a while, and since when.
+    pub leaving: BTreeMap<IpAddr, Moment>,
 }
 
 /// Something happened outside.
@@ -114,19 +130,19 @@ pub enum Event {
         /// When this is.
         now: Moment,
     },
-    /// What came of a question.
+    /// What came of questions.
     Answered {
-        /// The question.
-        question: Question,
-        /// The answer, or why there is none.
-        outcome: Result<Answer, String>,
+        /// The questions.
+        outcomes: Vec<(Question, Outcome)>,
         /// When.
         now: Moment,
     },
-    /// Where clients' connections lead.
+    /// Names are to be asked anew, whatever is known.
+    AskAll,
+    /// What connections there are.
     InUse {
-        /// The addresses.
-        destinations: BTreeSet<IpAddr>,
+        /// Who opened them, and to where.
+        flows: BTreeSet<(IpAddr, IpAddr)>,
         /// When.
         now: Moment,
     },
@@ -196,7 +212,7 @@ pub enum Effect {
         /// Addresses by name, as far as names are resolved.
         names: BTreeMap<String, BTreeSet<IpAddr>>,
     },
-    /// Ask these DNS servers from now on.
+    /// Ask these DNS servers from now on, and forget what was asked before.
     SetServers(Vec<IpAddr>),
     /// Ask DNS.
     Ask(Question),
@@ -260,16 +276,16 @@ pub enum Notice {
     Name {
         /// The name.
         question: Question,
-        /// Where to, before.
-        before: BTreeSet<IpAddr>,
-        /// Where to, now.
-        now: BTreeSet<IpAddr>,
+        /// Addresses that are new.
+        added: BTreeSet<IpAddr>,
+        /// Addresses that it does not lead to any more.
+        gone: BTreeSet<IpAddr>,
     },
-    /// A name cannot be resolved, or an accept rule may not use where it leads.
+    /// A name cannot be resolved, or rules may not use all that it leads to.
     NameProblem {
         /// The name.
         question: Question,
-        /// What is wrong.
-        why: String,
+        /// What is wrong; `None`: nothing any more.
+        why: Option<String>,
     },
 }

@@ -1,7 +1,7 @@
 //! A file with what is known about names, for the agent that comes after this one.
 //! Never fails at reading: what cannot be used is as good as nothing.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
@@ -34,14 +34,17 @@ struct Entry {
     addresses: BTreeSet<IpAddr>,
     /// Seconds from boot to the answer.
     at: u64,
+    /// Addresses of earlier answers, and the seconds from boot to when they left.
+    leaving: BTreeMap<IpAddr, u64>,
 }
 
 impl Entry {
     /// Whether somebody could have written it other than by mistake.
     fn is_sound(&self) -> bool {
-        let Self { name: _, family, addresses, at: _ } = self;
+        let Self { name: _, family, addresses, at: _, leaving } = self;
         let is_of_family = |address: &IpAddr| Family::from(*address) == *family;
-        addresses.len() <= MOST_ADDRESSES && addresses.iter().all(is_of_family)
+        addresses.len().saturating_add(leaving.len()) <= MOST_ADDRESSES
+            && addresses.iter().chain(leaving.keys()).all(is_of_family)
     }
 }
 
@@ -60,9 +63,11 @@ pub fn read(path: &Path) -> Vec<Remembered> {
     }
     let sound = file.names.into_iter().filter(Entry::is_sound);
     let names: Vec<Remembered> = sound
-        .map(|Entry { name, family, addresses, at }| {
+        .map(|Entry { name, family, addresses, at, leaving }| {
             let question = Question { name, family };
-            Remembered { question, addresses, at: Duration::from_secs(at) }
+            let leaving = leaving.into_iter().map(|(it, since)| (it, Duration::from_secs(since)));
+            let leaving = leaving.collect();
+            Remembered { question, addresses, at: Duration::from_secs(at), leaving }
         })
         .collect();
     info!(names = names.len(), "known from an earlier agent");
@@ -78,11 +83,12 @@ fn try_read(path: &Path) -> io::Result<File> {
 
 /// Writes it aside first, so that there is always a whole file.
 pub fn write(path: &Path, names: &[Remembered]) -> io::Result<()> {
-    let entry = |Remembered { question, addresses, at }: &Remembered| Entry {
+    let entry = |Remembered { question, addresses, at, leaving }: &Remembered| Entry {
         name: question.name.clone(),
         family: question.family,
         addresses: addresses.clone(),
         at: at.as_secs(),
+        leaving: leaving.iter().map(|(it, since)| (*it, since.as_secs())).collect(),
     };
     let file = File { boot: boot()?, names: names.iter().map(entry).collect() };
     if let Some(directory) = path.parent() {

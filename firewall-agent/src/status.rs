@@ -147,15 +147,17 @@ pub struct NameStatus {
     pub family: Family,
     /// Where it leads.
     pub addresses: Vec<NameAddress>,
-    /// How long ago the last answer came, in seconds. Without one, an accept rule with this
-    /// name matches nothing, and a drop rule everything.
+    /// How long ago the answer in force came, in seconds. Without one and without addresses,
+    /// an accept rule with this name matches nothing, and a drop rule everything.
     pub answered: Option<u64>,
     /// In how many seconds it is asked again; 0 if it is being asked.
     pub next: u64,
     /// Failures since the last answer.
     pub failures: u32,
-    /// The last failure, or why accept rules leave addresses out.
+    /// The last failure, or why rules do not use all addresses.
     pub problem: Option<String>,
+    /// How often an answer had an address that no accept rule may use.
+    pub refused: u64,
     /// Numbers of the rules that use it, by client.
     pub users: BTreeMap<IpAddr, Vec<u16>>,
 }

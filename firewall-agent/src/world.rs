@@ -120,8 +120,9 @@ impl World {
                 self.names.recall(names, now);
                 Vec::new()
             }
-            Event::Answered { question, outcome, now } => self.answered(&question, outcome, now),
-            Event::InUse { destinations, now } => self.in_use(&destinations, now),
+            Event::Answered { outcomes, now } => self.answered(outcomes, now),
+            Event::AskAll => self.ask_all().into(),
+            Event::InUse { flows, now } => self.in_use(&flows, now),
             Event::Time(now) => self.time(now),
             Event::Attached { link, outcome } => {
                 if let Some(known) = self.vifs.get_mut(&link) {
@@ -164,7 +165,7 @@ impl World {
         let mut effects = Vec::new();
         if links.locals != self.locals {
             self.locals = links.locals;
-            self.names.hurry(false);
+            self.names.retry();
             effects.push(Effect::SetLocals(self.locals.clone()));
         }
         let wanted = |vif: &Vif| {

@@ -3,6 +3,7 @@
 
 mod pure {
     mod files;
+    mod many_names;
     mod names;
     mod packets;
     mod policies;

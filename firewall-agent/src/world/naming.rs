@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{Standing, World};
-use crate::events::{Answer, Effect, Notice, Question};
-use crate::names::Moment;
+use crate::events::{Effect, Notice, Outcome, Question};
+use crate::names::{Addresses, MOST_ADDRESSES, Moment};
 use crate::rules::{Destination, Family, Ruleset, relevant};
 
 impl World {
     pub(super) fn servers(&mut self, of_clients: Vec<IpAddr>, own: Vec<IpAddr>) -> Vec<Effect> {
         let mut effects = Vec::new();
-        if self.servers != own {
-            self.servers.clone_from(&own);
-            self.names.hurry(true);
-            effects.push(Effect::SetServers(own));
+        // Behind a stub that stays the same, servers may be other ones now.
+        if self.servers != own || self.surroundings.resolvers != of_clients {
+            self.servers = own;
+            effects.extend(self.ask_all());
         }
         if self.surroundings.resolvers != of_clients {
             self.surroundings.resolvers = of_clients;
@@ -25,15 +25,22 @@ impl World {
         effects
     }
 
+    /// Names are asked anew, and what was asked before is forgotten.
+    pub(super) fn ask_all(&mut self) -> [Effect; 1] {
+        self.names.ask_all();
+        [Effect::SetServers(self.servers.clone())]
+    }
+
     pub(super) fn time(&mut self, now: Moment) -> Vec<Effect> {
-        let mut effects = Vec::new();
+        let mut changed = BTreeSet::new();
         if std::mem::take(&mut self.are_names_old) {
             let wanted = self.wanted_names();
-            let changed = self.names.want(&wanted);
-            effects.extend(self.learn(&changed));
+            changed.extend(self.names.want(&wanted));
         }
+        changed.extend(self.names.age(now));
+        let mut effects = self.learn(&changed);
         effects.extend(self.names.take_due(now).into_iter().map(Effect::Ask));
-        if self.names.has_leaving(now) {
+        if self.names.take_look(now) {
             effects.push(Effect::ReadFlows);
         }
         effects
@@ -54,43 +61,51 @@ impl World {
 
     pub(super) fn answered(
         &mut self,
-        question: &Question,
-        outcome: Result<Answer, String>,
+        outcomes: Vec<(Question, Outcome)>,
         now: Moment,
     ) -> Vec<Effect> {
-        let before = self.addresses(question);
-        let problem = self.name_problem(question);
-        let has_changed = self.names.answered(question, outcome, now);
         let mut effects = Vec::new();
-        if let Some(why) = self.name_problem(question).filter(|why| Some(why) != problem.as_ref()) {
-            effects.push(Effect::Tell(Notice::NameProblem { question: question.clone(), why }));
-        }
-        if has_changed {
-            let (question, now) = (question.clone(), self.addresses(question));
-            let changed = [question.clone()].into();
-            if before != now {
-                effects.push(Effect::Tell(Notice::Name { question, before, now }));
+        let mut changed = BTreeSet::new();
+        for (question, outcome) in outcomes {
+            let problem = self.name_problem(&question);
+            if self.names.answered(&question, outcome, now) {
+                changed.insert(question.clone());
             }
-            effects.extend(self.learn(&changed));
+            let why = self.name_problem(&question);
+            if why != problem {
+                effects.push(Effect::Tell(Notice::NameProblem { question, why }));
+            }
         }
+        effects.extend(self.learn(&changed));
         effects
     }
 
-    pub(super) fn in_use(&mut self, used: &BTreeSet<IpAddr>, now: Moment) -> Vec<Effect> {
-        let changed = self.names.leave(used, now);
+    /// Addresses stay as long as a client whose rules have the name is connected to them.
+    pub(super) fn in_use(
+        &mut self,
+        flows: &BTreeSet<(IpAddr, IpAddr)>,
+        now: Moment,
+    ) -> Vec<Effect> {
+        let is_used = |(question, address): &(&Question, IpAddr)| {
+            self.users(question).keys().any(|client| flows.contains(&(*client, *address)))
+        };
+        let used = self.names.late(now).filter(is_used);
+        let used = used.map(|(question, address)| (question.clone(), address)).collect();
+        let changed = self.names.leave(&used, now);
         self.learn(&changed)
-    }
-
-    /// All addresses that are known for a name.
-    fn addresses(&self, question: &Question) -> BTreeSet<IpAddr> {
-        let known = self.names.get(question);
-        known.map(|name| name.seen.keys().copied().collect()).unwrap_or_default()
     }
 
     /// What is wrong with a name, if anything is.
     pub(super) fn name_problem(&self, question: &Question) -> Option<String> {
-        if let Some(problem) = &self.names.get(question)?.problem {
+        let name = self.names.get(question)?;
+        if let Some(problem) = &name.problem {
             return Some(problem.clone());
+        }
+        if name.crowded_until.is_some() {
+            return Some(format!(
+                "more than {MOST_ADDRESSES} addresses: accept rules use {MOST_ADDRESSES} of them, \
+                 drop rules match every address"
+            ));
         }
         let refused = self.names.refused(question);
         let list: Vec<String> = refused.iter().map(IpAddr::to_string).collect();
@@ -103,8 +118,17 @@ impl World {
         if changed.is_empty() {
             return Vec::new();
         }
+        let mut effects = Vec::new();
         for question in changed {
-            match self.names.addresses(question) {
+            let addresses = self.names.addresses(question);
+            let before = self.surroundings.names.get(question).map(all).unwrap_or_default();
+            let now = addresses.as_ref().map(all).unwrap_or_default();
+            if before != now && self.names.get(question).is_some() {
+                let (added, gone) = (&now - &before, &before - &now);
+                let question = question.clone();
+                effects.push(Effect::Tell(Notice::Name { question, added, gone }));
+            }
+            match addresses {
                 Some(addresses) => self.surroundings.names.insert(question.clone(), addresses),
                 None => self.surroundings.names.remove(question),
             };
@@ -114,7 +138,7 @@ impl World {
             let mut names = names(rules);
             names.any(|name| changed.contains(&Question { name: name.to_owned(), family }))
         };
-        let mut effects = self.reconsider(uses);
+        effects.extend(self.reconsider(uses));
         let users = self.rulesets.iter().filter_map(|(client, rules)| {
             rules.as_ref().is_ok_and(|rules| uses(*client, rules)).then_some(*client)
         });
@@ -142,6 +166,11 @@ impl World {
     pub fn next_time(&self) -> Option<Moment> {
         self.names.next()
     }
+}
+
+/// Every address of a name, whether a rule may use it or not.
+fn all(addresses: &Addresses) -> BTreeSet<IpAddr> {
+    addresses.accept.iter().chain(addresses.drop.iter().flatten()).copied().collect()
 }
 
 fn names(rules: &Ruleset) -> impl Iterator<Item = &str> {

@@ -64,24 +64,26 @@ impl World {
             let addresses = name.seen.iter().map(|(&address, &seen)| NameAddress {
                 address,
                 age: seconds(now, seen),
-                in_answer: name.current.contains(&address),
+                in_answer: name.is_current(&address),
                 usable: !refused.contains(&address),
             });
             NameStatus {
                 name: question.name.clone(),
                 family: question.family,
                 addresses: addresses.collect(),
-                answered: name.answered.map(|answered| seconds(now, answered)),
+                answered: name.answer.as_ref().map(|answer| seconds(now, answer.at)),
                 next: name.due.saturating_sub(now).as_secs(),
                 failures: name.failures,
                 problem: self.name_problem(question),
+                refused: name.refused,
                 users: self.users(question),
             }
         });
         statuses.collect()
     }
 
-    fn users(&self, question: &Question) -> BTreeMap<IpAddr, Vec<u16>> {
+    /// Numbers of the rules that use a name, by client.
+    pub(super) fn users(&self, question: &Question) -> BTreeMap<IpAddr, Vec<u16>> {
         let of_family =
             self.rulesets.iter().filter(|(client, _)| Family::from(**client) == question.family);
         let users = of_family.filter_map(|(client, rules)| {
