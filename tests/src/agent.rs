@@ -75,6 +75,8 @@ impl Agent {
             .arg(directory.join("rules"))
             .arg("--socket")
             .arg(directory.join("control.sock"))
+            .arg("--names")
+            .arg(directory.join("names.json"))
             .envs(environment.iter().map(|(key, value)| (key, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

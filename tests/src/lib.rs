@@ -2,8 +2,8 @@
 //! Never part of the product, and knows nothing of its insides.
 
 pub mod agent;
-pub mod connections;
 pub mod difference;
+pub mod dns;
 pub mod fragments;
 pub mod frames;
 pub mod generate;
@@ -21,7 +21,6 @@ pub mod server;
 pub mod shots;
 pub mod sightings;
 pub mod stock;
-pub mod traffic;
 pub mod twins;
 mod wait;
 

@@ -12,6 +12,8 @@ mod rig {
     mod input;
     mod life;
     mod memory;
+    mod named;
+    mod names;
     mod offload;
     mod scene;
     mod service;

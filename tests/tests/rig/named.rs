@@ -1,0 +1,96 @@
+//! A world with a DNS server in its internet, and an agent that asks it.
+//! Never has names or rules of its own.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::Result;
+use firewall_agent::status::{NameStatus, State};
+use firewall_tests::agent::{Agent, write_rules};
+use firewall_tests::dns::DnsServer;
+use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::server::EchoServer;
+
+use super::world::World;
+
+/// The DNS server.
+pub const DNS: &str = "198.51.100.53";
+/// A server of the world's, IPv4.
+pub const ONE: &str = "198.51.100.7";
+/// Another one.
+pub const TWO: &str = "198.51.100.8";
+
+pub struct Named {
+    pub agent: Agent,
+    pub dns: DnsServer,
+    _two: EchoServer,
+    pub world: World,
+}
+
+impl Named {
+    pub fn new(label: &str) -> Result<Self> {
+        Self::with(label, &[])
+    }
+
+    /// With more options for the agent.
+    pub fn with(label: &str, options: &[&str]) -> Result<Self> {
+        let world = World::new(label)?;
+        let internet = world.rig.internet();
+        for address in [DNS, TWO] {
+            world.rig.add_internet_address(address.parse()?)?;
+        }
+        let dns = DnsServer::start(internet, DNS.parse()?)?;
+        let two = EchoServer::start(internet, SocketAddr::new(TWO.parse()?, 443))?;
+        fs::write(world.rig.directory().join("resolv.conf"), format!("nameserver {DNS}\n"))?;
+        let agent = Agent::start(&world.rig, options)?;
+        agent.wait_for_vif(world.client.vif())?;
+        Ok(Self { agent, dns, _two: two, world })
+    }
+
+    /// Puts rules of the client's IPv4 address in force.
+    pub fn rules(&self, rules: &[&str]) -> Result<()> {
+        self.rules_of(self.world.v4, rules)
+    }
+
+    pub fn rules_of(&self, client: IpAddr, rules: &[&str]) -> Result<()> {
+        let numbered = rules.iter().enumerate();
+        let lines = numbered.map(|(number, rule)| format!("{number:04} = {rule}\n"));
+        let text = format!("policy = drop\n{}commit\n", lines.collect::<String>());
+        write_rules(self.world.rig.directory(), client, &text)?;
+        self.agent.wait_for(&format!("{rules:?} in force"), |status| {
+            let mut clients = status.clients.iter();
+            let client = clients.find(|it| it.address == client && it.state == State::Live);
+            client
+                .is_some_and(|it| it.rules.iter().map(|it| &it.text[..]).eq(rules.iter().copied()))
+        })
+    }
+
+    /// Waits until a name leads to exactly these addresses.
+    pub fn leads(&self, name: &str, addresses: &[&str]) -> Result<()> {
+        self.until(name, &format!("leads to {addresses:?}"), |name| {
+            let known = name.addresses.iter().map(|it| it.address.to_string());
+            name.answered.is_some() && known.eq(addresses.iter().copied())
+        })
+    }
+
+    /// Waits until something is so about a name.
+    pub fn until(&self, name: &str, what: &str, is_so: impl Fn(&NameStatus) -> bool) -> Result<()> {
+        self.agent.wait_for(&format!("{name}: {what}"), |status| {
+            status.names.iter().any(|it| it.name == name && is_so(it))
+        })
+    }
+
+    /// TCP to port 443 of each.
+    #[track_caller]
+    pub fn check(&self, what: &str, expected: &[(&str, Outcome)]) {
+        for (to, expected) in expected {
+            let probe = self.probe(to).run(SILENCE).expect("a probe");
+            assert_eq!(probe, *expected, "{what}: {to}\n{}", self.agent.log());
+        }
+    }
+
+    pub fn probe(&self, to: &str) -> Probe {
+        let to = to.parse().expect("an address");
+        Probe::tcp(self.world.client.namespace(), SocketAddr::new(to, 443))
+    }
+}
