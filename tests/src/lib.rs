@@ -2,6 +2,7 @@
 //! Never part of the product, and knows nothing of its insides.
 
 pub mod agent;
+pub mod connections;
 pub mod difference;
 pub mod dns;
 pub mod fragments;
@@ -21,6 +22,7 @@ pub mod server;
 pub mod shots;
 pub mod sightings;
 pub mod stock;
+pub mod traffic;
 pub mod twins;
 mod wait;
 

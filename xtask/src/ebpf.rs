@@ -1,7 +1,7 @@
-//! Compiles firewall-ebpf and puts the object where the agent's build script looks.
+//! Compiles firewall-ebpf and puts the objects where the agent's build script and the
+//! benches look.
 //! Never attaches or loads it.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -9,13 +9,11 @@ use anyhow::{Context, Result};
 use crate::run::{root, run, say};
 use crate::setup::{self, Compiler, TARGET};
 
-/// Where the finished object goes; firewall-agent/build.rs reads it from there.
-pub fn object() -> PathBuf {
-    root().join("target/firewall-ebpf.o")
-}
+/// The product's object, which firewall-agent/build.rs reads, and the benches' own.
+const OBJECTS: [&str; 2] = ["firewall-ebpf", "traffic"];
 
-/// Builds the object, with the toolchain installed first when something is missing.
-pub fn build() -> Result<PathBuf> {
+/// Builds the objects, with the toolchain installed first when something is missing.
+pub fn build() -> Result<()> {
     let toolchain = setup::for_build()?;
     let target_directory = root().join("target/ebpf");
     let mut cargo = match &toolchain.compiler {
@@ -51,13 +49,15 @@ pub fn build() -> Result<PathBuf> {
     }
     say("compiling firewall-ebpf");
     run(&mut cargo)?;
-    let built = target_directory.join(TARGET).join("release/firewall-ebpf");
-    let bytes = std::fs::read(&built).with_context(|| format!("no {}", built.display()))?;
-    let object = object();
-    // Left alone when nothing changed, so that the agent is not built again.
-    if std::fs::read(&object).ok().as_deref() != Some(&bytes) {
-        std::fs::write(&object, &bytes)?;
+    for name in OBJECTS {
+        let built = target_directory.join(TARGET).join("release").join(name);
+        let bytes = std::fs::read(&built).with_context(|| format!("no {}", built.display()))?;
+        let object = root().join("target").join(format!("{name}.o"));
+        // Left alone when nothing changed, so that the agent is not built again.
+        if std::fs::read(&object).ok().as_deref() != Some(&bytes) {
+            std::fs::write(&object, &bytes)?;
+        }
+        say(&format!("{} ({} bytes)", object.display(), bytes.len()));
     }
-    say(&format!("{} ({} bytes)", object.display(), bytes.len()));
-    Ok(object)
+    Ok(())
 }

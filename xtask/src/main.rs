@@ -26,7 +26,7 @@ struct Arguments {
 enum Command {
     /// Find or install the BPF toolchain, nftables and iproute2.
     Setup,
-    /// Compile the kernel programs into the object that the agent embeds.
+    /// Compile the kernel programs into the object that the agent embeds, and one for benches.
     BuildEbpf,
     /// Build the agent with its kernel programs inside; print where it is.
     Build,
@@ -34,8 +34,8 @@ enum Command {
     Demo(suites::Demo),
     /// Run all tests: pure ones, the program in the kernel, the agent in a rig.
     Test(suites::Test),
-    /// Measure.
-    #[command(subcommand)]
+    /// Measure. `cargo xtask bench --help` says what, and how.
+    #[command(disable_help_flag = true)]
     Bench(suites::Bench),
 }
 
@@ -52,7 +52,7 @@ fn main() -> ExitCode {
 fn obey(command: Command) -> Result<()> {
     match command {
         Command::Setup => setup::everything().map(drop),
-        Command::BuildEbpf => ebpf::build().map(drop),
+        Command::BuildEbpf => ebpf::build(),
         Command::Build => suites::build().map(drop),
         Command::Demo(options) => suites::demo(&options),
         Command::Test(options) => suites::test(&options),

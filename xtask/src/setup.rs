@@ -74,7 +74,16 @@ pub fn for_build() -> Result<Toolchain> {
 
 /// The programs that a rig of network namespaces needs.
 pub fn for_rig() -> Result<()> {
-    let wanted = [("nft", "nftables"), ("ip", "iproute2")];
+    programs(&[("nft", "nftables"), ("ip", "iproute2")])
+}
+
+/// What is measured beside the agent, and the kernel does not bring along.
+pub fn for_bench() -> Result<()> {
+    programs(&[("iptables-legacy-restore", "iptables")])
+}
+
+/// Programs, each with the package that it is in.
+fn programs(wanted: &[(&str, &'static str)]) -> Result<()> {
     let missing: Vec<&str> = wanted
         .iter()
         .filter(|(program, _)| which(program).is_none())

@@ -31,15 +31,12 @@ pub struct Test {
     seed: Option<u64>,
 }
 
-/// What to measure.
-#[derive(clap::Subcommand)]
-pub enum Bench {
-    /// Time of the kernel program for one packet, by number of destination prefixes.
-    Prog {
-        /// Options of the measurement itself; see `cargo xtask bench prog -- --help`.
-        #[arg(last = true)]
-        options: Vec<String>,
-    },
+/// Options of `bench`.
+#[derive(clap::Args)]
+pub struct Bench {
+    /// What to measure, and how; see `cargo xtask bench --help`.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    options: Vec<String>,
 }
 
 /// Builds the agent for use.
@@ -96,15 +93,12 @@ pub fn test(options: &Test) -> Result<()> {
     Ok(())
 }
 
-/// Runs a benchmark.
-pub fn bench(what: &Bench) -> Result<()> {
+/// Measures.
+pub fn bench(bench: &Bench) -> Result<()> {
     prepare("the benchmarks")?;
-    cargo(&["build", "--release", "--locked", "-p", "firewall-tests", "--bin", "bench"])?;
-    let mut bench = Command::new(root().join("target/release/bench"));
-    match what {
-        Bench::Prog { options } => bench.arg("prog").args(options),
-    };
-    run(&mut bench)
+    setup::for_bench()?;
+    cargo(&["build", "--release", "--locked", "-p", "firewall-agent", "-p", "firewall-tests"])?;
+    run(Command::new(root().join("target/release/bench")).args(&bench.options))
 }
 
 /// Everything that running in a rig takes.
@@ -113,7 +107,7 @@ fn prepare(what: &str) -> Result<()> {
         bail!("{what} load eBPF programs and make network namespaces: run this as root");
     }
     setup::for_rig()?;
-    ebpf::build().map(drop)
+    ebpf::build()
 }
 
 fn cargo(arguments: &[&str]) -> Result<()> {

@@ -1,11 +1,11 @@
-//! Measurements: `cargo xtask bench prog`.
-//! Never asserts a time: it prints what it saw, with the spread, and what it means.
+//! Time of the program for one packet, by number of destination prefixes, under
+//! BPF_PROG_TEST_RUN, beside an empty program in the same rounds.
+//! Never attaches anything.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use firewall_agent::rules::resolve::Surroundings;
@@ -17,26 +17,17 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::json;
 
-/// Measures the firewall on this machine.
-#[derive(Parser)]
-#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
-struct Arguments {
-    #[command(subcommand)]
-    command: Command,
-}
+use crate::machine::machine;
 
-#[derive(Subcommand)]
-enum Command {
-    /// Time of the program from_client for one packet, by number of destination prefixes,
-    /// under BPF_PROG_TEST_RUN, beside an empty program in the same rounds.
-    Prog {
-        /// Rounds; each measures every size once.
-        #[arg(long, default_value_t = 15)]
-        rounds: usize,
-        /// Print JSON instead of a table.
-        #[arg(long)]
-        json: bool,
-    },
+/// How to measure.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Rounds; each measures every size once.
+    #[arg(long, default_value_t = 15)]
+    rounds: usize,
+    /// Print JSON instead of a table.
+    #[arg(long)]
+    json: bool,
 }
 
 const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
@@ -44,12 +35,6 @@ const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
 const DESTINATIONS: usize = 64;
 /// Test runs for each destination in a round.
 const REPEAT: u32 = 5_000;
-
-fn main() -> Result<()> {
-    match Arguments::parse().command {
-        Command::Prog { rounds, json } => prog(rounds, json),
-    }
-}
 
 /// A client with rules, and packets of it.
 struct Case {
@@ -60,7 +45,9 @@ struct Case {
     nanoseconds: Vec<f64>,
 }
 
-fn prog(rounds: usize, as_json: bool) -> Result<()> {
+/// Measures, and prints.
+pub fn run(options: &Options) -> Result<()> {
+    let Options { rounds, json: as_json } = *options;
     let progress = ProgressBar::new((rounds * SIZES.len() * 2) as u64);
     progress.println("building policies");
     let mut random = StdRng::seed_from_u64(1);
@@ -209,15 +196,4 @@ fn print_json(rows: &[(String, usize, [f64; 3])], empty: [f64; 3], verified: u32
     });
     println!("{}", serde_json::to_string_pretty(&report)?);
     Ok(())
-}
-
-/// Kernel and processor, all that figures from another machine need to be read.
-fn machine() -> String {
-    let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-    let release = read("/proc/sys/kernel/osrelease");
-    let version = release.split('-').next().unwrap_or_default().trim().to_owned();
-    let cpus = read("/proc/cpuinfo");
-    let mut models = cpus.lines().filter_map(|line| line.strip_prefix("model name"));
-    let model = models.next().unwrap_or_default().trim_start_matches([' ', '\t', ':']);
-    format!("Linux {version}, {model}")
 }

@@ -1,0 +1,340 @@
+//! The whole way of a packet through a netvm, for each kind of traffic and each firewall.
+//! Never takes a figure for good whose packets did not go where they should.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use comfy_table::presets::NOTHING;
+use comfy_table::{CellAlignment, Table};
+use firewall_tests::connections;
+use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK, UPLINK_V4};
+use firewall_tests::shots::VIF;
+use firewall_tests::traffic::{self, Direction, Entry, Opened, Sender, Sink, Traffic};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use crate::machine::machine;
+use crate::peers::{ALL, Firewall, Side, UPLINK_MAC, hosts};
+use crate::statistics::Samples;
+
+/// How to measure.
+#[derive(clap::Args)]
+pub struct Options {
+    /// Rounds; each measures every firewall with every kind of traffic once.
+    #[arg(long, default_value_t = 40)]
+    rounds: usize,
+    /// Fewer rounds, for a first look.
+    #[arg(long)]
+    quick: bool,
+    /// Only these firewalls, like `nat,stock-10,ours-1000`; any number of rules will do.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<Firewall>,
+    /// Only these kinds of traffic.
+    #[arg(long, value_delimiter = ',')]
+    traffic: Vec<Kind>,
+    /// How long one measurement shall take, in milliseconds.
+    #[arg(long, default_value_t = 10)]
+    sample: u64,
+    /// Let packets go through the whole veth of the client, native XDP included, and not
+    /// only from where its driver hands them to the stack.
+    #[arg(long)]
+    whole_veth: bool,
+    /// Print JSON instead of tables.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Kinds of traffic. All of it is UDP without payload to speak of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Kind {
+    /// One flow that was answered, to the host of the last rule.
+    Established,
+    /// 1,024 of them at random, to up to as many hosts of all rules.
+    Flows,
+    /// Each packet a new flow to the host of the last rule.
+    New,
+    /// Each packet a new flow, to up to 1,024 hosts of all rules in turn.
+    Spread,
+    /// Each packet a new flow to a host that no rule names.
+    Denied,
+}
+
+const KINDS: [Kind; 5] = [Kind::Established, Kind::Flows, Kind::New, Kind::Spread, Kind::Denied];
+const MANY: u32 = 1_024;
+/// Packets of one measurement: enough for full batches, and not more new flows than ports.
+const PACKETS: (u32, u32) = (256, 20_000);
+/// Packets that are sent to find out how many a measurement shall have.
+const TRIAL: u32 = 256;
+/// Of the packets that should arrive, this part has to. (Others than ours may come in.)
+const ARRIVING: (f64, f64) = (0.999, 1.01);
+/// More than the agent and the kernel answer at once.
+const BURST: u32 = 4_096;
+const DENIED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 200, 0, 1));
+/// Hosts of a firewall that has no rules.
+const WITHOUT_RULES: usize = 1_000;
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Established => "established",
+            Self::Flows => "flows",
+            Self::New => "new",
+            Self::Spread => "spread",
+            Self::Denied => "denied",
+        }
+    }
+
+    fn is_answered(self) -> bool {
+        match self {
+            Self::Established | Self::Flows => true,
+            Self::New | Self::Spread | Self::Denied => false,
+        }
+    }
+
+    fn traffic(self, side: &Side) -> Traffic {
+        let all = hosts(side.firewall.rules().unwrap_or(WITHOUT_RULES));
+        let last = all.last().copied().into_iter().collect();
+        let step = all.len().div_ceil(MANY as usize).max(1);
+        let spread = all.into_iter().step_by(step).collect();
+        let (hosts, flows) = match self {
+            Self::Established => (last, 1),
+            Self::Flows => (spread, MANY),
+            Self::New => (last, u32::MAX),
+            Self::Spread => (spread, u32::MAX),
+            Self::Denied => (vec![DENIED], u32::MAX),
+        };
+        Traffic { own: side.address, hosts, flows, at_random: self == Self::Flows, to: VIF }
+    }
+}
+
+/// A firewall under one kind of traffic.
+struct Lane {
+    kind: Kind,
+    sender: Sender,
+    /// What goes both ways before a measurement, so that all flows are established.
+    greeting: Option<[Sender; 2]>,
+    packets: u32,
+    nanoseconds: Samples,
+    sent: u64,
+    arrived: u64,
+}
+
+/// A firewall under all kinds of traffic.
+struct Road {
+    side: Side,
+    lanes: Vec<Lane>,
+    at_internet: Sink,
+    _at_client: Sink,
+    _open: [Opened; 2],
+}
+
+impl Road {
+    fn new(side: Side, kinds: &[Kind], entry: Entry) -> Result<Self> {
+        let inside = side.rig.netvm();
+        let _open = [traffic::open(inside, side.client.vif())?, traffic::open(inside, UPLINK)?];
+        let at_internet = Sink::new(side.rig.internet(), "eth0")?;
+        let _at_client = Sink::new(side.client.namespace(), CLIENT_INTERFACE)?;
+        let filters = side.firewall.rules().is_some();
+        let kinds = kinds.iter().filter(|kind| filters || **kind != Kind::Denied);
+        let lanes = kinds.map(|kind| Lane::new(*kind, &side, entry)).collect::<Result<_>>()?;
+        Ok(Self { side, lanes, at_internet, _at_client, _open })
+    }
+
+    /// One measurement, if this firewall has this kind of traffic.
+    fn measure(&mut self, kind: Kind, sample: Duration) -> Result<()> {
+        let Self { side, lanes, at_internet, .. } = self;
+        let Some(lane) = lanes.iter_mut().find(|lane| lane.kind == kind) else {
+            return Ok(());
+        };
+        lane.measure(at_internet, sample)
+            .and_then(|()| connections::forget(side.rig.netvm()))
+            .with_context(|| format!("`{}` under `{}`", side.firewall, kind.name()))
+    }
+}
+
+impl Lane {
+    fn new(kind: Kind, side: &Side, entry: Entry) -> Result<Self> {
+        let traffic = kind.traffic(side);
+        let (from, interface) = match entry {
+            Entry::ComeIn => (side.rig.netvm(), side.client.vif()),
+            Entry::GoOut => (side.client.namespace(), CLIENT_INTERFACE),
+        };
+        let out = |traffic: &Traffic| Sender::new(traffic, Direction::Out, entry, from, interface);
+        let greeting = if kind.is_answered() {
+            let inside = side.rig.netvm();
+            let traffic = Traffic { at_random: false, ..traffic.clone() };
+            let own = if side.firewall.translates() { UPLINK_V4.into() } else { side.address };
+            let answers = Traffic { own, to: UPLINK_MAC, ..traffic.clone() };
+            let back = Sender::new(&answers, Direction::Back, Entry::ComeIn, inside, UPLINK)?;
+            Some([out(&traffic)?, back])
+        } else {
+            None
+        };
+        let nanoseconds = Samples::default();
+        let sender = out(&traffic)?;
+        Ok(Self { kind, sender, greeting, packets: 0, nanoseconds, sent: 0, arrived: 0 })
+    }
+
+    fn measure(&mut self, sink: &Sink, sample: Duration) -> Result<()> {
+        if let Some(greeting) = &mut self.greeting {
+            let flows = if self.kind == Kind::Flows { MANY } else { 1 };
+            for sender in greeting {
+                sender.send(flows)?;
+            }
+        }
+        if self.packets == 0 {
+            let one = self.sender.send(TRIAL)?;
+            let fit = sample.as_nanos() / one.as_nanos().max(1);
+            self.packets = u32::try_from(fit)?.clamp(PACKETS.0, PACKETS.1) / 64 * 64;
+        }
+        if self.kind == Kind::Denied {
+            // A flood, not its beginning: what a client may have rejected at once is used up.
+            self.sender.send(BURST)?;
+        }
+        let before = sink.count()?;
+        let duration = self.sender.send(self.packets)?;
+        let expected = if self.kind == Kind::Denied { 0 } else { u64::from(self.packets) };
+        let arrived = until_arrived(sink, before, expected)?;
+        let part = arrived as f64 / f64::from(self.packets);
+        let fits =
+            if expected == 0 { arrived == 0 } else { (ARRIVING.0..ARRIVING.1).contains(&part) };
+        ensure!(fits, "{arrived} of {} packets arrived, not {expected}", self.packets);
+        self.sent += u64::from(self.packets);
+        self.arrived += arrived;
+        self.nanoseconds.add(duration.as_nanos() as f64);
+        Ok(())
+    }
+}
+
+/// Waits for packets that are still on their way, if there are any.
+fn until_arrived(sink: &Sink, before: u64, expected: u64) -> Result<u64> {
+    let deadline = Instant::now() + Duration::from_millis(200);
+    loop {
+        let arrived = sink.count()? - before;
+        if arrived >= expected || Instant::now() > deadline {
+            return Ok(arrived);
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// Measures, and prints.
+pub fn run(options: &Options) -> Result<()> {
+    let firewalls = if options.only.is_empty() { &ALL[..] } else { &options.only };
+    let kinds = if options.traffic.is_empty() { &KINDS[..] } else { &options.traffic };
+    let rounds = if options.quick { options.rounds.min(7) } else { options.rounds };
+    let entry = if options.whole_veth { Entry::GoOut } else { Entry::ComeIn };
+    let progress = ProgressBar::new((firewalls.len() + rounds * kinds.len()) as u64)
+        .with_style(ProgressStyle::with_template("{bar:40} {elapsed} of {duration} {msg}")?);
+    let mut roads = Vec::new();
+    for firewall in firewalls {
+        progress.set_message(format!("setting up {firewall}"));
+        let label = format!("bench{}", roads.len());
+        match Side::new(*firewall, &label) {
+            Ok(side) => roads.push(Road::new(side, kinds, entry)?),
+            // Not every kernel has it any more.
+            Err(error) if matches!(firewall, Firewall::Iptables(_)) => {
+                progress.println(format!("left out: {error:#}"));
+            }
+            Err(error) => return Err(error),
+        }
+        progress.inc(1);
+    }
+    for round in 0..rounds {
+        progress.set_message(format!("round {} of {rounds}", round + 1));
+        for kind in kinds {
+            // Another one begins each time, so that nobody always comes after the same.
+            roads.rotate_left(1);
+            for road in &mut roads {
+                road.measure(*kind, Duration::from_millis(options.sample))?;
+            }
+            progress.inc(1);
+        }
+    }
+    progress.finish_and_clear();
+    roads.sort_by_key(|road| firewalls.iter().position(|it| *it == road.side.firewall));
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report(&roads, kinds))?);
+    } else {
+        kinds.iter().for_each(|kind| print(&roads, *kind));
+        println!("{}; {rounds} rounds", machine());
+    }
+    Ok(())
+}
+
+/// What firewalls of one kind of traffic are compared with.
+fn of(roads: &[Road], kind: Kind, is: impl Fn(Firewall) -> bool) -> Option<&Samples> {
+    let road = roads.iter().find(|road| is(road.side.firewall))?;
+    Some(&road.lanes.iter().find(|lane| lane.kind == kind)?.nanoseconds)
+}
+
+fn lanes(roads: &[Road], kind: Kind) -> impl Iterator<Item = (Firewall, &Lane)> {
+    let lane = move |road: &'_ Road| road.lanes.iter().position(|lane| lane.kind == kind);
+    roads.iter().filter_map(move |road| Some((road.side.firewall, &road.lanes[lane(road)?])))
+}
+
+fn print(roads: &[Road], kind: Kind) {
+    let mut table = Table::new();
+    table.load_preset(NOTHING);
+    table.set_header([
+        kind.name(),
+        "min ns",
+        "median ns",
+        "10 %",
+        "90 %",
+        "Mpps",
+        "to nat",
+        "to stock-10",
+        "arrived",
+    ]);
+    let nat = of(roads, kind, |it| it == Firewall::Nat);
+    let stock = of(roads, kind, |it| it == Firewall::Stock(10));
+    for (firewall, lane) in lanes(roads, kind) {
+        let times = &lane.nanoseconds;
+        let ratio = |to: Option<&Samples>| {
+            to.map_or_else(String::new, |to| format!("{:.3}", times.ratio(to)))
+        };
+        table.add_row([
+            firewall.to_string(),
+            format!("{:.0}", times.minimum()),
+            format!("{:.0}", times.median()),
+            format!("{:.0}", times.quantile(0.1)),
+            format!("{:.0}", times.quantile(0.9)),
+            format!("{:.2}", 1000.0 / times.median()),
+            ratio(nat),
+            ratio(stock),
+            format!("{:.1} %", 100.0 * lane.arrived as f64 / lane.sent as f64),
+        ]);
+    }
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    println!("{table}\n");
+}
+
+fn report(roads: &[Road], kinds: &[Kind]) -> serde_json::Value {
+    let of_kind = |kind: &Kind| {
+        let nat = of(roads, *kind, |it| it == Firewall::Nat);
+        let stock = of(roads, *kind, |it| it == Firewall::Stock(10));
+        let rows: Vec<_> = lanes(roads, *kind)
+            .map(|(firewall, lane)| {
+                let times = &lane.nanoseconds;
+                json!({
+                    "firewall": firewall.to_string(),
+                    "min_ns": times.minimum(),
+                    "median_ns": times.median(),
+                    "p10_ns": times.quantile(0.1),
+                    "p90_ns": times.quantile(0.9),
+                    "to_nat": nat.map(|nat| times.ratio(nat)),
+                    "to_stock": stock.map(|stock| times.ratio(stock)),
+                    "packets_sent": lane.sent,
+                    "packets_arrived": lane.arrived,
+                })
+            })
+            .collect();
+        json!({ "traffic": kind.name(), "firewalls": rows })
+    };
+    let kinds: Vec<_> = kinds.iter().map(of_kind).collect();
+    json!({ "schema": 1, "machine": machine(), "net": kinds })
+}

@@ -1,0 +1,285 @@
+//! The firewalls that are measured side by side, each in a netvm of its own with one
+//! client, the same rules and the same masquerade.
+//! Never sends a packet.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::Write as _;
+use std::net::{IpAddr, Ipv4Addr};
+use std::process::{Command, Stdio};
+use std::str::FromStr;
+
+use anyhow::{Context as _, Result, ensure};
+use firewall_tests::agent::Agent;
+use firewall_tests::oracle::{Proto, Rule, Ruleset};
+use firewall_tests::rig::{Client, ClientSpec, INTERNET_V4, Rig, UPLINK};
+use firewall_tests::stock::Netvm;
+use firewall_tests::traffic::PORT;
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+/// Hardware address of the uplink.
+pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+const INTERNET_MAC: &str = "02:00:00:00:00:01";
+
+/// The agent's own default of `--reject-rate`.
+const RATE: &str = "10000";
+
+/// What forwards and filters; a number is that of its rules, one for each host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Firewall {
+    /// Nothing but forwarding.
+    None,
+    /// Masquerade.
+    Nat,
+    /// The same, and the frame of the stock chain with a single accept.
+    Accept,
+    /// The same with the rules of today's qubes-firewall.
+    Stock(usize),
+    /// The same with a verdict map of nftables, which hashes address and port.
+    Hash(usize),
+    /// The same with a map of nftables for intervals of addresses and ports.
+    Intervals(usize),
+    /// The same with rules of iptables.
+    Iptables(usize),
+    /// The agent, and its rules accept everything.
+    OursAccept,
+    /// The agent.
+    Ours(usize),
+    /// The agent, without a limit on how many denied packets it has rejected.
+    OursRejecting(usize),
+}
+
+impl fmt::Display for Firewall {
+    fn fmt(&self, to: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::None => write!(to, "none"),
+            Self::Nat => write!(to, "nat"),
+            Self::Accept => write!(to, "accept"),
+            Self::Stock(rules) => write!(to, "stock-{rules}"),
+            Self::Hash(rules) => write!(to, "hash-{rules}"),
+            Self::Intervals(rules) => write!(to, "intervals-{rules}"),
+            Self::Iptables(rules) => write!(to, "iptables-{rules}"),
+            Self::OursAccept => write!(to, "ours-accept"),
+            Self::Ours(rules) => write!(to, "ours-{rules}"),
+            Self::OursRejecting(rules) => write!(to, "rejecting-{rules}"),
+        }
+    }
+}
+
+impl FromStr for Firewall {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let refusal = || format!("`{text}` is none of {}", ALL.map(|it| it.to_string()).join(", "));
+        let (kind, number) = text.split_once('-').unwrap_or((text, ""));
+        let rules = || number.parse().map_err(|_| refusal());
+        match (kind, number) {
+            ("none", "") => Ok(Self::None),
+            ("nat", "") => Ok(Self::Nat),
+            ("accept", "") => Ok(Self::Accept),
+            ("ours", "accept") => Ok(Self::OursAccept),
+            ("stock", _) => Ok(Self::Stock(rules()?)),
+            ("hash", _) => Ok(Self::Hash(rules()?)),
+            ("intervals", _) => Ok(Self::Intervals(rules()?)),
+            ("iptables", _) => Ok(Self::Iptables(rules()?)),
+            ("ours", _) => Ok(Self::Ours(rules()?)),
+            ("rejecting", _) => Ok(Self::OursRejecting(rules()?)),
+            _ => Err(refusal()),
+        }
+    }
+}
+
+/// What is measured unless somebody chooses.
+pub const ALL: [Firewall; 15] = [
+    Firewall::None,
+    Firewall::Nat,
+    Firewall::Accept,
+    Firewall::Stock(10),
+    Firewall::Stock(100),
+    Firewall::Stock(1_000),
+    Firewall::Stock(10_000),
+    Firewall::Hash(10_000),
+    Firewall::Intervals(1_000),
+    Firewall::Iptables(1_000),
+    Firewall::OursAccept,
+    Firewall::Ours(10),
+    Firewall::Ours(1_000),
+    Firewall::Ours(10_000),
+    Firewall::OursRejecting(10),
+];
+
+impl Firewall {
+    /// How many rules it has; `None` if it accepts everything.
+    pub fn rules(self) -> Option<usize> {
+        match self {
+            Self::None | Self::Nat | Self::Accept | Self::OursAccept => None,
+            Self::Stock(rules)
+            | Self::Hash(rules)
+            | Self::Intervals(rules)
+            | Self::Iptables(rules)
+            | Self::Ours(rules)
+            | Self::OursRejecting(rules) => Some(rules),
+        }
+    }
+
+    /// Whether packets leave with the netvm's address.
+    pub fn translates(self) -> bool {
+        self != Self::None
+    }
+}
+
+/// A netvm with its firewall.
+pub struct Side {
+    /// What it is.
+    pub firewall: Firewall,
+    /// Its only client.
+    pub client: Client,
+    /// The client's address.
+    pub address: IpAddr,
+    /// The agent, where there is one.
+    pub agent: Option<Agent>,
+    // Behind the agent, so that it goes last.
+    /// All that it is in.
+    pub rig: Rig,
+}
+
+impl Side {
+    /// Sets it up. `label` tells it from others in this process.
+    pub fn new(firewall: Firewall, label: &str) -> Result<Self> {
+        let rig = Rig::new(label)?;
+        let client = rig.add_client(&ClientSpec::numbered(12))?;
+        let address = client.spec().v4.context("no IPv4 address")?.into();
+        let inside = rig.netvm();
+        rig.internet().ip(&["link", "set", "eth0", "address", INTERNET_MAC])?;
+        let [a, b, c, d, e, f] = UPLINK_MAC;
+        let own = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+        inside.ip(&["link", "set", UPLINK, "address", &own])?;
+        let internet = INTERNET_V4.to_string();
+        let mut neighbour = vec!["neighbour", "replace", &internet, "lladdr", INTERNET_MAC];
+        neighbour.extend(["dev", UPLINK, "nud", "permanent"]);
+        inside.ip(&neighbour)?;
+        // A rig answers without limits, as tests want it; netvms have the kernel's limits.
+        inside.sysctl("net/ipv4/icmp_ratelimit", "1000")?;
+        inside.sysctl("net/ipv4/icmp_ratemask", "6168")?;
+        let mut side = Self { firewall, client, address, agent: None, rig };
+        side.set_up().with_context(|| format!("cannot set up `{firewall}`"))?;
+        Ok(side)
+    }
+
+    fn set_up(&mut self) -> Result<()> {
+        let inside = self.rig.netvm();
+        if self.firewall.translates() {
+            inside.nft(MASQUERADE)?;
+        }
+        match self.firewall {
+            Firewall::None | Firewall::Nat => Ok(()),
+            Firewall::Accept => self.stock(&Ruleset { default_accept: true, rules: Vec::new() }),
+            Firewall::Stock(rules) => self.stock(&ruleset(rules)),
+            Firewall::Hash(rules) => inside.nft(&expert("", rules)),
+            Firewall::Intervals(rules) => inside.nft(&expert("flags interval; ", rules)),
+            Firewall::Iptables(rules) => self.iptables(rules),
+            Firewall::OursAccept => {
+                self.ours(&Ruleset { default_accept: true, rules: Vec::new() }, RATE)
+            }
+            Firewall::Ours(rules) => self.ours(&ruleset(rules), RATE),
+            Firewall::OursRejecting(rules) => self.ours(&ruleset(rules), "1000000000"),
+        }
+    }
+
+    fn stock(&self, ruleset: &Ruleset) -> Result<()> {
+        let netvm = Netvm {
+            vifs: vec![(self.client.vif().to_owned(), vec![self.address])],
+            absent: Vec::new(),
+            resolvers: Vec::new(),
+        };
+        self.rig.netvm().nft(&netvm.stock())?;
+        self.rig.netvm().nft(&netvm.rules(self.address, ruleset))
+    }
+
+    fn ours(&mut self, ruleset: &Ruleset, reject_rate: &str) -> Result<()> {
+        // In this mode the agent leaves translation to others, as on Qubes.
+        let arguments = ["--mode", "qubes", "--reject-rate", reject_rate];
+        let agent = Agent::start(&self.rig, &arguments)?;
+        agent.wait_for_vif(self.client.vif())?;
+        agent.put(self.address, ruleset)?;
+        self.agent = Some(agent);
+        Ok(())
+    }
+
+    fn iptables(&self, rules: usize) -> Result<()> {
+        let mut text = String::from(
+            "*filter\n:FORWARD DROP\n:client -\n\
+             -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT\n\
+             -A FORWARD ! -i vif+ -j ACCEPT\n",
+        );
+        text += &format!("-A FORWARD -s {} -j client\n", self.address);
+        for host in hosts(rules) {
+            text += &format!("-A client -d {host} -p udp --dport {PORT} -j ACCEPT\n");
+        }
+        text += "-A client -j REJECT --reject-with icmp-admin-prohibited\nCOMMIT\n";
+        let mut restore = Command::new("iptables-legacy-restore");
+        let mut restore = self.rig.netvm().spawn(restore.stdin(Stdio::piped()))?;
+        restore.stdin.take().context("no pipe")?.write_all(text.as_bytes())?;
+        ensure!(restore.wait()?.success(), "iptables refuses");
+        Ok(())
+    }
+}
+
+const MASQUERADE: &str = "table ip nat {
+    chain postrouting {
+        type nat hook postrouting priority srcnat; policy accept;
+        oifname != \"vif*\" masquerade
+    }
+}";
+
+/// What somebody would write who knows nftables well.
+fn expert(flags: &str, rules: usize) -> String {
+    let elements: Vec<String> =
+        hosts(rules).iter().map(|host| format!("{host} . {PORT} : accept")).collect();
+    format!(
+        "table ip expert {{
+    map rules {{
+        type ipv4_addr . inet_service : verdict
+        {flags}elements = {{ {} }}
+    }}
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        iifname != \"vif*\" accept
+        ip saddr 10.137.0.12 jump client
+    }}
+    chain client {{
+        meta l4proto udp ip daddr . udp dport vmap @rules
+        reject with icmp type admin-prohibited
+    }}
+}}",
+        elements.join(", ")
+    )
+}
+
+/// One rule for each host.
+pub fn ruleset(rules: usize) -> Ruleset {
+    let rule = |host: &IpAddr| Rule {
+        network: Some((*host, 32)),
+        proto: Some(Proto::Udp),
+        ports: Some((PORT, PORT)),
+        ..Rule::all(true)
+    };
+    Ruleset { default_accept: false, rules: hosts(rules).iter().map(rule).collect() }
+}
+
+/// As many hosts, the same ones whenever this is called.
+pub fn hosts(count: usize) -> Vec<IpAddr> {
+    let mut random = StdRng::seed_from_u64(7);
+    let mut known = BTreeSet::new();
+    let mut hosts = Vec::new();
+    while hosts.len() < count {
+        // Away from the networks of the rig.
+        let host = Ipv4Addr::from_bits(random.random_range(0x2000_0000..0x6000_0000));
+        if known.insert(host) {
+            hosts.push(host.into());
+        }
+    }
+    hosts
+}

@@ -1,0 +1,253 @@
+//! UDP packets made in the kernel as fast as it can take them (live frames of
+//! BPF_PROG_TEST_RUN), and sinks that count what arrives.
+//! Never measures anything but the time that sending took.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::maps::{Array, MapData, PerCpuArray};
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions};
+use aya::programs::{Xdp, XdpMode};
+use aya::{Ebpf, EbpfLoader};
+use nix::errno::Errno;
+use nix::libc;
+use nix::net::if_::if_nametoindex;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
+use crate::namespace::Namespace;
+use crate::packets::{self, UDP, V4, V6};
+
+/// Bytes of every frame, as in firewall-ebpf/src/traffic.rs.
+const LENGTH: usize = 64;
+/// Frames that the kernel makes before it lets interrupts in; what a network card does.
+const BATCH: u32 = 64;
+/// All bytes of `struct xdp_md` (uapi/linux/bpf.h), and what of it says how long the frame
+/// is and where it comes in.
+const CONTEXT: usize = 24;
+const CONTEXT_END: usize = 4;
+const CONTEXT_INTERFACE: usize = 12;
+/// Destination port of what clients send, source port of what answers.
+pub const PORT: u16 = 443;
+
+/// Which packets.
+#[derive(Clone, Debug)]
+pub struct Traffic {
+    /// The one end.
+    pub own: IpAddr,
+    /// The other ends, in turn.
+    pub hosts: Vec<IpAddr>,
+    /// How many flows there are before the first comes again; source ports differ.
+    pub flows: u32,
+    /// Whether flows come at random or in turn.
+    pub at_random: bool,
+    /// Hardware address that the packets are for.
+    pub to: [u8; 6],
+}
+
+/// The way of packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From `own` to the hosts.
+    Out,
+    /// From the hosts to `own`, as answers.
+    Back,
+}
+
+/// How packets get into the network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// As if an interface had received them: behind its native XDP, in front of tc.
+    ComeIn,
+    /// Sent out of an interface: its peer receives them, native XDP first.
+    GoOut,
+}
+
+/// Packets of one kind, ready to go.
+pub struct Sender {
+    ebpf: Ebpf,
+    namespace: Namespace,
+    interface: u32,
+    entry: Entry,
+}
+
+impl Sender {
+    /// Packets at an interface of a namespace. An interface that they come in by must be
+    /// [open](open), as must the peer of one that they go out of.
+    pub fn new(
+        traffic: &Traffic,
+        direction: Direction,
+        entry: Entry,
+        namespace: &Namespace,
+        interface: &str,
+    ) -> Result<Self> {
+        let interface = namespace.run(|| Ok(if_nametoindex(interface)?))?;
+        let out_of = if entry == Entry::GoOut { interface } else { 0 };
+        let (frame, checksum_at) = traffic.frame(direction)?;
+        let back = direction == Direction::Back;
+        let (address_at, port_at): (u32, u32) = match (traffic.own, back) {
+            (IpAddr::V4(_), false) => (30, 34),
+            (IpAddr::V4(_), true) => (26, 36),
+            (IpAddr::V6(_), false) => (50, 54),
+            (IpAddr::V6(_), true) => (34, 56),
+        };
+        let hosts = u32::try_from(traffic.hosts.len())?;
+        let mut ebpf = EbpfLoader::new()
+            .btf(None)
+            .override_global("FRAME", &frame[..], true)
+            .override_global("ADDRESS_AT", &address_at, true)
+            .override_global("PORT_AT", &port_at, true)
+            .override_global("CHECKSUM_AT", &checksum_at, true)
+            .override_global("FLOWS", &traffic.flows, true)
+            .override_global("AT_RANDOM", &u32::from(traffic.at_random), true)
+            .override_global("HOST_COUNT", &hosts, true)
+            .override_global("OUT_OF", &out_of, true)
+            .load(&object()?)?;
+        let mut table: Array<&mut MapData, u32> =
+            Array::try_from(ebpf.map_mut("HOSTS").context("no HOSTS")?)?;
+        for (index, host) in (0..hosts).zip(&traffic.hosts) {
+            table.set(index, last_word(*host), 0)?;
+        }
+        xdp(&mut ebpf, "source")?.load()?;
+        Ok(Self { ebpf, namespace: namespace.clone(), interface, entry })
+    }
+
+    /// Sends so many packets, and returns the mean time that one took, all the way to a sink,
+    /// by the kernel's own clock: beginning and end of a test run take milliseconds.
+    pub fn send(&mut self, count: u32) -> Result<Duration> {
+        let mut context = [0; CONTEXT];
+        let end = u32::try_from(LENGTH)?;
+        context[CONTEXT_END..][..4].copy_from_slice(&end.to_ne_bytes());
+        if self.entry == Entry::ComeIn {
+            context[CONTEXT_INTERFACE..][..4].copy_from_slice(&self.interface.to_ne_bytes());
+        }
+        let program = xdp(&mut self.ebpf, "source")?;
+        self.namespace.run(|| {
+            alone_on_a_processor()?;
+            let options = TestRunOptions {
+                data_in: Some(&[0; LENGTH]),
+                ctx_in: Some(&context),
+                repeat: count,
+                attrs: TestRunAttrs::new().xdp_live_frames(BATCH),
+                ..TestRunOptions::new()
+            };
+            Ok(program.test_run(options)?.duration)
+        })
+    }
+}
+
+impl Traffic {
+    /// The template, and where its header has a checksum.
+    fn frame(&self, direction: Direction) -> Result<([u32; LENGTH / 4], u32)> {
+        let (source, destination) = match direction {
+            Direction::Out => (0, PORT),
+            Direction::Back => (PORT, 0),
+        };
+        let payload = |length| packets::datagram(source, destination, &vec![0; length]);
+        let first = *self.hosts.first().context("no host to send to")?;
+        let (from, to) = match direction {
+            Direction::Out => (self.own, first),
+            Direction::Back => (first, self.own),
+        };
+        // Only the first host's upper bytes are in use: hosts differ in their last four.
+        let (mut frame, checksum_at) = match (from, to) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                let zero = Ipv4Addr::UNSPECIFIED;
+                let (from, to) = match direction {
+                    Direction::Out => (from, zero),
+                    Direction::Back => (zero, to),
+                };
+                (V4::new(from, to, UDP, &payload(22)).frame(), 24)
+            }
+            (IpAddr::V6(from), IpAddr::V6(to)) => (V6::new(from, to, UDP, &payload(2)).frame(), 0),
+            _ => anyhow::bail!("{from} and {to} are of different families"),
+        };
+        frame[..6].copy_from_slice(&self.to);
+        ensure!(frame.len() == LENGTH, "a frame of {} bytes", frame.len());
+        let mut words = [0; LENGTH / 4];
+        for (word, bytes) in words.iter_mut().zip(frame.chunks_exact(4)) {
+            *word = u32::from_ne_bytes(bytes.try_into()?);
+        }
+        Ok((words, checksum_at))
+    }
+}
+
+/// An interface that frames of test runs can come in by, until this is dropped.
+pub struct Opened {
+    _ebpf: Ebpf,
+}
+
+/// Opens an interface. While it is open, its peer makes no large packets.
+pub fn open(namespace: &Namespace, interface: &str) -> Result<Opened> {
+    let mut ebpf = EbpfLoader::new().btf(None).load(&object()?)?;
+    let program = xdp(&mut ebpf, "pass")?;
+    program.load()?;
+    namespace.run(|| Ok(program.attach(interface, XdpMode::Driver)?))?;
+    Ok(Opened { _ebpf: ebpf })
+}
+
+/// Counts what an interface receives, and ends it, until this is dropped.
+pub struct Sink {
+    ebpf: Ebpf,
+}
+
+impl Sink {
+    /// From now on.
+    pub fn new(namespace: &Namespace, interface: &str) -> Result<Self> {
+        let mut ebpf = EbpfLoader::new().btf(None).load(&object()?)?;
+        let program = ebpf.program_mut("sink").context("no program `sink`")?;
+        let program: &mut SchedClassifier = program.try_into()?;
+        program.load()?;
+        namespace.run(|| Ok(program.attach(interface, TcAttachType::Ingress)?))?;
+        Ok(Self { ebpf })
+    }
+
+    /// Frames so far.
+    pub fn count(&self) -> Result<u64> {
+        let map = self.ebpf.map("ARRIVED").context("no ARRIVED")?;
+        let counts: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(map)?;
+        Ok(counts.get(&0, 0)?.iter().sum())
+    }
+}
+
+/// The thread that calls stays on one processor, and goes before all ordinary threads.
+fn alone_on_a_processor() -> Result<()> {
+    let this = Pid::from_raw(0);
+    let allowed = sched_getaffinity(this)?;
+    let mut processors = (0..CpuSet::count()).filter(|it| allowed.is_set(*it).unwrap_or(false));
+    let mut one = CpuSet::new();
+    one.set(processors.next_back().context("no processor")?)?;
+    sched_setaffinity(this, &one)?;
+    let priority = libc::sched_param { sched_priority: 1 };
+    // SAFETY: the pointer is to a whole `sched_param`, which is only read.
+    let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
+    Errno::result(outcome).context("no real-time priority")?;
+    Ok(())
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("no program `{name}`"))?;
+    Ok(program.try_into()?)
+}
+
+/// The programs, as `cargo xtask build-ebpf` left them.
+fn object() -> Result<Vec<u8>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/traffic.o");
+    std::fs::read(&path)
+        .with_context(|| format!("no {}: run `cargo xtask build-ebpf`", path.display()))
+}
+
+/// The last four bytes of an address, as they are in a packet.
+fn last_word(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(address) => u32::from_ne_bytes(address.octets()),
+        IpAddr::V6(address) => last_of(address),
+    }
+}
+
+fn last_of(address: Ipv6Addr) -> u32 {
+    let [.., a, b, c, d] = address.octets();
+    u32::from_ne_bytes([a, b, c, d])
+}
