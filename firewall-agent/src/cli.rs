@@ -2,6 +2,7 @@
 //! Never talks to the kernel.
 
 pub mod ask;
+pub mod audit;
 pub mod show;
 mod text;
 
@@ -63,6 +64,14 @@ pub enum Command {
     ///
     /// Exit codes as with `status`.
     Show(show::Show),
+    /// Let what a client's rules deny pass for a while, to find out what they would break.
+    ///
+    /// What would have been rejected is forwarded, counted and shown by `monitor`: until it
+    /// ends, the client may send anything to anybody. Nothing else that is dropped passes. It
+    /// ends by itself, even if no agent runs then, and with the agent that comes next; then
+    /// what the rules deny is cut. Exit code 0: done. 2: that client cannot be audited. 3: no
+    /// agent runs.
+    Audit(audit::Audit),
 }
 
 /// What the gate depends on, and where pins are.

@@ -35,6 +35,13 @@ pub enum Request {
         /// The client's address.
         client: IpAddr,
     },
+    /// Let what a client's rules deny pass for a while.
+    Audit {
+        /// The client's address.
+        client: IpAddr,
+        /// How long; 0 ends it.
+        seconds: u64,
+    },
 }
 
 /// An answer. Whoever asked knows which one comes.
@@ -43,6 +50,8 @@ pub enum Request {
 pub enum Answer {
     /// To [`Request::Status`] and [`Request::Show`].
     Status(Box<Status>),
+    /// To [`Request::Audit`]: in how many seconds it ends, or why there can be none.
+    Audit(Result<Option<u64>, String>),
 }
 
 /// A question with the way to answer it.

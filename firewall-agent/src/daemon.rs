@@ -108,7 +108,7 @@ pub async fn run(options: Options) -> Result<()> {
             taken = records.next() => daemon.tell_records(&taken?),
             (request, answer) = listener.question() => {
                 // Whoever asked may have gone.
-                let _ = answer.send(daemon.answer(&request));
+                let _ = answer.send(daemon.answer(&request).await);
             }
             passed = log.pass_on() => passed?,
             () = service.sign_of_life_due() => service.alive(),
@@ -272,6 +272,10 @@ impl Daemon {
                 let outcome = self.dataplane.maps.put(client, &installation, generation);
                 outcome.err().map(|error| Event::Refused { client, why: error.to_string() })
             }
+            Effect::Audit { client, until } => {
+                log_failure("auditing a client", self.dataplane.maps.audit(client, until));
+                None
+            }
             Effect::Remove(client) => {
                 log_failure("removing a client", self.dataplane.maps.remove(client));
                 None
@@ -356,6 +360,13 @@ impl Daemon {
                 }
             }
             Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
+            Notice::Audited { client, left } => {
+                let seconds = left.as_secs();
+                warn!(%client, seconds, "AUDIT: what its rules deny PASSES");
+            }
+            Notice::AuditEnded { client } => {
+                warn!(%client, "audit ended: what its rules deny is rejected again");
+            }
             Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
             Notice::Source(None) => info!("rules can be read again"),
             Notice::Name { question: Question { name, family }, added, gone } => {

@@ -146,6 +146,15 @@ pub enum Event {
         /// When.
         now: Moment,
     },
+    /// Somebody wants what a client's rules deny to pass for a while.
+    Audit {
+        /// The client's address.
+        client: IpAddr,
+        /// How long; zero ends it.
+        length: Duration,
+        /// When.
+        now: Moment,
+    },
     /// Time has passed.
     Time(Moment),
     /// A program was attached to a link, or could not be.
@@ -197,6 +206,13 @@ pub enum Effect {
         installation: Installation,
         /// Its number.
         generation: u32,
+    },
+    /// Let what a client's policy denies pass, and tell it.
+    Audit {
+        /// The client.
+        client: ClientId,
+        /// Until then, in seconds since the machine booted; 0: not any more.
+        until: u32,
     },
     /// A client is gone: remove all that is in force for it.
     Remove(ClientId),
@@ -267,6 +283,18 @@ pub enum Notice {
     },
     /// A client's address has no rules any more.
     Waiting {
+        /// The address.
+        client: IpAddr,
+    },
+    /// What a client's rules deny passes.
+    Audited {
+        /// The address.
+        client: IpAddr,
+        /// For how long from now on.
+        left: Duration,
+    },
+    /// What a client's rules deny is rejected again.
+    AuditEnded {
         /// The address.
         client: IpAddr,
     },

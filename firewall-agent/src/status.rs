@@ -95,6 +95,9 @@ pub struct ClientStatus {
     pub state: State,
     /// Why it is blocked.
     pub problem: Option<ProblemStatus>,
+    /// In how many seconds its audit ends, if it is audited: until then, what its rules deny
+    /// passes.
+    pub audit: Option<u64>,
     /// Number of the policy in force, as drop records quote it.
     pub generation: Option<u32>,
     /// What happens when no rule matches: `accept` or `drop`.

@@ -22,6 +22,7 @@ use crate::rules::resolve::{self, Surroundings};
 use crate::rules::{Family, Ruleset};
 use crate::status::ProblemStatus;
 
+pub mod audits;
 mod naming;
 mod statuses;
 
@@ -89,6 +90,8 @@ pub struct World {
     rulesets: BTreeMap<IpAddr, Result<Ruleset, SourceError>>,
     standings: BTreeMap<IpAddr, Standing>,
     clients: BTreeMap<ClientId, InForce>,
+    /// Clients that are audited.
+    audits: BTreeMap<IpAddr, audits::Audit>,
     surroundings: Surroundings,
     /// DNS servers that the agent asks.
     servers: Vec<IpAddr>,
@@ -123,6 +126,7 @@ impl World {
             Event::Answered { outcomes, now } => self.answered(outcomes, now),
             Event::AskAll => self.ask_all().into(),
             Event::InUse { flows, now } => self.in_use(&flows, now),
+            Event::Audit { client, length, now } => self.audit(client, length, now),
             Event::Time(now) => self.time(now),
             Event::Attached { link, outcome } => {
                 if let Some(known) = self.vifs.get_mut(&link) {
@@ -181,6 +185,7 @@ impl World {
             self.clients.remove(&client);
             effects.push(Effect::Remove(client));
         }
+        effects.extend(self.end_audits_of_absent());
         let present: BTreeSet<u32> = links.vifs.iter().map(|vif| vif.index).collect();
         self.vifs.retain(|&link, _| {
             let stays = present.contains(&link);
@@ -395,7 +400,7 @@ impl World {
     }
 
     /// Whatever is new may deny what the client has open: it settles each time.
-    fn put(&mut self, client: ClientId) -> [Effect; 2] {
+    fn put(&mut self, client: ClientId) -> Vec<Effect> {
         // 0 is "no policy" in drop records.
         self.generation = self.generation.checked_add(1).unwrap_or(1);
         let generation = self.generation;
@@ -408,7 +413,10 @@ impl World {
             },
         };
         self.clients.insert(client, InForce { generation, refused: None });
-        [Effect::Put { client, installation, generation }, Effect::Settle(client)]
+        let mut effects = vec![Effect::Put { client, installation, generation }];
+        effects.extend(self.audit_of(client));
+        effects.push(Effect::Settle(client));
+        effects
     }
 
     /// Whether what is in force for a client now denies a packet of it, by the function
@@ -420,9 +428,11 @@ impl World {
             Some(Standing::Waiting | Standing::Blocked(_) | Standing::Live(_)) | None => None,
         };
         let tables = live.map(|live| PolicyTables::new(live.policy.policy()));
+        let is_audited = live.is_some() && self.audits.contains_key(&client.address);
         move |packet| {
             let destination = IpAddr::from(packet.destination);
-            if packet.destination.is_multicast() || self.locals.contains(&destination) {
+            let is_own = packet.destination.is_multicast() || self.locals.contains(&destination);
+            if is_own || is_audited {
                 return false;
             }
             let answer = tables.as_ref().and_then(|tables| policy::answer(tables, 0, packet));

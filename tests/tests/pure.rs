@@ -2,6 +2,7 @@
 //! kernel. Runs anywhere.
 
 mod pure {
+    mod audits;
     mod files;
     mod many_names;
     mod names;

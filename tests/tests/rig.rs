@@ -2,6 +2,7 @@
 //! real nft. Needs root.
 
 mod rig {
+    mod audit;
     mod clients;
     mod cutting;
     mod cycles;

@@ -7,9 +7,12 @@ use std::net::IpAddr;
 use crate::rules::Family;
 use crate::status::{ClientStatus, CounterStatus, NameStatus, ProblemStatus, State, Status};
 
+const AUDITED: &str = "what its rules deny passes";
+
 /// How many things need attention.
 pub fn problems(status: &Status) -> usize {
-    let clients = status.clients.iter().filter(|client| client.problem.is_some()).count();
+    let needs = |client: &&ClientStatus| client.problem.is_some() || client.audit.is_some();
+    let clients = status.clients.iter().filter(needs).count();
     let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
     let uplinks = status.agent.unguarded_uplinks.len();
     let names = status.names.iter().filter(|name| name.problem.is_some()).count();
@@ -67,6 +70,10 @@ pub fn summary(status: &Status) -> String {
         }
     }
     for client in &status.clients {
+        if let Some(seconds) = client.audit {
+            let client = client.address;
+            let _ = writeln!(text, "PROBLEM: {client} is audited: {AUDITED} for {seconds} s more");
+        }
         if let Some(problem) = &client.problem {
             let _ = writeln!(text, "PROBLEM: {} is blocked: {}", client.address, told(problem));
         }
@@ -85,6 +92,9 @@ fn headline(client: &ClientStatus) -> String {
     let mut text = format!("{} on {place}: {state}", client.address);
     if let Some(generation) = client.generation {
         let _ = write!(text, ", generation {generation}");
+    }
+    if let Some(seconds) = client.audit {
+        let _ = write!(text, ", AUDITED for {seconds} s more: {AUDITED}");
     }
     text.push('\n');
     text

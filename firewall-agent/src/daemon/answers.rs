@@ -2,15 +2,17 @@
 //! Never changes anything.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use firewall_common::abi::{Counter, DEFAULT_RULE, DropRecord};
 use firewall_common::verdict::Reason;
 use tracing::info;
 
-use super::Daemon;
+use super::{Daemon, now};
 use crate::control::{Answer, Request};
-use crate::events::ClientId;
+use crate::events::{ClientId, Event};
 use crate::status::{AgentStatus, CounterStatus, SCHEMA, State, Status};
 
 impl Daemon {
@@ -43,13 +45,30 @@ impl Daemon {
         )
     }
 
-    pub(super) fn answer(&self, request: &Request) -> Answer {
+    pub(super) async fn answer(&mut self, request: &Request) -> Answer {
         match request {
             Request::Status => Answer::Status(Box::new(self.status(|_| true))),
             Request::Show { client } => {
                 Answer::Status(Box::new(self.status(|address| address == *client)))
             }
+            Request::Audit { client, seconds } => {
+                let length = Duration::from_secs(*seconds);
+                // An end is never refused.
+                if !length.is_zero()
+                    && let Err(why) = self.world.can_audit(*client)
+                {
+                    return Answer::Audit(Err(why));
+                }
+                self.follow(Event::Audit { client: *client, length, now: now() }).await;
+                Answer::Audit(Ok(self.audit_seconds(*client)))
+            }
         }
+    }
+
+    /// In how many seconds the audit of a client ends, if it is audited.
+    fn audit_seconds(&self, client: IpAddr) -> Option<u64> {
+        let until = self.world.audited_until(client)?;
+        Some(until.saturating_sub(now()).as_secs())
     }
 
     /// Everything, about some clients.
@@ -57,6 +76,7 @@ impl Daemon {
         let mut clients = self.world.client_statuses();
         clients.retain(|client| is_wanted(client.address));
         for status in &mut clients {
+            status.audit = self.audit_seconds(status.address);
             let Some(vif) = status.vif_index else {
                 continue;
             };
@@ -84,7 +104,7 @@ impl Daemon {
             },
             vifs: self.world.vif_statuses(),
             clients,
-            names: self.world.name_statuses(super::now()),
+            names: self.world.name_statuses(now()),
             strays: self.reason_counters(None),
         }
     }
@@ -98,7 +118,13 @@ impl Daemon {
         let count = |state| clients.iter().filter(|client| client.state == state).count();
         let [live, blocked] = [State::Live, State::Blocked].map(count);
         let waiting = count(State::Waiting);
-        format!("clients: {live} live, {blocked} blocked, {waiting} waiting for rules")
+        let mut text =
+            format!("clients: {live} live, {blocked} blocked, {waiting} waiting for rules");
+        let audited: Vec<String> = self.world.audited().map(|it| it.to_string()).collect();
+        if !audited.is_empty() {
+            let _ = write!(text, "; AUDIT, nothing is rejected: {}", audited.join(", "));
+        }
+        text
     }
 
     /// Counters of all reasons that counted anything.

@@ -32,13 +32,14 @@ impl World {
     }
 
     pub(super) fn time(&mut self, now: Moment) -> Vec<Effect> {
+        let mut effects = self.audits_due(now);
         let mut changed = BTreeSet::new();
         if std::mem::take(&mut self.are_names_old) {
             let wanted = self.wanted_names();
             changed.extend(self.names.want(&wanted));
         }
         changed.extend(self.names.age(now));
-        let mut effects = self.learn(&changed);
+        effects.extend(self.learn(&changed));
         effects.extend(self.names.take_due(now).into_iter().map(Effect::Ask));
         if self.names.take_look(now) {
             effects.push(Effect::ReadFlows);
@@ -162,9 +163,10 @@ impl World {
         Effect::Publish { client, names: resolved.collect::<BTreeMap<_, _>>() }
     }
 
-    /// When something is to be done about names, if at all: [`crate::events::Event::Time`].
+    /// When something is to be done about names or audits, if at all:
+    /// [`crate::events::Event::Time`].
     pub fn next_time(&self) -> Option<Moment> {
-        self.names.next()
+        self.names.next().into_iter().chain(self.next_of_audits()).min()
     }
 }
 

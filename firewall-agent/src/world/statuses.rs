@@ -46,7 +46,8 @@ impl World {
         vifs.collect()
     }
 
-    /// All clients, and addresses with rules but no vif. Counters are left at zero.
+    /// All clients, and addresses with rules but no vif. Counters are left
+    /// at zero, and audits out.
     pub fn client_statuses(&self) -> Vec<ClientStatus> {
         let present = self.clients.iter().map(|(client, in_force)| {
             self.client_status(client.address, Some((client.vif, in_force)))
@@ -123,6 +124,7 @@ impl World {
             vif_index: present.map(|(vif, _)| vif),
             state: if present.is_none() && problem.is_none() { State::Absent } else { state },
             problem,
+            audit: None,
             generation: present.map(|(_, in_force)| in_force.generation),
             default: live.map(|live| live.ruleset.default.name().to_owned()),
             default_counter: CounterStatus::default(),

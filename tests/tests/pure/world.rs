@@ -8,22 +8,22 @@ use firewall_agent::sources::files;
 use firewall_agent::status::State;
 use firewall_agent::world::World;
 
-const ACCEPT: &str = "policy = drop\n0000 = action=accept\ncommit\n";
-const DROP: &str = "policy = drop\ncommit\n";
-const BROKEN: &str = "policy = drop\n0000 = action=accept";
+pub const ACCEPT: &str = "policy = drop\n0000 = action=accept\ncommit\n";
+pub const DROP: &str = "policy = drop\ncommit\n";
+pub const BROKEN: &str = "policy = drop\n0000 = action=accept";
 
-fn address(text: &str) -> IpAddr {
+pub fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
 }
 
 /// A world that has heard from its source, which has no rules yet.
-fn running() -> World {
+pub fn running() -> World {
     let mut world = World::default();
     assert_eq!(short(&world.step(Event::AllRules(BTreeMap::new()))), [""; 0]);
     world
 }
 
-fn links(vifs: &[(u32, &str, &[&str])]) -> Event {
+pub fn links(vifs: &[(u32, &str, &[&str])]) -> Event {
     let vif = |(index, name, addresses): &(u32, &str, &[&str])| Vif {
         index: *index,
         name: (*name).to_owned(),
@@ -32,7 +32,7 @@ fn links(vifs: &[(u32, &str, &[&str])]) -> Event {
     Event::Links(Links { vifs: vifs.iter().map(vif).collect(), ..Links::default() })
 }
 
-fn rules(client: &str, text: &str) -> Event {
+pub fn rules(client: &str, text: &str) -> Event {
     let client = address(client);
     let rules = files::ruleset(client, text);
     let origin = "a file".to_owned();
@@ -41,7 +41,7 @@ fn rules(client: &str, text: &str) -> Event {
 }
 
 /// Effects in short, without log lines and generations.
-fn short(effects: &[Effect]) -> Vec<String> {
+pub fn short(effects: &[Effect]) -> Vec<String> {
     let line = |effect: &Effect| match effect {
         Effect::SetLocals(locals) => Some(format!("locals {}", locals.len())),
         Effect::Redirect(to) => Some(format!("redirect {}", to.len())),
@@ -64,6 +64,7 @@ fn short(effects: &[Effect]) -> Vec<String> {
         | Effect::ReadFlows
         | Effect::Remember(_) => None,
         Effect::AttachUplink { uplink, name } => Some(format!("guard {uplink} {name}")),
+        Effect::Audit { client, until } => Some(format!("audit {} {until}", client.address)),
         Effect::Remove(client) => Some(format!("remove {} {}", client.vif, client.address)),
         Effect::Attach { vif, name } => Some(format!("attach {vif} {name}")),
         Effect::Forget { link } => Some(format!("forget {link}")),
@@ -73,7 +74,7 @@ fn short(effects: &[Effect]) -> Vec<String> {
 }
 
 #[track_caller]
-fn check(world: &mut World, event: Event, expected: &[&str]) {
+pub fn check(world: &mut World, event: Event, expected: &[&str]) {
     assert_eq!(short(&world.step(event)), expected);
 }
 

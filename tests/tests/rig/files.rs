@@ -41,7 +41,7 @@ fn a_bad_file_blocks_its_own_client_only_and_status_says_what_is_wrong() -> Resu
 }
 
 /// Exit code and standard output of the agent's command line.
-fn cli(agent: &Agent, arguments: &[&str]) -> Result<(i32, String)> {
+pub fn cli(agent: &Agent, arguments: &[&str]) -> Result<(i32, String)> {
     let output = Command::new(firewall_tests::agent::binary()?)
         .args(arguments)
         .arg("--socket")
