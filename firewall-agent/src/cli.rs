@@ -3,6 +3,8 @@
 
 pub mod ask;
 pub mod audit;
+pub mod learn;
+pub mod monitor;
 pub mod show;
 mod text;
 
@@ -64,6 +66,14 @@ pub enum Command {
     ///
     /// Exit codes as with `status`.
     Show(show::Show),
+    /// Show denied packets as they happen, or learn which rules would allow them.
+    ///
+    /// Each line is one packet: when, from whom, where to in the words that `explain` takes,
+    /// what was done, by which rule or for which reason, and the generation of the policy.
+    /// The kernel tells at most 20 packets a second of each vif; lines say how many were left
+    /// out. Exit code 0: ended by Ctrl-C or --count. 3: no agent runs, or it has ended. 2: any
+    /// other error.
+    Monitor(monitor::Monitor),
     /// Let what a client's rules deny pass for a while, to find out what they would break.
     ///
     /// What would have been rejected is forwarded, counted and shown by `monitor`: until it

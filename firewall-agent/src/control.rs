@@ -1,6 +1,8 @@
 //! The control socket: a question as one line of JSON, the answer as JSON, and the end.
 //! Never answers by itself; the daemon does.
 
+pub mod feed;
+
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::IpAddr;
@@ -15,6 +17,7 @@ use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 use tracing::debug;
 
 use crate::status::Status;
@@ -35,6 +38,8 @@ pub enum Request {
         /// The client's address.
         client: IpAddr,
     },
+    /// News, a line of JSON each, for as long as both sides live.
+    Monitor,
     /// Let what a client's rules deny pass for a while.
     Audit {
         /// The client's address.
@@ -45,11 +50,14 @@ pub enum Request {
 }
 
 /// An answer. Whoever asked knows which one comes.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Answer {
     /// To [`Request::Status`] and [`Request::Show`].
     Status(Box<Status>),
+    /// To [`Request::Monitor`].
+    #[serde(skip)]
+    News(feed::Place),
     /// To [`Request::Audit`]: in how many seconds it ends, or why there can be none.
     Audit(Result<Option<u64>, String>),
 }
@@ -129,9 +137,8 @@ async fn listen(listener: UnixListener, questions: mpsc::Sender<Question>) {
             Ok((stream, _)) => {
                 let questions = questions.clone();
                 tokio::spawn(async move {
-                    let served = tokio::time::timeout(PATIENCE, serve(stream, questions)).await;
-                    if !matches!(served, Ok(Ok(()))) {
-                        debug!(?served, "a question was not answered");
+                    if let Err(error) = serve(stream, questions).await {
+                        debug!(%error, "a question was not answered");
                     }
                 });
             }
@@ -147,26 +154,39 @@ async fn serve(
     mut stream: tokio::net::UnixStream,
     questions: mpsc::Sender<Question>,
 ) -> io::Result<()> {
-    let (reading, mut writing) = stream.split();
-    let mut line = String::new();
-    tokio::io::BufReader::new(reading.take(MAX_REQUEST)).read_line(&mut line).await?;
-    let request: Request = serde_json::from_str(&line)?;
     let (sender, answer) = oneshot::channel();
+    let request = timeout(PATIENCE, read_request(&mut stream)).await??;
     questions.send((request, sender)).await.map_err(io::Error::other)?;
-    let answer = answer.await.map_err(io::Error::other)?;
-    writing.write_all(&serde_json::to_vec(&answer)?).await?;
-    writing.shutdown().await
+    match timeout(PATIENCE, answer).await?.map_err(io::Error::other)? {
+        Answer::News(place) => place.pass_on(&mut stream).await,
+        answer => {
+            let answer = serde_json::to_vec(&answer)?;
+            timeout(PATIENCE, stream.write_all(&answer)).await??;
+            stream.shutdown().await
+        }
+    }
+}
+
+async fn read_request(stream: &mut tokio::net::UnixStream) -> io::Result<Request> {
+    let mut line = String::new();
+    tokio::io::BufReader::new(stream.take(MAX_REQUEST)).read_line(&mut line).await?;
+    Ok(serde_json::from_str(&line)?)
+}
+
+fn cannot_connect(path: &Path, error: io::Error) -> ControlError {
+    let path = path.to_owned();
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            ControlError::NotRunning(path)
+        }
+        _ => ControlError::Io { path, error },
+    }
 }
 
 /// Asks a running agent.
 pub fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T, ControlError> {
     let failed = |error| ControlError::Io { path: path.to_owned(), error };
-    let mut stream = UnixStream::connect(path).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
-            ControlError::NotRunning(path.to_owned())
-        }
-        _ => failed(error),
-    })?;
+    let mut stream = UnixStream::connect(path).map_err(|error| cannot_connect(path, error))?;
     stream.set_read_timeout(Some(2 * PATIENCE)).map_err(failed)?;
     let mut line = serde_json::to_string(request)?;
     line.push('\n');

@@ -2,6 +2,7 @@
 //! Never decides anything itself.
 
 mod answers;
+mod records;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use tracing::{error, info, warn};
 
 use crate::conntrack::{Conntrack, ConntrackError, Flow};
 use crate::control::Listener;
+use crate::control::feed::Feed;
 use crate::dataplane::maps::MapsError;
 use crate::dataplane::records::{Log, Records};
 use crate::dataplane::{self, Attach, Dataplane, DataplaneError};
@@ -133,6 +135,7 @@ struct Daemon {
     watch: Watch,
     conntrack: Conntrack,
     desktop: Desktop,
+    feed: Feed,
     /// Clients whose connections are still to be looked through.
     settling: BTreeSet<ClientId>,
     /// Clients whose rules are in force once that is done; the source is to be told.
@@ -176,6 +179,7 @@ impl Daemon {
             watch,
             conntrack,
             desktop: Desktop::default(),
+            feed: Feed::default(),
             settling: BTreeSet::new(),
             handled: Vec::new(),
             to_remember: None,

@@ -24,6 +24,7 @@ pub mod events;
 pub mod links;
 pub mod memory;
 pub mod names;
+pub mod news;
 pub mod nft;
 pub mod prepare;
 pub mod resolvers;

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
         }
         Command::Status(ask) => cli::show::status(&ask),
         Command::Show(show) => cli::show::show(&show),
+        Command::Monitor(monitor) => cli::monitor::monitor(&monitor),
         Command::Audit(audit) => cli::audit::audit(&audit),
     };
     outcome.unwrap_or_else(|error| {

@@ -19,7 +19,7 @@ use crate::names::rebinding::Guard;
 use crate::rules::check::{self, PolicyTables, ProvedPolicy};
 use crate::rules::compile;
 use crate::rules::resolve::{self, Surroundings};
-use crate::rules::{Family, Ruleset};
+use crate::rules::{Family, Rule, Ruleset};
 use crate::status::ProblemStatus;
 
 pub mod audits;
@@ -446,20 +446,14 @@ impl World {
         vif.or_else(|| self.uplinks.get(&link).map(|(name, _)| name.as_str()))
     }
 
-    /// Key number of a rule, given its index and the generation of the policy it is in.
-    pub fn rule_number(
-        &self,
-        vif: u32,
-        address: IpAddr,
-        generation: u32,
-        index: u32,
-    ) -> Option<u16> {
+    /// A rule, given its index and the generation of the policy it is in.
+    pub fn rule(&self, vif: u32, address: IpAddr, generation: u32, index: u32) -> Option<&Rule> {
         let in_force = self.clients.get(&ClientId { vif, address })?;
         let Some(Standing::Live(live)) = self.standings.get(&address) else {
             return None;
         };
         let rule = live.ruleset.rules.get(usize::try_from(index).ok()?)?;
-        (in_force.generation == generation).then_some(rule.number)
+        (in_force.generation == generation).then_some(rule)
     }
 
     /// Interface indices of all links that programs are attached to.

@@ -3,8 +3,10 @@
 
 mod pure {
     mod audits;
+    mod feed;
     mod files;
     mod many_names;
+    mod monitoring;
     mod names;
     mod packets;
     mod policies;

@@ -1,4 +1,4 @@
-//! What the daemon answers and tells: status, counters, packets that were not accepted.
+//! What the daemon answers: status, counters, audits.
 //! Never changes anything.
 
 use std::collections::BTreeMap;
@@ -6,9 +6,8 @@ use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use firewall_common::abi::{Counter, DEFAULT_RULE, DropRecord};
+use firewall_common::abi::{Counter, DEFAULT_RULE};
 use firewall_common::verdict::Reason;
-use tracing::info;
 
 use super::{Daemon, now};
 use crate::control::{Answer, Request};
@@ -16,41 +15,13 @@ use crate::events::{ClientId, Event};
 use crate::status::{AgentStatus, CounterStatus, SCHEMA, State, Status};
 
 impl Daemon {
-    pub(super) fn tell_records(&self, records: &[DropRecord]) {
-        for record in records {
-            let vif = self.world.link_name(record.vif).unwrap_or("a link that is gone");
-            info!(target: "denied", "{}", self.describe(vif, record));
-        }
-    }
-
-    /// One line about a packet that was not accepted.
-    fn describe(&self, vif: &str, record: &DropRecord) -> String {
-        let source = IpAddr::from(record.source);
-        let destination = IpAddr::from(record.destination);
-        let number = self.world.rule_number(record.vif, source, record.generation, record.rule);
-        let reason = match (number, Reason::from_index(record.reason)) {
-            (Some(number), _) => format!("rule {number:04}"),
-            (None, Some(Reason::Rule)) => format!("rule with index {}", record.rule),
-            (None, Some(reason)) => reason.name().to_owned(),
-            (None, None) => format!("reason {}", record.reason),
-        };
-        let suppressed = match record.suppressed {
-            0 => String::new(),
-            count => format!(", {count} more not shown"),
-        };
-        let DropRecord { protocol, destination_port, generation, .. } = record;
-        format!(
-            "{vif}: {source} to {destination}, protocol {protocol}, port or type \
-             {destination_port}: {reason}, generation {generation}{suppressed}"
-        )
-    }
-
     pub(super) async fn answer(&mut self, request: &Request) -> Answer {
         match request {
             Request::Status => Answer::Status(Box::new(self.status(|_| true))),
             Request::Show { client } => {
                 Answer::Status(Box::new(self.status(|address| address == *client)))
             }
+            Request::Monitor => Answer::News(self.place()),
             Request::Audit { client, seconds } => {
                 let length = Duration::from_secs(*seconds);
                 // An end is never refused.

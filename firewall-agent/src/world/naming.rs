@@ -163,6 +163,15 @@ impl World {
         Effect::Publish { client, names: resolved.collect::<BTreeMap<_, _>>() }
     }
 
+    /// Names in rules that may lead to an address.
+    pub fn names_of(&self, address: IpAddr) -> Vec<&str> {
+        let family = Family::from(address);
+        let names = self.surroundings.names.iter().filter(|(question, addresses)| {
+            question.family == family && addresses.accept.contains(&address)
+        });
+        names.map(|(question, _)| question.name.as_str()).collect()
+    }
+
     /// When something is to be done about names or audits, if at all:
     /// [`crate::events::Event::Time`].
     pub fn next_time(&self) -> Option<Moment> {

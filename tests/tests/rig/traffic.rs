@@ -42,7 +42,10 @@ fn rules_decide_about_real_packets_and_count_them() -> Result<()> {
     world.put(&agent, &[Rule::all(true)])?;
     world.check("everything", ACCEPTED, ACCEPTED);
     let log = agent.log();
-    assert!(log.contains("10.137.0.12 to 198.51.100.7, protocol 17, port or type 80"), "{log}");
+    assert!(
+        log.contains("vif12.0: 10.137.0.12 to 198.51.100.7:80/udp: rejected by default"),
+        "{log}"
+    );
     Ok(())
 }
 
