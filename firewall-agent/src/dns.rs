@@ -156,7 +156,7 @@ impl Server {
                 }
             }
         }
-        Err(Failure::NoAnswer("gives aliases without end".to_owned()))
+        Err(endless())
     }
 
     async fn look_up(&self, name: &Name, kind: RecordType) -> Result<Said, Failure> {
@@ -204,16 +204,18 @@ fn read(response: &DnsResponse, name: &Name, kind: RecordType) -> Result<Said, F
         code => return Err(Failure::NoAnswer(says(code))),
     };
     let answers = || response.answers.iter().filter(|record| record.dns_class == DNSClass::IN);
-    let (mut owner, mut ttl) = (name, u32::MAX);
-    for _ in 0..MOST_ALIASES {
-        let alias = answers().find_map(|record| match &record.data {
+    let alias_of = |owner: &Name| {
+        answers().find_map(|record| match &record.data {
             RData::CNAME(alias) if record.name == *owner => Some((&alias.0, record.ttl)),
             _ => None,
-        });
-        let Some((alias, alias_ttl)) = alias else {
-            break;
-        };
-        (owner, ttl) = (alias, ttl.min(alias_ttl));
+        })
+    };
+    let (mut owner, mut ttl, mut aliases) = (name, u32::MAX, 0);
+    while let Some((alias, alias_ttl)) = alias_of(owner) {
+        (owner, ttl, aliases) = (alias, ttl.min(alias_ttl), aliases + 1);
+        if aliases > MOST_ALIASES {
+            return Err(endless());
+        }
     }
     let mut addresses = Vec::new();
     for record in answers().filter(|record| record.name == *owner) {
@@ -234,6 +236,10 @@ fn read(response: &DnsResponse, name: &Name, kind: RecordType) -> Result<Said, F
         (false, None) if owner != name => Ok(Said { addresses, alias: Some(owner.clone()), ttl }),
         (false, None) => Ok(Said { addresses, alias: None, ttl: NOTHING_TTL }),
     }
+}
+
+fn endless() -> Failure {
+    Failure::NoAnswer("gives aliases without end".to_owned())
 }
 
 fn says(code: ResponseCode) -> String {

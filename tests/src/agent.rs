@@ -183,6 +183,11 @@ impl Agent {
         Ok(kill(Pid::from_raw(self.child.id().cast_signed()), signal)?)
     }
 
+    /// Waits until it has ended, and returns whether with exit code 0.
+    pub fn wait(&mut self) -> Result<bool> {
+        Ok(self.child.wait()?.success())
+    }
+
     /// Ends it without warning.
     pub fn kill(mut self) -> Result<()> {
         self.child.kill()?;
@@ -193,7 +198,7 @@ impl Agent {
     /// Asks it to end, and returns whether it did so with exit code 0.
     pub fn terminate(mut self) -> Result<bool> {
         self.signal(Signal::SIGTERM)?;
-        Ok(self.child.wait()?.success())
+        self.wait()
     }
 }
 

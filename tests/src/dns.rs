@@ -26,6 +26,7 @@ pub struct Reply {
     authority: Vec<Record>,
     additional: Vec<Record>,
     is_silent: bool,
+    is_held: bool,
     is_large: bool,
     is_old: bool,
 }
@@ -39,6 +40,7 @@ impl Reply {
             authority: Vec::new(),
             additional: Vec::new(),
             is_silent: false,
+            is_held: false,
             is_large: false,
             is_old: false,
         }
@@ -95,6 +97,12 @@ impl Reply {
     /// Too large for UDP, which carries a part only.
     pub fn large(mut self) -> Self {
         self.is_large = true;
+        self
+    }
+
+    /// Held back until [`DnsServer::release`]; UDP only.
+    pub fn held(mut self) -> Self {
+        self.is_held = true;
         self
     }
 
@@ -161,6 +169,7 @@ pub struct Asked {
 /// The server; it stops when this is dropped.
 pub struct DnsServer {
     shared: Arc<Shared>,
+    udp: UdpSocket,
     /// Taken, and so closed, to stop the thread.
     stop: Option<UnixStream>,
     thread: Option<JoinHandle<()>>,
@@ -177,9 +186,10 @@ impl DnsServer {
         let shared = Arc::new(Shared::default());
         let (stop, stopped) = UnixStream::pair()?;
         let service = Arc::clone(&shared);
-        let run = move || serve(&udp, &listener, &stopped, &service);
+        let own = udp.try_clone()?;
+        let run = move || serve(&own, &listener, &stopped, &service);
         let thread = thread::Builder::new().name("DNS server".to_owned()).spawn(run)?;
-        Ok(Self { shared, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { shared, udp, stop: Some(stop), thread: Some(thread) })
     }
 
     /// From now on it says this about a name.
@@ -200,6 +210,15 @@ impl DnsServer {
     /// How many questions came in all.
     pub fn count(&self) -> usize {
         self.shared.lock().asked.len()
+    }
+
+    /// Sends what it held back.
+    pub fn release(&self) {
+        let held = std::mem::take(&mut self.shared.lock().held);
+        for (bytes, peer) in held {
+            // Whoever asked may have gone.
+            let _ = self.udp.send_to(&bytes, peer);
+        }
     }
 
     /// Waits until that many questions about a name came, and returns all of them.
@@ -231,6 +250,7 @@ impl Drop for DnsServer {
 struct State {
     replies: BTreeMap<String, VecDeque<Reply>>,
     asked: Vec<Asked>,
+    held: Vec<(Vec<u8>, SocketAddr)>,
 }
 
 #[derive(Default)]
@@ -244,14 +264,14 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The bytes to send back.
-    fn reply(&self, bytes: &[u8], is_udp: bool) -> Option<Vec<u8>> {
+    /// The bytes to send back to whoever asked: by UDP, if it has an address there.
+    fn reply(&self, bytes: &[u8], peer: Option<SocketAddr>) -> Option<Vec<u8>> {
         let question = Message::from_vec(bytes).ok()?;
         let query = question.queries.first()?.clone();
         let name = query.name().to_ascii().to_lowercase();
         let name = name.trim_end_matches('.').to_owned();
         let mut state = self.lock();
-        let kind = query.query_type();
+        let (kind, is_udp) = (query.query_type(), peer.is_some());
         state.asked.push(Asked { name: name.clone(), kind, is_udp, at: Instant::now() });
         let reply = state.replies.get_mut(&name).and_then(|replies| {
             replies.rotate_left(1);
@@ -260,7 +280,14 @@ impl Shared {
         drop(state);
         self.changed.notify_all();
         let reply = reply.unwrap_or_else(|| Reply::code(ResponseCode::Refused));
-        reply.to(&question, &query, is_udp)?.to_vec().ok()
+        let bytes = reply.to(&question, &query, is_udp)?.to_vec().ok()?;
+        match peer.filter(|_| reply.is_held) {
+            Some(peer) => {
+                self.lock().held.push((bytes, peer));
+                None
+            }
+            None => Some(bytes),
+        }
     }
 }
 
@@ -279,7 +306,7 @@ fn serve(udp: &UdpSocket, listener: &TcpListener, stopped: &UnixStream, shared: 
         if datagram {
             let mut buffer = [0; 1 << 16];
             if let Ok((length, peer)) = udp.recv_from(&mut buffer)
-                && let Some(reply) = shared.reply(&buffer[..length], true)
+                && let Some(reply) = shared.reply(&buffer[..length], Some(peer))
             {
                 // Whoever asked may have gone.
                 let _ = udp.send_to(&reply, peer);
@@ -306,7 +333,7 @@ fn exchange(stream: &mut TcpStream, shared: &Shared) -> Option<()> {
     stream.read_exact(&mut length).ok()?;
     let mut question = vec![0; usize::from(u16::from_be_bytes(length))];
     stream.read_exact(&mut question).ok()?;
-    let Some(reply) = shared.reply(&question, false) else {
+    let Some(reply) = shared.reply(&question, None) else {
         return Some(());
     };
     let length = u16::try_from(reply.len()).ok()?.to_be_bytes();

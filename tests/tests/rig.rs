@@ -16,6 +16,8 @@ mod rig {
     mod monitor;
     mod named;
     mod names;
+    mod names_life;
+    mod names_odd;
     mod offload;
     mod scene;
     mod service;

@@ -4,12 +4,14 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use firewall_agent::status::{NameStatus, State};
 use firewall_tests::agent::{Agent, write_rules};
 use firewall_tests::dns::DnsServer;
 use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::Rig;
 use firewall_tests::server::EchoServer;
+use nix::sys::signal::Signal;
 
 use super::world::World;
 
@@ -36,15 +38,49 @@ impl Named {
     pub fn with(label: &str, options: &[&str]) -> Result<Self> {
         let world = World::new(label)?;
         let internet = world.rig.internet();
-        for address in [DNS, TWO] {
-            world.rig.add_internet_address(address.parse()?)?;
-        }
+        world.rig.add_internet_address(DNS.parse()?)?;
         let dns = DnsServer::start(internet, DNS.parse()?)?;
-        let two = EchoServer::start(internet, SocketAddr::new(TWO.parse()?, 443))?;
-        fs::write(world.rig.directory().join("resolv.conf"), format!("nameserver {DNS}\n"))?;
+        let two = serve(&world.rig, TWO)?;
+        servers(&world.rig, &[DNS])?;
         let agent = Agent::start(&world.rig, options)?;
         agent.wait_for_vif(world.client.vif())?;
         Ok(Self { agent, dns, _two: two, world })
+    }
+
+    /// Lets the netvm use these DNS servers.
+    pub fn servers(&self, addresses: &[&str]) -> Result<()> {
+        servers(&self.world.rig, addresses)
+    }
+
+    /// One more server on port 443 in the internet.
+    pub fn serve(&self, address: &str) -> Result<EchoServer> {
+        serve(&self.world.rig, address)
+    }
+
+    /// One more DNS server in the internet.
+    pub fn other_dns(&self, address: &str) -> Result<DnsServer> {
+        let address = address.parse()?;
+        self.world.rig.add_internet_address(address)?;
+        DnsServer::start(self.world.rig.internet(), address)
+    }
+
+    /// Ends the agent and starts another.
+    pub fn restart(&mut self, options: &[&str]) -> Result<()> {
+        self.stop()?;
+        self.start(options)
+    }
+
+    /// Ends the agent, as the service manager does.
+    pub fn stop(&mut self) -> Result<()> {
+        self.agent.signal(Signal::SIGTERM)?;
+        ensure!(self.agent.wait()?, "the agent ended badly: {}", self.agent.log());
+        Ok(())
+    }
+
+    /// Starts another agent.
+    pub fn start(&mut self, options: &[&str]) -> Result<()> {
+        self.agent = Agent::start(&self.world.rig, options)?;
+        self.agent.wait_for_vif(self.world.client.vif())
     }
 
     /// Puts rules of the client's IPv4 address in force.
@@ -93,4 +129,17 @@ impl Named {
         let to = to.parse().expect("an address");
         Probe::tcp(self.world.client.namespace(), SocketAddr::new(to, 443))
     }
+}
+
+fn serve(rig: &Rig, address: &str) -> Result<EchoServer> {
+    let address = address.parse()?;
+    rig.add_internet_address(address)?;
+    EchoServer::start(rig.internet(), SocketAddr::new(address, 443))
+}
+
+fn servers(rig: &Rig, addresses: &[&str]) -> Result<()> {
+    let lines = addresses.iter().map(|address| format!("nameserver {address}\n"));
+    let aside = rig.directory().join("resolv.conf.new");
+    fs::write(&aside, lines.collect::<String>())?;
+    Ok(fs::rename(aside, rig.directory().join("resolv.conf"))?)
 }
