@@ -5,13 +5,15 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
+use nix::sys::socket::{Shutdown, shutdown};
 
 const HEADER: usize = 72;
 
@@ -56,7 +58,6 @@ struct State {
     clients: Vec<Client>,
     behaviour: Behaviour,
     requests: Vec<String>,
-    is_over: bool,
 }
 
 struct Client {
@@ -78,11 +79,11 @@ impl Shared {
     }
 }
 
-/// A running daemon. It ends, and its socket goes, when this is dropped.
+/// A running daemon. It ends when this is dropped; its socket stays, and nobody listens.
 pub struct FakeQubesDb {
-    socket: PathBuf,
     shared: Arc<Shared>,
-    listener: Option<JoinHandle<()>>,
+    listener: Arc<UnixListener>,
+    listening: Option<JoinHandle<()>>,
 }
 
 impl FakeQubesDb {
@@ -91,11 +92,11 @@ impl FakeQubesDb {
         if let Some(directory) = socket.parent() {
             fs::create_dir_all(directory)?;
         }
-        let listener = UnixListener::bind(socket)?;
+        let listener = Arc::new(UnixListener::bind(socket)?);
         let shared = Arc::<Shared>::default();
-        let of_listener = Arc::clone(&shared);
-        let listener = std::thread::spawn(move || listen(&listener, &of_listener));
-        Ok(Self { socket: socket.to_owned(), shared, listener: Some(listener) })
+        let (of_thread, its_own) = (Arc::clone(&shared), Arc::clone(&listener));
+        let listening = Some(std::thread::spawn(move || listen(&its_own, &of_thread)));
+        Ok(Self { shared, listener, listening })
     }
 
     /// Behaves otherwise from now on.
@@ -172,26 +173,20 @@ impl FakeQubesDb {
 
 impl Drop for FakeQubesDb {
     fn drop(&mut self) {
-        self.shared.lock().is_over = true;
-        self.hang_up();
-        // Wakes the listener, which then sees that it is over.
-        let _ = UnixStream::connect(&self.socket);
-        if let Some(listener) = self.listener.take() {
-            let _ = listener.join();
+        // Nobody can come any more, and whoever waits for somebody to come is woken.
+        let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);
+        if let Some(listening) = self.listening.take() {
+            let _ = listening.join();
         }
-        let _ = fs::remove_file(&self.socket);
+        self.hang_up();
     }
 }
 
 fn listen(listener: &UnixListener, shared: &Arc<Shared>) {
-    for (number, stream) in listener.incoming().flatten().enumerate() {
-        let mut state = shared.lock();
-        if state.is_over {
-            return;
-        }
+    for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
         let Ok(own) = stream.try_clone() else { continue };
-        state.clients.push(Client { number, stream, watches: Vec::new(), held: Vec::new() });
-        drop(state);
+        let client = Client { number, stream, watches: Vec::new(), held: Vec::new() };
+        shared.lock().clients.push(client);
         let shared = Arc::clone(shared);
         // Ends when the stream is shut down.
         std::thread::spawn(move || {

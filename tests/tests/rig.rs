@@ -19,6 +19,7 @@ mod rig {
     mod names_life;
     mod names_odd;
     mod offload;
+    mod qubesdb;
     mod scene;
     mod service;
     mod traffic;

@@ -22,7 +22,6 @@ pub struct Scene {
     pub server: Arc<FakeQubesDb>,
     pub source: QubesDb,
     runtime: tokio::runtime::Runtime,
-    /// Goes last: the daemon ends through its socket.
     _directory: TempDir,
 }
 

@@ -1,0 +1,230 @@
+//! Rules as dom0 writes them, through QubesDB to the real agent and to real packets.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use firewall_agent::status::{ProblemStatus, State};
+use firewall_tests::agent::{Agent, PATIENCE};
+use firewall_tests::probe::Outcome;
+use firewall_tests::qubesdb::{Behaviour, FakeQubesDb, Lie};
+
+use super::world::*;
+
+const WEB: &[(&str, &[u8])] = &[("0000", b"action=accept proto=tcp dstports=443-443")];
+const ALL: &[(&str, &[u8])] = &[("0000", b"action=accept")];
+const ONLY_WEB4: [Outcome; 4] = [Outcome::Accepted, PROHIBITED4, PROHIBITED4, PROHIBITED4];
+const ONLY_WEB6: [Outcome; 4] = [Outcome::Accepted, PROHIBITED6, PROHIBITED6, PROHIBITED6];
+
+/// A world whose netvm has QubesDB, and an agent that finds it by itself.
+struct Qube {
+    world: World,
+    db: FakeQubesDb,
+    /// How often rules of each client were written.
+    written: u64,
+}
+
+impl Qube {
+    fn new(label: &str) -> Result<Self> {
+        let world = World::new(label)?;
+        let socket = world.rig.directory().join("root/var/run/qubes/qubesdb.sock");
+        let db = FakeQubesDb::start(&socket)?;
+        Ok(Self { world, db, written: 0 })
+    }
+
+    fn clients(&self) -> [IpAddr; 2] {
+        [self.world.v4, self.world.v6]
+    }
+
+    /// Writes rules of both addresses as dom0 does.
+    fn write(&mut self, rules: &[(&str, &[u8])]) {
+        for client in self.clients() {
+            self.db.reload(&client.to_string(), "drop", rules);
+        }
+        self.written += 1;
+    }
+
+    /// Waits until the agent says that they are in force, as users' scripts do.
+    fn wait(&self) -> Result<()> {
+        for client in self.clients() {
+            let key = format!("/qubes-firewall-handled/{client}");
+            self.db.wait_for(&key, &self.written.to_string(), PATIENCE)?;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn rules_are_in_force_when_qubesdb_says_that_they_were_handled() -> Result<()> {
+    let mut qube = Qube::new("handled")?;
+    qube.write(WEB);
+    let agent = Agent::start(&qube.world.rig, &[])?;
+    ensure!(agent.status()?.agent.source.contains("qubesdb.sock"), "not from QubesDB");
+    agent.wait_for_vif(qube.world.client.vif())?;
+    qube.wait()?;
+    qube.world.check("at first", ONLY_WEB4, ONLY_WEB6);
+    for round in 0..10 {
+        qube.write(if round % 2 == 0 { ALL } else { WEB });
+        qube.wait()?;
+        // Nothing else is waited for.
+        if round % 2 == 0 {
+            qube.world.check("all", ACCEPTED, ACCEPTED);
+        } else {
+            qube.world.check("the web", ONLY_WEB4, ONLY_WEB6);
+        }
+    }
+    // Half of new rules, and none of them in the end: what was committed is in force.
+    qube.db.begin(&qube.world.v4.to_string(), "drop", ALL);
+    qube.world.check("half", ONLY_WEB4, ONLY_WEB6);
+    Ok(())
+}
+
+/// What can be wrong with a rule; the facts are those of today's agent, which dies of some.
+const MALFORMED: &[&str] = &[
+    "",
+    " action=accept",
+    "action=accept ",
+    "action=accept  proto=tcp",
+    "action=accept tcp",
+    "action=accept action=drop",
+    "action=accept comment=a",
+    "action=accept dpi=http",
+    "action=accept dst4=0.0.0.0/33",
+    "action=accept dst4=1.2.3.4 dsthost=a.example",
+    "action=accept dst4=1.2.3.4=5",
+    "action=accept dst4=1.2.3.400/32",
+    "action=accept dst4=192.0.2.1/32; drop",
+    "action=accept dst4=host.example",
+    "action=accept dsthost=",
+    "action=accept dsthost=.a",
+    "action=accept dsthost=01.2.3.4",
+    "action=accept dsthost=1.2",
+    "action=accept dsthost=\u{e9}",
+    "action=accept dstports=80-81-82",
+    "action=accept expire=1",
+    "action=accept foo=bar",
+    "action=accept icmptype=8 proto=tcp",
+    "action=accept proto=47",
+    "action=accept proto=bogus",
+    "action=accept proto=icmp dstports=80-80",
+    "action=accept proto=icmp icmptype=300",
+    "action=accept proto=icmp specialtarget=dns",
+    "action=accept proto=tcp dstports=1-65536",
+    "action=accept proto=tcp dstports=90-80",
+    "action=accept proto=tcp dstports=http",
+    "action=accept specialtarget=foo",
+    "action=maybe",
+    "proto=tcp",
+];
+
+#[test]
+fn every_malformed_rule_blocks_its_client_alone_and_the_daemon_lives() -> Result<()> {
+    let mut qube = Qube::new("malformed")?;
+    qube.write(WEB);
+    let agent = Agent::start(&qube.world.rig, &[])?;
+    agent.wait_for_vif(qube.world.client.vif())?;
+    qube.wait()?;
+    let (bad, good) = (qube.world.v4, qube.world.v6);
+    let generation = agent.client(good)?.generation;
+    let handled = format!("/qubes-firewall-handled/{bad}");
+    let mut count = 1;
+    let mut check = |policy: &str, rules: &[(&str, &[u8])], quoted: &str| -> Result<()> {
+        qube.db.reload(&bad.to_string(), policy, rules);
+        count += 1;
+        qube.db.wait_for(&handled, &count.to_string(), PATIENCE)?;
+        let client = agent.client(bad)?;
+        ensure!(client.state == State::Blocked, "`{quoted}` does not block: {client:?}");
+        let ProblemStatus { origin, text, reason, .. } = client.problem.context("no reason")?;
+        ensure!(text == quoted && !reason.is_empty(), "`{quoted}`: `{text}`, {reason}");
+        ensure!(origin.starts_with(&format!("/qubes-firewall/{bad}")), "{origin}");
+        ensure!(agent.client(good)?.generation == generation, "`{quoted}` touched {good}");
+        Ok(())
+    };
+    for &rule in MALFORMED {
+        check("drop", &[("0000", rule.as_bytes())], rule)?;
+    }
+    check("reject", ALL, "reject")?;
+    check("", ALL, "")?;
+    for key in ["00000", "10000", "abcd", "0000/x", "000"] {
+        check("drop", &[(key, b"action=accept")], "action=accept")?;
+    }
+    check("drop", &[("0000", b"action=accept dsthost=\xff")], "action=accept dsthost=\u{fffd}")?;
+    let address = bad.to_string();
+    for odd in ["", "10.137.0.12 999.1.2.3 fe80::1 \u{e9}", "10.137.0.12 10.137.0.12"] {
+        qube.db.write("/connected-ips", odd.as_bytes());
+        qube.db.write("/connected-ips6", odd.as_bytes());
+    }
+    qube.db.write("/qubes-firewall/nonsense", b"");
+    qube.db.write("/qubes-firewall/nonsense/0000", b"action=accept");
+    qube.world.check("the good one", ALL_PROHIBITED4, ONLY_WEB6);
+    qube.db.reload(&address, "drop", WEB);
+    agent.wait_for_state(bad, State::Live)?;
+    qube.world.check("both", ONLY_WEB4, ONLY_WEB6);
+    Ok(())
+}
+
+#[test]
+fn while_qubesdb_is_away_or_lies_what_is_in_force_stays_and_status_says_so() -> Result<()> {
+    let mut qube = Qube::new("away")?;
+    qube.write(WEB);
+    let agent = Agent::start(&qube.world.rig, &[])?;
+    agent.wait_for_vif(qube.world.client.vif())?;
+    qube.wait()?;
+    let ways = [
+        Behaviour { hangs_up_after: Some(0), ..Behaviour::default() },
+        Behaviour { lie: Some(Lie::OtherPath), ..Behaviour::default() },
+        Behaviour { lie: Some(Lie::Endless), ..Behaviour::default() },
+    ];
+    for behaviour in ways {
+        let name = format!("{behaviour:?}");
+        qube.db.behave(behaviour);
+        qube.db.hang_up();
+        agent.wait_for("a problem", |status| status.agent.source_problem.is_some())?;
+        qube.world.check(&name, ONLY_WEB4, ONLY_WEB6);
+        // What dom0 writes meanwhile counts when QubesDB is itself again.
+        for client in qube.clients() {
+            qube.db.reload(&client.to_string(), "drop", ALL);
+        }
+        qube.world.check(&name, ONLY_WEB4, ONLY_WEB6);
+        qube.db.behave(Behaviour::default());
+        agent.wait_for("no problem", |status| status.agent.source_problem.is_none())?;
+        qube.world.check("again", ACCEPTED, ACCEPTED);
+        for client in qube.clients() {
+            let before = agent.client(client)?.generation;
+            qube.db.reload(&client.to_string(), "drop", WEB);
+            agent.wait_for("the web", |status| {
+                let mut clients = status.clients.iter();
+                clients.any(|it| it.address == client && it.generation != before)
+            })?;
+        }
+    }
+    // A daemon that is slow delays nothing but itself.
+    let slow = Behaviour { delay: Duration::from_secs(3), ..Behaviour::default() };
+    qube.db.behave(slow);
+    qube.db.write("/connected-ips", b"10.137.0.12");
+    agent.status()?;
+    qube.world.check("slow", ONLY_WEB4, ONLY_WEB6);
+    Ok(())
+}
+
+#[test]
+fn trees_of_clients_that_are_gone_stay_in_qubesdb_and_nowhere_else() -> Result<()> {
+    let mut qube = Qube::new("stale")?;
+    for number in 1..=100 {
+        qube.db.reload(&format!("10.138.0.{number}"), "drop", WEB);
+    }
+    qube.write(WEB);
+    let agent = Agent::start(&qube.world.rig, &[])?;
+    agent.wait_for_vif(qube.world.client.vif())?;
+    qube.wait()?;
+    qube.world.check("among the dead", ONLY_WEB4, ONLY_WEB6);
+    let status = agent.status()?;
+    let in_force = status.clients.iter().filter(|client| client.generation.is_some());
+    assert_eq!(in_force.count(), 2);
+    // Not named by dom0 as connected: nobody's address.
+    qube.db.write("/connected-ips", b"");
+    agent.wait_for("100 absent", |status| {
+        status.clients.iter().filter(|client| client.state == State::Absent).count() == 100
+    })?;
+    Ok(())
+}
