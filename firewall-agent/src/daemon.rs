@@ -12,7 +12,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
 
 use crate::conntrack::{Conntrack, ConntrackError, Flow};
@@ -28,7 +28,8 @@ use crate::links::{Pattern, Watch};
 use crate::memory;
 use crate::names::Moment;
 use crate::names::rebinding::Guard;
-use crate::nft::{Gate, Mode};
+use crate::nft::{self, Gate, Mode};
+use crate::pace::Changes;
 use crate::resolvers::{self, Resolvers};
 use crate::service::Service;
 use crate::sources::{Place, Source};
@@ -36,6 +37,8 @@ use crate::world::World;
 
 /// Everything is read again this often, should a change have gone unnoticed.
 const RESYNC: Duration = Duration::from_secs(10);
+/// Somebody may take programs away, of which nobody tells: they are looked at this often.
+const CHECK: Duration = Duration::from_secs(2);
 
 /// Most addresses of a name in one line of the log.
 const MOST_SHOWN: usize = 8;
@@ -76,6 +79,8 @@ pub async fn run(options: Options) -> Result<()> {
     let mut records = Records::new(daemon.dataplane.ebpf())?;
     let mut log = Log::new(daemon.dataplane.ebpf())?;
     let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
+    let mut check = interval_at(Instant::now() + CHECK, CHECK);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // Whether the service manager waits for the source to answer.
     let mut is_loading = true;
     loop {
@@ -94,6 +99,8 @@ pub async fn run(options: Options) -> Result<()> {
                 daemon.source.resync();
                 daemon.read_all().await;
             }
+            _ = check.tick() => daemon.check_programs().await,
+            () = daemon.gate_changes.next() => daemon.check_gate().await,
             event = daemon.source.next() => {
                 let is_answer = matches!(event, Event::AllRules(_) | Event::Source(Some(_)));
                 daemon.follow(event).await;
@@ -127,6 +134,7 @@ struct Daemon {
     world: World,
     gate: Gate,
     gate_problem: Option<String>,
+    gate_changes: Changes,
     dataplane: Dataplane,
     verified_instructions: Option<u32>,
     source: Source,
@@ -149,6 +157,7 @@ impl Daemon {
     /// force goes on until rules and links are known.
     async fn start(options: Options) -> Result<Self> {
         let gate = options.gate.clone();
+        let gate_changes = nft::changes().context("cannot open netlink of nftables")?;
         // What `prepare` has loaded stays: scripts may have added to it since.
         if !gate.is_loaded().await.context("cannot look at the gate")? {
             gate.load().await.context("cannot load the gate")?;
@@ -171,6 +180,7 @@ impl Daemon {
             world,
             gate,
             gate_problem: None,
+            gate_changes,
             dataplane,
             verified_instructions,
             source,
@@ -230,6 +240,13 @@ impl Daemon {
         match self.watch.read().await {
             Ok(links) => self.follow(Event::Links(links)).await,
             Err(error) => error!(%error, "cannot read links; what is known stays"),
+        }
+    }
+
+    async fn check_programs(&mut self) {
+        let lost = self.dataplane.check(|link| self.world.link_name(link));
+        if !lost.is_empty() {
+            self.follow(Event::Detached(lost)).await;
         }
     }
 
@@ -370,6 +387,9 @@ impl Daemon {
             }
             Notice::AuditEnded { client } => {
                 warn!(%client, "audit ended: what its rules deny is rejected again");
+            }
+            Notice::Detached { link } => {
+                error!(link, "somebody took the programs away; attaching them again");
             }
             Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
             Notice::Source(None) => info!("rules can be read again"),

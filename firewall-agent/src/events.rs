@@ -164,6 +164,8 @@ pub enum Event {
         /// How, or why not.
         outcome: Result<String, String>,
     },
+    /// Somebody took the programs of these links away, by interface index.
+    Detached(BTreeSet<u32>),
     /// What was put in force could not be; the client has what it had before.
     Refused {
         /// The client.
@@ -297,6 +299,11 @@ pub enum Notice {
     AuditEnded {
         /// The address.
         client: IpAddr,
+    },
+    /// Somebody took the programs of a link away.
+    Detached {
+        /// Interface name.
+        link: String,
     },
     /// The source of rules cannot be read, or can be again.
     Source(Option<String>),

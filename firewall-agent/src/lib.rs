@@ -9,6 +9,7 @@
 //! | [`daemon`] | the event loop |
 //! | [`sources`], [`links`], [`resolvers`] | edges that tell what happened |
 //! | [`dataplane`], [`nft`], [`conntrack`] | edges that do what is to be done |
+//! | [`pace`] | changes that come too fast |
 //! | [`service`], [`desktop`] | edges towards systemd and the user's screen |
 //! | [`prepare`] | what comes before the daemon |
 //! | [`control`], [`status`], [`cli`] | what a person sees, and the way it gets there |
@@ -26,6 +27,7 @@ pub mod memory;
 pub mod names;
 pub mod news;
 pub mod nft;
+pub mod pace;
 pub mod prepare;
 pub mod resolvers;
 pub mod rules;

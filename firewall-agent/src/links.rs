@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt as _, TryStreamExt as _};
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{LinkAttribute, LinkFlags};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
@@ -20,9 +20,9 @@ use netlink_packet_route::route::{
 };
 use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
-use tokio::time::Instant;
 
 use crate::events::{Links, Vif};
+use crate::pace::Changes;
 
 /// Which links are vifs: a name, or the beginning of names with a `*` behind it, as
 /// nftables writes it.
@@ -63,17 +63,15 @@ impl FromStr for Pattern {
     }
 }
 
-/// Changes are told no more often than this.
+/// Changes are told no more often than this: clients can make neighbours change as fast as
+/// they can send ARP.
 const BETWEEN_READS: Duration = Duration::from_millis(50);
 
 /// A subscription to changes, and the means to read everything.
 pub struct Watch {
     pattern: Pattern,
     handle: Handle,
-    changes: Box<dyn Stream<Item = ()> + Send + Unpin>,
-    /// Whether a change came in that nobody was told of yet.
-    pending: bool,
-    told: Option<Instant>,
+    changes: Changes,
 }
 
 impl Watch {
@@ -93,26 +91,14 @@ impl Watch {
         // Answers on a socket of their own cannot drown in a flood of changes.
         let (connection, handle, _) = rtnetlink::new_connection()?;
         tokio::spawn(connection);
-        let changes = Box::new(messages.map(drop));
-        Ok(Self { pattern, handle, changes, pending: false, told: None })
+        // Whatever arrives, an overrun included, means "read again".
+        let changes = Changes::new(messages.map(drop), BETWEEN_READS);
+        Ok(Self { pattern, handle, changes })
     }
 
-    /// Waits until something changed, and takes in all changes that are there already.
-    /// Whatever arrives, an overrun included, means "read again". The first change is told
-    /// at once, more of them only now and then: clients can make neighbours change as fast
-    /// as they can send ARP.
+    /// Waits until something changed.
     pub async fn changed(&mut self) {
-        if !self.pending && self.changes.next().await.is_none() {
-            std::future::pending::<()>().await;
-        }
-        // Whoever waits here may stop waiting; the change is not lost then.
-        self.pending = true;
-        if let Some(told) = self.told {
-            tokio::time::sleep_until(told + BETWEEN_READS).await;
-        }
-        while let Some(Some(())) = futures_util::FutureExt::now_or_never(self.changes.next()) {}
-        self.pending = false;
-        self.told = Some(Instant::now());
+        self.changes.next().await;
     }
 
     /// Reads everything.

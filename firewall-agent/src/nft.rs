@@ -6,15 +6,28 @@
 //! force can be compared with what is here by `nft list table`.
 
 use std::fmt::Write as _;
+use std::io;
 use std::net::Ipv4Addr;
 use std::process::Stdio;
+use std::time::Duration;
 
+use futures_util::stream;
+use netlink_proto::sys::protocols::NETLINK_NETFILTER;
+use netlink_proto::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
+use nix::libc::ENOBUFS;
 use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
 use crate::links::Pattern;
+use crate::pace::Changes;
 use crate::rules::resolve::VIRTUAL_RESOLVERS;
+
+/// The kernel tells here of every change of nftables (`NFNLGRP_NFTABLES` of
+/// uapi/linux/netfilter/nfnetlink.h).
+const CHANGES: u32 = 7;
+/// The gate is looked at no more often than this, whatever others do to their tables.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 /// Who does network address translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -54,10 +67,24 @@ pub struct Gate {
 pub enum GateError {
     /// No `nft`, or it cannot be talked to.
     #[error("cannot run `nft`: {0}")]
-    Start(#[from] std::io::Error),
+    Start(#[from] io::Error),
     /// `nft` refused.
     #[error("`nft` says: {0}")]
     Refused(String),
+}
+
+/// Changes of nftables, whoever makes them. Must be called inside a tokio runtime.
+pub fn changes() -> io::Result<Changes> {
+    let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
+    socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
+    socket.socket_mut().add_membership(CHANGES)?;
+    let told = stream::unfold(socket, async |socket| match socket.recv_from_full().await {
+        Ok(_) => Some(((), socket)),
+        // There were more than there was room for.
+        Err(error) if error.raw_os_error() == Some(ENOBUFS) => Some(((), socket)),
+        Err(_) => None,
+    });
+    Ok(Changes::new(Box::pin(told), BETWEEN_LOOKS))
 }
 
 impl Gate {

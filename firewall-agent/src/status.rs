@@ -49,6 +49,8 @@ pub struct AgentStatus {
     pub resolvers: Vec<IpAddr>,
     /// The last attempt to load the gate, if it failed.
     pub gate_problem: Option<String>,
+    /// Programs that end with the agent, because there is no place to pin them.
+    pub unpinned_programs: usize,
     /// Links that are not vifs and not guarded against clients' addresses, with the reason.
     pub unguarded_uplinks: BTreeMap<String, String>,
 }

@@ -136,6 +136,7 @@ impl World {
                 }
                 Vec::new()
             }
+            Event::Detached(links) => self.detached(&links),
             Event::Refused { client, why } => self.refused(client, why),
         }
     }
@@ -317,6 +318,23 @@ impl World {
             };
             if !is_unchanged {
                 effects.extend(self.stand(client, standing));
+            }
+        }
+        effects
+    }
+
+    fn detached(&mut self, links: &BTreeSet<u32>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for &link in links {
+            if let Some(known) = self.vifs.get_mut(&link) {
+                known.attached = None;
+                let name = known.vif.name.clone();
+                effects.push(Effect::Tell(Notice::Detached { link: name.clone() }));
+                effects.push(Effect::Attach { vif: link, name });
+            } else if let Some((name, attached)) = self.uplinks.get_mut(&link) {
+                *attached = None;
+                effects.push(Effect::Tell(Notice::Detached { link: name.clone() }));
+                effects.push(Effect::AttachUplink { uplink: link, name: name.clone() });
             }
         }
         effects

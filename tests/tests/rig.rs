@@ -20,6 +20,7 @@ mod rig {
     mod names_odd;
     mod offload;
     mod qubesdb;
+    mod repair;
     mod scene;
     mod service;
     mod traffic;

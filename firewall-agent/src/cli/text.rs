@@ -17,7 +17,8 @@ pub fn problems(status: &Status) -> usize {
     let uplinks = status.agent.unguarded_uplinks.len();
     let names = status.names.iter().filter(|name| name.problem.is_some()).count();
     let agent = [&status.agent.gate_problem, &status.agent.source_problem];
-    clients + vifs + uplinks + names + agent.into_iter().flatten().count()
+    let unpinned = usize::from(status.agent.unpinned_programs > 0);
+    clients + vifs + uplinks + names + unpinned + agent.into_iter().flatten().count()
 }
 
 /// Whether all is well, and what is not.
@@ -61,6 +62,14 @@ pub fn summary(status: &Status) -> String {
     }
     if let Some(problem) = &agent.gate_problem {
         let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");
+    }
+    if agent.unpinned_programs > 0 {
+        let _ = writeln!(
+            text,
+            "PROBLEM: {} programs are not pinned and end with the agent: mount a BPF file system \
+             where --pins says",
+            agent.unpinned_programs
+        );
     }
     for name in &status.names {
         if let Some(problem) = &name.problem {

@@ -71,6 +71,7 @@ impl Daemon {
                 verified_instructions: self.verified_instructions,
                 resolvers: self.world.resolvers().to_vec(),
                 gate_problem: self.gate_problem.clone(),
+                unpinned_programs: self.dataplane.unpinned(),
                 unguarded_uplinks: self.world.unguarded_uplinks(),
             },
             vifs: self.world.vif_statuses(),

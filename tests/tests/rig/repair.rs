@@ -1,0 +1,97 @@
+//! What others take away from a running agent, and that it comes back.
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use firewall_agent::status::Status;
+use firewall_tests::agent::Agent;
+use firewall_tests::probe::Outcome;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::world::*;
+
+const GONE: &str = "somebody took the programs away";
+
+/// What `world.put` with `tcp_443` comes to.
+const WEB: ([Outcome; 4], [Outcome; 4]) = (
+    [Outcome::Accepted, PROHIBITED4, PROHIBITED4, PROHIBITED4],
+    [Outcome::Accepted, PROHIBITED6, PROHIBITED6, PROHIBITED6],
+);
+
+fn all_is_attached(status: &Status) -> bool {
+    status.vifs.iter().all(|vif| vif.attached.is_some())
+        && status.agent.unguarded_uplinks.is_empty()
+}
+
+/// Waits until the agent has noticed so many losses and mended them.
+fn wait_for_repair(agent: &Agent, losses: usize) -> Result<()> {
+    agent.wait_for("attached again", |status| {
+        agent.log().matches(GONE).count() >= losses && all_is_attached(status)
+    })
+}
+
+#[test]
+fn programs_that_somebody_took_away_come_back() -> Result<()> {
+    let world = World::new("taken")?;
+    let agent = world.start()?;
+    world.put(&agent, &[tcp_443()])?;
+    let (v4, v6) = WEB;
+    world.check("at first", v4, v6);
+    let pins = world.rig.bpffs().join("firewall");
+    for (round, program) in ["from_client-", "from_uplink-", "to_uplink-"].iter().enumerate() {
+        let mut taken = 0;
+        for version in fs::read_dir(&pins)? {
+            for pin in fs::read_dir(version?.path())?.flatten() {
+                if pin.file_name().to_string_lossy().starts_with(program) {
+                    // The last reference to the link: the kernel detaches the program.
+                    fs::remove_file(pin.path())?;
+                    taken += 1;
+                }
+            }
+        }
+        ensure!(taken == 1, "{taken} pins of {program}");
+        wait_for_repair(&agent, round + 1)?;
+        world.check(program, v4, v6);
+    }
+    Ok(())
+}
+
+#[test]
+fn filters_that_somebody_removed_come_back() -> Result<()> {
+    let world = World::new("filters")?;
+    let agent = Agent::start(&world.rig, &["--attach", "clsact"])?;
+    agent.wait_for_vif(world.client.vif())?;
+    world.put(&agent, &[tcp_443()])?;
+    let (v4, v6) = WEB;
+    world.check("at first", v4, v6);
+    let mut tc = std::process::Command::new("tc");
+    tc.args(["qdisc", "del", "dev", world.client.vif(), "clsact"]);
+    ensure!(world.rig.netvm().spawn(&mut tc)?.wait()?.success(), "tc cannot do it");
+    wait_for_repair(&agent, 1)?;
+    world.check("again", v4, v6);
+    Ok(())
+}
+
+#[test]
+fn without_a_place_for_pins_the_agent_holds_its_programs_and_says_so() -> Result<()> {
+    let world = World::new("unmounted")?;
+    let agent = world.start()?;
+    world.put(&agent, &[tcp_443()])?;
+    let (v4, v6) = WEB;
+    umount2(world.rig.bpffs(), MntFlags::MNT_DETACH)?;
+    // A vif and an uplink, which has two.
+    agent.wait_for("3 unpinned", |status| status.agent.unpinned_programs == 3)?;
+    wait_for_repair(&agent, 1)?;
+    world.check("unmounted", v4, v6);
+    mount(Some("bpf"), world.rig.bpffs(), Some("bpf"), MsFlags::empty(), None::<&str>)?;
+    agent.wait_for("pinned", |status| status.agent.unpinned_programs == 0)?;
+    world.check("mounted again", v4, v6);
+    agent.kill()?;
+    world.check("without an agent", v4, v6);
+    let agent = world.start()?;
+    agent.wait_for("all attached", all_is_attached)?;
+    let log = agent.log();
+    let last = log.rsplit("running").next().context("no log")?;
+    ensure!(!last.contains("ERROR"), "{log}");
+    Ok(())
+}
