@@ -1,12 +1,14 @@
 //! vifs that come back, that share an address, or that move away.
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::status::State;
-use firewall_tests::agent::{Agent, PATIENCE};
+use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::frames;
 use firewall_tests::namespace::Namespace;
+use firewall_tests::oracle::Ruleset;
 use firewall_tests::packets;
 use firewall_tests::probe::{Outcome, Probe, SILENCE};
 use firewall_tests::rig::{CLIENT_INTERFACE, ClientSpec, GATEWAY_V4, VIF_MAC};
@@ -161,5 +163,70 @@ fn a_vif_that_moved_away_is_nobodys_and_its_stand_in_is_policed() -> Result<()> 
     client.ip(&["address", "add", "192.168.1.128/24", "dev", CLIENT_INTERFACE])?;
     let ping = Probe::ping(client, "192.168.1.1".parse()?).run(PATIENCE)?;
     ensure!(ping == Outcome::Accepted, "the program is still on the vif that moved: {ping}");
+    Ok(())
+}
+
+/// Has `ip` do many things at once in a namespace.
+fn ip_batch(netvm: &Namespace, lines: &str) -> Result<()> {
+    let mut ip = std::process::Command::new("ip");
+    let mut child = netvm.spawn(ip.args(["-batch", "-"]).stdin(std::process::Stdio::piped()))?;
+    child.stdin.take().context("no input")?.write_all(lines.as_bytes())?;
+    ensure!(child.wait()?.success(), "ip cannot do it");
+    Ok(())
+}
+
+#[test]
+fn a_thousand_vifs_that_come_and_go_leave_nothing() -> Result<()> {
+    const VIFS: usize = 1000;
+    let world = World::new("thousand")?;
+    let agent = world.start()?;
+    world.put(&agent, &[udp_443()])?;
+    let pins = || -> Result<usize> {
+        let versions = std::fs::read_dir(world.rig.bpffs().join("firewall"))?;
+        versions.map(|version| Ok(std::fs::read_dir(version?.path())?.count())).sum()
+    };
+    let (pins_before, memory) = (pins()?, agent.memory("RssAnon")?);
+    let address = |number: usize| format!("10.138.{}.{}", number / 250, number % 250 + 1);
+    let rules = Ruleset { default_accept: false, rules: vec![udp_443()] };
+    for number in (0..VIFS).step_by(10) {
+        write_rules(world.rig.directory(), address(number).parse()?, &rules.file())?;
+    }
+    // All in one group, in which they can be removed at once.
+    let elsewhere = world.rig.internet().name();
+    let come: String = (0..VIFS)
+        .map(|number| {
+            let (vif, address) = (format!("vif{}.0", 1000 + number), address(number));
+            format!(
+                "link add {vif} group 77 type veth peer name p{number} netns {elsewhere}\n\
+                 neighbour add {address} lladdr 00:16:3e:5e:6c:00 dev {vif} nud permanent\n\
+                 link set {vif} up\n"
+            )
+        })
+        .collect();
+    for waits in [true, false] {
+        ip_batch(world.rig.netvm(), &come)?;
+        if waits {
+            agent.wait_for("all attached", |status| {
+                let mut vifs = status.vifs.iter();
+                status.vifs.len() == VIFS + 1 && vifs.all(|vif| vif.attached.is_some())
+            })?;
+            let status = agent.status()?;
+            let count = |state| status.clients.iter().filter(|it| it.state == state).count();
+            assert_eq!((count(State::Live), count(State::Waiting)), (102, 900));
+            println!("{VIFS} vifs: {} KiB", agent.memory("RssAnon")?);
+        }
+        ip_batch(world.rig.netvm(), "link delete group 77\n")?;
+        agent.wait_for("all gone", |status| {
+            let in_force = status.clients.iter().filter(|it| it.generation.is_some());
+            status.vifs.len() == 1 && in_force.count() == 2
+        })?;
+    }
+    check_policed(world.client.namespace(), "after them");
+    assert_eq!(pins()?, pins_before);
+    // The agent gives memory back now and then.
+    agent.wait_for("as little memory as before", |_| {
+        agent.memory("RssAnon").is_ok_and(|now| now < memory + 4096)
+    })?;
+    println!("before: {memory} KiB, after: {} KiB", agent.memory("RssAnon")?);
     Ok(())
 }
