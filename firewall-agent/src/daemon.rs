@@ -2,6 +2,8 @@
 //! Never decides anything itself.
 
 mod answers;
+mod effects;
+mod notices;
 mod records;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -15,20 +17,19 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
 
-use crate::conntrack::{Conntrack, ConntrackError, Flow};
+use crate::conntrack::Conntrack;
 use crate::control::Listener;
 use crate::control::feed::Feed;
-use crate::dataplane::maps::MapsError;
 use crate::dataplane::records::{Log, Records};
-use crate::dataplane::{self, Attach, Dataplane, DataplaneError};
+use crate::dataplane::{self, Dataplane};
 use crate::desktop::Desktop;
 use crate::dns::Dns;
-use crate::events::{ClientId, Effect, Event, Notice, Question, Remembered};
+use crate::events::{ClientId, Event, Remembered};
 use crate::links::{Pattern, Watch};
 use crate::memory;
 use crate::names::Moment;
 use crate::names::rebinding::Guard;
-use crate::nft::{self, Gate, Mode};
+use crate::nft::{self, Gate};
 use crate::pace::Changes;
 use crate::resolvers::{self, Resolvers};
 use crate::service::Service;
@@ -39,9 +40,6 @@ use crate::world::World;
 const RESYNC: Duration = Duration::from_secs(10);
 /// Somebody may take programs away, of which nobody tells: they are looked at this often.
 const CHECK: Duration = Duration::from_secs(2);
-
-/// Most addresses of a name in one line of the log.
-const MOST_SHOWN: usize = 8;
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -273,137 +271,6 @@ impl Daemon {
         }
     }
 
-    /// Does one thing; what came of it can be an event again.
-    async fn perform(&mut self, effect: Effect) -> Option<Event> {
-        match effect {
-            Effect::SetLocals(locals) => {
-                let outcome = self.dataplane.maps.set_locals(locals.into_iter());
-                log_failure("own addresses", outcome);
-                None
-            }
-            Effect::Redirect(redirections) => {
-                if self.gate.redirections != redirections {
-                    self.gate.redirections = redirections;
-                    if self.gate.mode == Mode::Standalone {
-                        self.load_gate().await;
-                    }
-                }
-                None
-            }
-            Effect::Put { client, installation, generation } => {
-                let outcome = self.dataplane.maps.put(client, &installation, generation);
-                outcome.err().map(|error| Event::Refused { client, why: error.to_string() })
-            }
-            Effect::Audit { client, until } => {
-                log_failure("auditing a client", self.dataplane.maps.audit(client, until));
-                None
-            }
-            Effect::Remove(client) => {
-                log_failure("removing a client", self.dataplane.maps.remove(client));
-                None
-            }
-            Effect::SetConnected(connected) => {
-                let outcome = self.dataplane.maps.set_connected(connected.into_iter());
-                log_failure("clients' addresses", outcome);
-                None
-            }
-            Effect::Settle(client) => {
-                self.settling.insert(client);
-                None
-            }
-            Effect::Attach { vif, name } => {
-                let outcome = self.dataplane.attach(vif, &name);
-                Some(attached(vif, &name, outcome, "nothing passes"))
-            }
-            Effect::AttachUplink { uplink, name } => {
-                let outcome = self.dataplane.attach_uplink(uplink, &name);
-                Some(attached(uplink, &name, outcome, "clients' addresses are not guarded there"))
-            }
-            Effect::Forget { link } => {
-                if let Err(error) = self.dataplane.forget(link) {
-                    warn!(link, %error, "a pin stays");
-                }
-                None
-            }
-            Effect::Handled(client) => {
-                self.handled.push(client);
-                None
-            }
-            Effect::Publish { client, names } => {
-                self.source.publish(client, names);
-                None
-            }
-            Effect::SetServers(servers) => {
-                self.dns.set_servers(&servers);
-                None
-            }
-            Effect::Ask(question) => {
-                self.dns.ask(question);
-                None
-            }
-            Effect::ReadFlows => match self.conntrack.flows().await {
-                Ok(flows) => {
-                    let ends = |flow: &Flow| (flow.source, flow.packet.destination.into());
-                    Some(Event::InUse { flows: flows.iter().map(ends).collect(), now: now() })
-                }
-                Err(error) => {
-                    error!(%error, "cannot read connections; old addresses of names stay");
-                    None
-                }
-            },
-            Effect::Remember(names) => {
-                self.to_remember = Some(names);
-                None
-            }
-            Effect::TakenOver => {
-                let outcome = self.dataplane.forget_all_but(&self.world.links_in_use());
-                if let Err(error) = outcome {
-                    warn!(%error, "old pins stay");
-                }
-                None
-            }
-            Effect::Tell(notice) => {
-                self.tell(&notice);
-                None
-            }
-        }
-    }
-
-    fn tell(&mut self, notice: &Notice) {
-        match notice {
-            Notice::Live { client, rules, cells_checked } => {
-                info!(%client, rules, cells_checked, "policy proved");
-            }
-            Notice::Blocked { client, why } => {
-                warn!(%client, why, "blocked");
-                if self.gate.mode == Mode::Qubes {
-                    let user = self.source.default_user();
-                    self.desktop.tell(user, format!("{client} is blocked: {why}"));
-                }
-            }
-            Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
-            Notice::Audited { client, left } => {
-                let seconds = left.as_secs();
-                warn!(%client, seconds, "AUDIT: what its rules deny PASSES");
-            }
-            Notice::AuditEnded { client } => {
-                warn!(%client, "audit ended: what its rules deny is rejected again");
-            }
-            Notice::Detached { link } => {
-                error!(link, "somebody took the programs away; attaching them again");
-            }
-            Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
-            Notice::Source(None) => info!("rules can be read again"),
-            Notice::Name { question: Question { name, family }, added, gone } => {
-                info!(name, %family, added = some(added), gone = some(gone), "leads elsewhere");
-            }
-            Notice::NameProblem { question: Question { name, family }, why } => match why {
-                Some(why) => warn!(name, %family, why, "not as it should be"),
-                None => info!(name, %family, "as it should be again"),
-            },
-        }
-    }
-
     /// Loads the gate again if it is not there: without it, everything is forwarded.
     async fn check_gate(&mut self) {
         let loaded = self.gate.is_loaded().await;
@@ -422,71 +289,6 @@ impl Daemon {
             error!(problem, "the gate is as it was before");
         }
     }
-
-    /// Makes room in the maps; then ends what clients have open and must not have any
-    /// more. By then every packet that an old policy accepted has gone its way. Until it is
-    /// done, what such a client sends is dropped and not handed on.
-    async fn tidy(&mut self) {
-        log_failure("making room in the maps", self.dataplane.maps.tidy());
-        if self.settling.is_empty() {
-            return;
-        }
-        match self.cut().await {
-            Ok(0) => {}
-            Ok(ended) => info!(ended, "connections that rules deny now"),
-            Err(error) => {
-                error!(%error, "cannot end connections; denied packets are dropped until then");
-                return;
-            }
-        }
-        for client in std::mem::take(&mut self.settling) {
-            log_failure("settling", self.dataplane.maps.settle(client));
-        }
-        log_failure("making room in the maps", self.dataplane.maps.tidy());
-    }
-
-    /// Returns how many connections it ended.
-    async fn cut(&self) -> Result<usize, ConntrackError> {
-        let mut ended = 0;
-        let flows = self.conntrack.flows().await?;
-        for client in &self.settling {
-            let is_denied = self.world.judge_of(*client);
-            let of_client = flows.iter().filter(|flow| flow.source == client.address);
-            for flow in of_client.filter(|flow| is_denied(&flow.packet)) {
-                self.conntrack.delete(flow).await?;
-                ended += 1;
-            }
-        }
-        Ok(ended)
-    }
-}
-
-fn attached(
-    link: u32,
-    name: &str,
-    outcome: Result<Attach, DataplaneError>,
-    otherwise: &str,
-) -> Event {
-    match &outcome {
-        Ok(how) => info!(link = name, how = how.name(), "attached"),
-        Err(error) => error!(link = name, %error, "not attached: {otherwise}"),
-    }
-    let outcome = outcome.map(|how| how.name().to_owned()).map_err(|error| error.to_string());
-    Event::Attached { link, outcome }
-}
-
-fn log_failure(what: &str, outcome: Result<(), MapsError>) {
-    if let Err(error) = outcome {
-        error!(what, %error);
-    }
-}
-
-/// A few addresses for the log.
-fn some(addresses: &BTreeSet<IpAddr>) -> String {
-    let shown: Vec<String> = addresses.iter().take(MOST_SHOWN).map(IpAddr::to_string).collect();
-    let more = addresses.len() - shown.len();
-    let end = if more == 0 { String::new() } else { format!(" and {more} more") };
-    shown.join(", ") + &end
 }
 
 /// The C library keeps what a thousand vifs once took, unless it is asked not to.
