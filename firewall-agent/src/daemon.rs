@@ -2,6 +2,7 @@
 //! Never decides anything itself.
 
 mod answers;
+mod notices;
 mod records;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -23,7 +24,7 @@ use crate::dataplane::records::{Log, Records};
 use crate::dataplane::{self, Attach, Dataplane, DataplaneError};
 use crate::desktop::Desktop;
 use crate::dns::Dns;
-use crate::events::{ClientId, Effect, Event, Notice, Question, Remembered};
+use crate::events::{ClientId, Effect, Event, Remembered};
 use crate::links::{Pattern, Watch};
 use crate::memory;
 use crate::names::Moment;
@@ -34,11 +35,10 @@ use crate::service::Service;
 use crate::sources::{Place, Source};
 use crate::world::World;
 
+use self::records::Told;
+
 /// Everything is read again this often, should a change have gone unnoticed.
 const RESYNC: Duration = Duration::from_secs(10);
-
-/// Most addresses of a name in one line of the log.
-const MOST_SHOWN: usize = 8;
 
 /// How to run.
 #[derive(Clone, Debug)]
@@ -57,6 +57,8 @@ pub struct Options {
     pub vifs: Pattern,
     /// The gate, as it is to be at first.
     pub gate: Gate,
+    /// Where metrics are written to, if they are.
+    pub metrics: Option<PathBuf>,
     /// Whether the end of the agent opens the firewall.
     pub open_on_stop: bool,
     /// The kernel side.
@@ -93,6 +95,7 @@ pub async fn run(options: Options) -> Result<()> {
                 daemon.remember();
                 daemon.source.resync();
                 daemon.read_all().await;
+                daemon.write_metrics();
             }
             event = daemon.source.next() => {
                 let is_answer = matches!(event, Event::AllRules(_) | Event::Source(Some(_)));
@@ -136,6 +139,7 @@ struct Daemon {
     conntrack: Conntrack,
     desktop: Desktop,
     feed: Feed,
+    told: Told,
     /// Clients whose connections are still to be looked through.
     settling: BTreeSet<ClientId>,
     /// Clients whose rules are in force once that is done; the source is to be told.
@@ -180,6 +184,7 @@ impl Daemon {
             conntrack,
             desktop: Desktop::default(),
             feed: Feed::default(),
+            told: Told::default(),
             settling: BTreeSet::new(),
             handled: Vec::new(),
             to_remember: None,
@@ -351,38 +356,6 @@ impl Daemon {
         }
     }
 
-    fn tell(&mut self, notice: &Notice) {
-        match notice {
-            Notice::Live { client, rules, cells_checked } => {
-                info!(%client, rules, cells_checked, "policy proved");
-            }
-            Notice::Blocked { client, why } => {
-                warn!(%client, why, "blocked");
-                if self.gate.mode == Mode::Qubes {
-                    let user = self.source.default_user();
-                    self.desktop.tell(user, format!("{client} is blocked: {why}"));
-                }
-            }
-            Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
-            Notice::Audited { client, left } => {
-                let seconds = left.as_secs();
-                warn!(%client, seconds, "AUDIT: what its rules deny PASSES");
-            }
-            Notice::AuditEnded { client } => {
-                warn!(%client, "audit ended: what its rules deny is rejected again");
-            }
-            Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
-            Notice::Source(None) => info!("rules can be read again"),
-            Notice::Name { question: Question { name, family }, added, gone } => {
-                info!(name, %family, added = some(added), gone = some(gone), "leads elsewhere");
-            }
-            Notice::NameProblem { question: Question { name, family }, why } => match why {
-                Some(why) => warn!(name, %family, why, "not as it should be"),
-                None => info!(name, %family, "as it should be again"),
-            },
-        }
-    }
-
     /// Loads the gate again if it is not there: without it, everything is forwarded.
     async fn check_gate(&mut self) {
         let loaded = self.gate.is_loaded().await;
@@ -458,14 +431,6 @@ fn log_failure(what: &str, outcome: Result<(), MapsError>) {
     if let Err(error) = outcome {
         error!(what, %error);
     }
-}
-
-/// A few addresses for the log.
-fn some(addresses: &BTreeSet<IpAddr>) -> String {
-    let shown: Vec<String> = addresses.iter().take(MOST_SHOWN).map(IpAddr::to_string).collect();
-    let more = addresses.len() - shown.len();
-    let end = if more == 0 { String::new() } else { format!(" and {more} more") };
-    shown.join(", ") + &end
 }
 
 /// What time it is: since the machine booted, suspends included (clock_gettime(2)).

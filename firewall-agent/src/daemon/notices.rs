@@ -1,0 +1,56 @@
+//! What the daemon tells of news: lines in the log, and a word to the user about the worst.
+//! Never changes anything.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use tracing::{error, info, warn};
+
+use super::Daemon;
+use crate::events::{Notice, Question};
+use crate::nft::Mode;
+
+/// Most addresses of a name in one line of the log.
+const MOST_SHOWN: usize = 8;
+
+impl Daemon {
+    pub(super) fn tell(&mut self, notice: &Notice) {
+        match notice {
+            Notice::Live { client, rules, cells_checked } => {
+                info!(%client, rules, cells_checked, "policy proved");
+            }
+            Notice::Blocked { client, why } => {
+                warn!(%client, why, "blocked");
+                if self.gate.mode == Mode::Qubes {
+                    let user = self.source.default_user();
+                    self.desktop.tell(user, format!("{client} is blocked: {why}"));
+                }
+            }
+            Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
+            Notice::Audited { client, left } => {
+                let seconds = left.as_secs();
+                warn!(%client, seconds, "AUDIT: what its rules deny PASSES");
+            }
+            Notice::AuditEnded { client } => {
+                warn!(%client, "audit ended: what its rules deny is rejected again");
+            }
+            Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
+            Notice::Source(None) => info!("rules can be read again"),
+            Notice::Name { question: Question { name, family }, added, gone } => {
+                info!(name, %family, added = some(added), gone = some(gone), "leads elsewhere");
+            }
+            Notice::NameProblem { question: Question { name, family }, why } => match why {
+                Some(why) => warn!(name, %family, why, "not as it should be"),
+                None => info!(name, %family, "as it should be again"),
+            },
+        }
+    }
+}
+
+/// A few addresses for the log.
+fn some(addresses: &BTreeSet<IpAddr>) -> String {
+    let shown: Vec<String> = addresses.iter().take(MOST_SHOWN).map(IpAddr::to_string).collect();
+    let more = addresses.len() - shown.len();
+    let end = if more == 0 { String::new() } else { format!(" and {more} more") };
+    shown.join(", ") + &end
+}
