@@ -143,6 +143,10 @@ pub struct Run {
     /// more of them are dropped silently.
     #[arg(long, value_name = "PACKETS", default_value = "10000")]
     pub reject_rate: NonZeroU64,
+    /// File to write metrics to every 10 seconds, in Prometheus' text format. The textfile
+    /// collector of node_exporter takes it if its name ends in `.prom`.
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
     /// At SIGTERM remove the gate and the programs, so that EVERYTHING is forwarded, as
     /// today's qubes-firewall does when it is stopped. Only in mode `qubes`.
     #[arg(long)]
@@ -219,6 +223,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             attach,
             guard_neighbours,
             reject_rate,
+            metrics,
             open_on_stop,
         } = run;
         ensure!(
@@ -228,7 +233,18 @@ impl TryFrom<Run> for crate::daemon::Options {
         let dataplane =
             dataplane::Options { pins, mark_bit, attach, guard_neighbours, reject_rate };
         let guard = Guard { private };
-        Ok(Self { source, socket, resolv_conf, memory, guard, vifs, gate, open_on_stop, dataplane })
+        Ok(Self {
+            source,
+            socket,
+            resolv_conf,
+            memory,
+            guard,
+            vifs,
+            gate,
+            metrics,
+            open_on_stop,
+            dataplane,
+        })
     }
 }
 

@@ -36,6 +36,8 @@ use crate::service::Service;
 use crate::sources::{Place, Source};
 use crate::world::World;
 
+use self::records::Told;
+
 /// Everything is read again this often, should a change have gone unnoticed.
 const RESYNC: Duration = Duration::from_secs(10);
 /// Somebody may take programs away, of which nobody tells: they are looked at this often.
@@ -58,6 +60,8 @@ pub struct Options {
     pub vifs: Pattern,
     /// The gate, as it is to be at first.
     pub gate: Gate,
+    /// Where metrics are written to, if they are.
+    pub metrics: Option<PathBuf>,
     /// Whether the end of the agent opens the firewall.
     pub open_on_stop: bool,
     /// The kernel side.
@@ -96,6 +100,7 @@ pub async fn run(options: Options) -> Result<()> {
                 daemon.remember();
                 daemon.source.resync();
                 daemon.read_all().await;
+                daemon.write_metrics();
                 give_back_memory();
             }
             _ = check.tick() => daemon.check_programs().await,
@@ -143,6 +148,7 @@ struct Daemon {
     conntrack: Conntrack,
     desktop: Desktop,
     feed: Feed,
+    told: Told,
     /// Clients whose connections are still to be looked through.
     settling: BTreeSet<ClientId>,
     /// Clients whose rules are in force once that is done; the source is to be told.
@@ -189,6 +195,7 @@ impl Daemon {
             conntrack,
             desktop: Desktop::default(),
             feed: Feed::default(),
+            told: Told::default(),
             settling: BTreeSet::new(),
             handled: Vec::new(),
             to_remember: None,

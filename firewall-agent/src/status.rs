@@ -53,6 +53,10 @@ pub struct AgentStatus {
     pub unpinned_programs: usize,
     /// Links that are not vifs and not guarded against clients' addresses, with the reason.
     pub unguarded_uplinks: BTreeMap<String, String>,
+    /// Denied packets that were told: in the log, and to whoever listens.
+    pub records: u64,
+    /// Denied packets of the same vifs that were only counted.
+    pub records_suppressed: u64,
 }
 
 /// One vif.
@@ -82,6 +86,18 @@ pub enum State {
     Waiting,
     /// It has rules and no vif.
     Absent,
+}
+
+impl State {
+    /// The word in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Live => "live",
+            Self::Blocked => "blocked",
+            Self::Waiting => "waiting",
+            Self::Absent => "absent",
+        }
+    }
 }
 
 /// One client.
@@ -134,6 +150,8 @@ pub struct RuleStatus {
     pub number: u16,
     /// As dom0 wrote it.
     pub text: String,
+    /// `accept` or `drop`.
+    pub action: String,
     /// Its host name; [`Status::names`] has what is known about it. A name that is not there
     /// makes no difference, whatever it leads to, and is not looked up.
     pub name: Option<String>,

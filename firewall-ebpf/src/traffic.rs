@@ -9,7 +9,7 @@
 use aya_ebpf::Global;
 use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
-use aya_ebpf::btf_maps::{Array, PerCpuArray};
+use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_redirect};
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -47,6 +47,10 @@ static OUT_OF: Global<u32> = Global::new(0);
 /// Addresses (their last four bytes as they are on the wire). User space writes.
 #[btf_map]
 static HOSTS: Array<u32, 4_096> = Array::new();
+
+/// The program behind `shuffle`. User space writes.
+#[btf_map]
+static JUDGE: ProgramArray<1> = ProgramArray::new();
 
 /// Number of the next flow. Kernel writes; there is one sender.
 #[btf_map]
@@ -123,6 +127,22 @@ fn put(start: usize, offset: u32, value: u16) {
 fn get(start: usize, offset: u32) -> u16 {
     // SAFETY: as in `put`.
     unsafe { at(start, offset).read() }
+}
+
+/// Gives a packet another destination, at random, and has the next program judge it: a test
+/// run repeats one packet, and what is looked up again and again is always near.
+#[classifier]
+pub fn shuffle(context: TcContext) -> i32 {
+    // SAFETY: the helper takes nothing and only returns a number.
+    let random = unsafe { bpf_get_prandom_u32() };
+    let host = random.checked_rem(HOST_COUNT.load()).and_then(|index| HOSTS.get(index));
+    if let Some(host) = host
+        && context.store(ADDRESS_AT.load() as usize, host, 0).is_ok()
+    {
+        // SAFETY: nothing is left to be done here.
+        unsafe { JUDGE.tail_call(&context, 0) };
+    }
+    TC_ACT_SHOT
 }
 
 /// Lets everything pass: a veth takes frames of a test run only with a program on it.

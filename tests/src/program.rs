@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions};
 use firewall_agent::dataplane::maps::Maps;
 use firewall_agent::dataplane::{Attach, Options, load_object};
 use firewall_agent::events::{ClientId, Installation};
@@ -89,6 +89,11 @@ impl Program {
 
     fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier> {
         Ok(self.ebpf.program_mut(name).context("no such program")?.try_into()?)
+    }
+
+    /// A loaded program, to be called by another.
+    pub fn descriptor(&mut self, name: &str) -> Result<&ProgramFd> {
+        Ok(self.classifier(name)?.fd()?)
     }
 
     /// Instructions that the verifier walked through.

@@ -2,14 +2,16 @@
 //! BPF_PROG_TEST_RUN), and sinks that count what arrives.
 //! Never measures anything but the time that sending took.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
-use aya::maps::{Array, MapData, PerCpuArray};
-use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions};
-use aya::programs::{Xdp, XdpMode};
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{Array, MapData, PerCpuArray, ProgramArray};
+use aya::programs::{
+    ProgramFd, SchedClassifier, TcAttachType, TestRun as _, TestRunAttrs, TestRunOptions, Xdp,
+    XdpMode,
+};
 use aya::{Ebpf, EbpfLoader};
 use nix::errno::Errno;
 use nix::libc;
@@ -71,6 +73,7 @@ pub struct Sender {
     namespace: Namespace,
     interface: u32,
     entry: Entry,
+    processor: Processor,
 }
 
 impl Sender {
@@ -105,13 +108,17 @@ impl Sender {
             .override_global("HOST_COUNT", &hosts, true)
             .override_global("OUT_OF", &out_of, true)
             .load(&object()?)?;
-        let mut table: Array<&mut MapData, u32> =
-            Array::try_from(ebpf.map_mut("HOSTS").context("no HOSTS")?)?;
-        for (index, host) in (0..hosts).zip(&traffic.hosts) {
-            table.set(index, last_word(*host), 0)?;
-        }
+        fill(&mut ebpf, &traffic.hosts)?;
         xdp(&mut ebpf, "source")?.load()?;
-        Ok(Self { ebpf, namespace: namespace.clone(), interface, entry })
+        let (namespace, processor) = (namespace.clone(), Processor::Last);
+        Ok(Self { ebpf, namespace, interface, entry, processor })
+    }
+
+    /// The same from another processor than the last one.
+    #[must_use]
+    pub fn on(mut self, processor: Processor) -> Self {
+        self.processor = processor;
+        self
     }
 
     /// Sends so many packets, and returns the mean time that one took, all the way to a sink,
@@ -123,9 +130,10 @@ impl Sender {
         if self.entry == Entry::ComeIn {
             context[CONTEXT_INTERFACE..][..4].copy_from_slice(&self.interface.to_ne_bytes());
         }
+        let processor = self.processor;
         let program = xdp(&mut self.ebpf, "source")?;
         self.namespace.run(|| {
-            alone_on_a_processor()?;
+            alone_on(processor)?;
             let options = TestRunOptions {
                 data_in: Some(&[0; LENGTH]),
                 ctx_in: Some(&context),
@@ -162,7 +170,7 @@ impl Traffic {
                 (V4::new(from, to, UDP, &payload(22)).frame(), 24)
             }
             (IpAddr::V6(from), IpAddr::V6(to)) => (V6::new(from, to, UDP, &payload(2)).frame(), 0),
-            _ => anyhow::bail!("{from} and {to} are of different families"),
+            _ => bail!("{from} and {to} are of different families"),
         };
         frame[..6].copy_from_slice(&self.to);
         ensure!(frame.len() == LENGTH, "a frame of {} bytes", frame.len());
@@ -197,8 +205,7 @@ impl Sink {
     /// From now on.
     pub fn new(namespace: &Namespace, interface: &str) -> Result<Self> {
         let mut ebpf = EbpfLoader::new().btf(None).load(&object()?)?;
-        let program = ebpf.program_mut("sink").context("no program `sink`")?;
-        let program: &mut SchedClassifier = program.try_into()?;
+        let program = classifier(&mut ebpf, "sink")?;
         program.load()?;
         namespace.run(|| Ok(program.attach(interface, TcAttachType::Ingress)?))?;
         Ok(Self { ebpf })
@@ -212,13 +219,60 @@ impl Sink {
     }
 }
 
-/// The thread that calls stays on one processor, and goes before all ordinary threads.
-fn alone_on_a_processor() -> Result<()> {
+/// One packet whose destination is another one whenever it is judged.
+pub struct Shuffled {
+    ebpf: Ebpf,
+    frame: Vec<u8>,
+}
+
+impl Shuffled {
+    /// A packet, the hosts that it may be for, and the program that judges it.
+    pub fn new(frame: &[u8], hosts: &[IpAddr], judge: &ProgramFd) -> Result<Self> {
+        let address_at: u32 = match hosts.first() {
+            Some(IpAddr::V4(_)) => 30,
+            Some(IpAddr::V6(_)) => 50,
+            None => bail!("no host to send to"),
+        };
+        let mut ebpf = EbpfLoader::new()
+            .btf(None)
+            .override_global("ADDRESS_AT", &address_at, true)
+            .override_global("HOST_COUNT", &u32::try_from(hosts.len())?, true)
+            .load(&object()?)?;
+        fill(&mut ebpf, hosts)?;
+        let judges = ebpf.map_mut("JUDGE").context("no JUDGE")?;
+        ProgramArray::try_from(judges)?.set(0, judge, 0)?;
+        classifier(&mut ebpf, "shuffle")?.load()?;
+        Ok(Self { ebpf, frame: frame.to_vec() })
+    }
+
+    /// Mean time of one run, harness and shuffling included.
+    pub fn time(&mut self, repeat: u32) -> Result<Duration> {
+        let data_in = Some(&self.frame[..]);
+        let options = TestRunOptions { data_in, repeat, ..TestRunOptions::new() };
+        Ok(classifier(&mut self.ebpf, "shuffle")?.test_run(options)?.duration)
+    }
+}
+
+/// Which of the processors that this process may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Processor {
+    /// The first.
+    First,
+    /// The last.
+    Last,
+}
+
+/// Makes the calling thread stay on one processor, and go before all ordinary threads.
+pub fn alone_on(processor: Processor) -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
-    let mut processors = (0..CpuSet::count()).filter(|it| allowed.is_set(*it).unwrap_or(false));
+    let mut all = (0..CpuSet::count()).filter(|it| allowed.is_set(*it).unwrap_or(false));
+    let chosen = match processor {
+        Processor::First => all.next(),
+        Processor::Last => all.next_back(),
+    };
     let mut one = CpuSet::new();
-    one.set(processors.next_back().context("no processor")?)?;
+    one.set(chosen.context("no processor")?)?;
     sched_setaffinity(this, &one)?;
     let priority = libc::sched_param { sched_priority: 1 };
     // SAFETY: the pointer is to a whole `sched_param`, which is only read.
@@ -232,6 +286,20 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(program.try_into()?)
 }
 
+fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+    let program = ebpf.program_mut(name).with_context(|| format!("no program `{name}`"))?;
+    Ok(program.try_into()?)
+}
+
+fn fill(ebpf: &mut Ebpf, hosts: &[IpAddr]) -> Result<()> {
+    let mut table: Array<&mut MapData, u32> =
+        Array::try_from(ebpf.map_mut("HOSTS").context("no HOSTS")?)?;
+    for (index, host) in (0..).zip(hosts) {
+        table.set(index, last_word(*host), 0)?;
+    }
+    Ok(())
+}
+
 /// The programs, as `cargo xtask build-ebpf` left them.
 fn object() -> Result<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/traffic.o");
@@ -243,11 +311,9 @@ fn object() -> Result<Vec<u8>> {
 fn last_word(address: IpAddr) -> u32 {
     match address {
         IpAddr::V4(address) => u32::from_ne_bytes(address.octets()),
-        IpAddr::V6(address) => last_of(address),
+        IpAddr::V6(address) => {
+            let [.., a, b, c, d] = address.octets();
+            u32::from_ne_bytes([a, b, c, d])
+        }
     }
-}
-
-fn last_of(address: Ipv6Addr) -> u32 {
-    let [.., a, b, c, d] = address.octets();
-    u32::from_ne_bytes([a, b, c, d])
 }

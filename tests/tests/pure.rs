@@ -6,6 +6,7 @@ mod pure {
     mod feed;
     mod files;
     mod many_names;
+    mod metrics;
     mod monitoring;
     mod names;
     mod packets;

@@ -13,6 +13,7 @@ mod rig {
     mod input;
     mod life;
     mod memory;
+    mod metrics;
     mod monitor;
     mod named;
     mod names;

@@ -12,6 +12,7 @@ use super::ask::Ask;
 use super::{EXIT_NOT_RUNNING, EXIT_PROBLEM, text};
 use crate::control::Request;
 use crate::status::Status;
+use crate::totals::problems;
 
 /// What to show.
 #[derive(Debug, Args)]
@@ -62,7 +63,7 @@ fn answer(ask: &Ask, request: &Request, text: impl Fn(&Status) -> String) -> Res
         }
     };
     ask.print(&status, || text(&status))?;
-    Ok(if text::problems(&status) == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
+    Ok(if problems(&status) == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
 }
 
 /// How many vifs an earlier agent left its program pinned for, if that can be seen.

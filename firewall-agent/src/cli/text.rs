@@ -9,18 +9,6 @@ use crate::status::{ClientStatus, CounterStatus, NameStatus, ProblemStatus, Stat
 
 const AUDITED: &str = "what its rules deny passes";
 
-/// How many things need attention.
-pub fn problems(status: &Status) -> usize {
-    let needs = |client: &&ClientStatus| client.problem.is_some() || client.audit.is_some();
-    let clients = status.clients.iter().filter(needs).count();
-    let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
-    let uplinks = status.agent.unguarded_uplinks.len();
-    let names = status.names.iter().filter(|name| name.problem.is_some()).count();
-    let agent = [&status.agent.gate_problem, &status.agent.source_problem];
-    let unpinned = usize::from(status.agent.unpinned_programs > 0);
-    clients + vifs + uplinks + names + unpinned + agent.into_iter().flatten().count()
-}
-
 /// Whether all is well, and what is not.
 pub fn summary(status: &Status) -> String {
     let agent = &status.agent;

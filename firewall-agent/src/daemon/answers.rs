@@ -9,9 +9,12 @@ use std::time::Duration;
 use firewall_common::abi::{Counter, DEFAULT_RULE};
 use firewall_common::verdict::Reason;
 
+use tracing::warn;
+
 use super::{Daemon, now};
 use crate::control::{Answer, Request};
 use crate::events::{ClientId, Event};
+use crate::metrics;
 use crate::status::{AgentStatus, CounterStatus, SCHEMA, State, Status};
 
 impl Daemon {
@@ -33,6 +36,16 @@ impl Daemon {
                 self.follow(Event::Audit { client: *client, length, now: now() }).await;
                 Answer::Audit(Ok(self.audit_seconds(*client)))
             }
+        }
+    }
+
+    /// Writes metrics, if somebody wants them.
+    pub(super) fn write_metrics(&self) {
+        let Some(path) = &self.options.metrics else {
+            return;
+        };
+        if let Err(error) = metrics::write(path, &self.status(|_| true)) {
+            warn!(path = %path.display(), %error, "metrics are not written");
         }
     }
 
@@ -73,6 +86,8 @@ impl Daemon {
                 gate_problem: self.gate_problem.clone(),
                 unpinned_programs: self.dataplane.unpinned(),
                 unguarded_uplinks: self.world.unguarded_uplinks(),
+                records: self.told.records,
+                records_suppressed: self.told.suppressed,
             },
             vifs: self.world.vif_statuses(),
             clients,

@@ -1,5 +1,5 @@
-//! What the world has to tell, as lines of the log, and on the user's screen.
-//! Never does anything else about it.
+//! What the daemon tells of news: lines in the log, and a word to the user about the worst.
+//! Never changes anything.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

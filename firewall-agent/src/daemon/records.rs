@@ -12,9 +12,18 @@ use super::Daemon;
 use crate::control::feed::Place;
 use crate::news::{Denied, DeniedBy, News, SCHEMA};
 
+/// How many denied packets were told, and how many of the same vifs were not.
+#[derive(Debug, Default)]
+pub(super) struct Told {
+    pub records: u64,
+    pub suppressed: u64,
+}
+
 impl Daemon {
-    pub(super) fn tell_records(&self, records: &[DropRecord]) {
+    pub(super) fn tell_records(&mut self, records: &[DropRecord]) {
         for record in records {
+            self.told.records += 1;
+            self.told.suppressed += u64::from(record.suppressed);
             let denied = self.denied(record);
             info!(target: "denied", "{denied}");
             self.feed.tell(&News::Denied(Box::new(denied)));

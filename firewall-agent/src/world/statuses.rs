@@ -139,6 +139,7 @@ impl World {
         let rules = (0..).zip(&live.ruleset.rules).map(|(index, rule)| RuleStatus {
             number: rule.number,
             text: rule.text.clone(),
+            action: rule.action.name().to_owned(),
             name: match &rule.destination {
                 Destination::Name(name) => Some(name.clone()),
                 Destination::Any | Destination::Network(_) => None,

@@ -5,7 +5,9 @@ mod machine;
 mod net;
 mod peers;
 mod prog;
+mod show;
 mod statistics;
+mod tcp;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -26,11 +28,15 @@ enum Command {
     /// Time of the whole way of a packet through a netvm, beside other firewalls in the
     /// same rounds: established, many and new flows, and denied packets.
     Net(net::Options),
+    /// TCP through a netvm, beside other firewalls in the same rounds: connections, single
+    /// bytes there and back, and bulk.
+    Tcp(tcp::Options),
 }
 
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Command::Prog(options) => prog::run(&options),
         Command::Net(options) => net::run(&options),
+        Command::Tcp(options) => tcp::run(&options),
     }
 }

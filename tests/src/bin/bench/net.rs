@@ -5,17 +5,16 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use comfy_table::presets::NOTHING;
-use comfy_table::{CellAlignment, Table};
 use firewall_tests::connections;
+use firewall_tests::oracle::Proto;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK, UPLINK_V4};
 use firewall_tests::shots::VIF;
 use firewall_tests::traffic::{self, Direction, Entry, Opened, Sender, Sink, Traffic};
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use crate::machine::machine;
-use crate::peers::{ALL, Firewall, Side, UPLINK_MAC, hosts};
+use crate::peers::{ALL, Firewall, Side, UPLINK_MAC, WITHOUT_RULES, hosts};
+use crate::show;
 use crate::statistics::Samples;
 
 /// How to measure.
@@ -71,8 +70,6 @@ const ARRIVING: (f64, f64) = (0.999, 1.01);
 /// More than the agent and the kernel answer at once.
 const BURST: u32 = 4_096;
 const DENIED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 200, 0, 1));
-/// Hosts of a firewall that has no rules.
-const WITHOUT_RULES: usize = 1_000;
 
 impl Kind {
     fn name(self) -> &'static str {
@@ -225,13 +222,12 @@ pub fn run(options: &Options) -> Result<()> {
     let kinds = if options.traffic.is_empty() { &KINDS[..] } else { &options.traffic };
     let rounds = if options.quick { options.rounds.min(7) } else { options.rounds };
     let entry = if options.whole_veth { Entry::GoOut } else { Entry::ComeIn };
-    let progress = ProgressBar::new((firewalls.len() + rounds * kinds.len()) as u64)
-        .with_style(ProgressStyle::with_template("{bar:40} {elapsed} of {duration} {msg}")?);
+    let progress = show::progress(firewalls.len() + rounds * kinds.len())?;
     let mut roads = Vec::new();
     for firewall in firewalls {
         progress.set_message(format!("setting up {firewall}"));
         let label = format!("bench{}", roads.len());
-        match Side::new(*firewall, &label) {
+        match Side::new(*firewall, Proto::Udp, &label) {
             Ok(side) => roads.push(Road::new(side, kinds, entry)?),
             // Not every kernel has it any more.
             Err(error) if matches!(firewall, Firewall::Iptables(_)) => {
@@ -275,27 +271,14 @@ fn lanes(roads: &[Road], kind: Kind) -> impl Iterator<Item = (Firewall, &Lane)> 
 }
 
 fn print(roads: &[Road], kind: Kind) {
-    let mut table = Table::new();
-    table.load_preset(NOTHING);
-    table.set_header([
-        kind.name(),
-        "min ns",
-        "median ns",
-        "10 %",
-        "90 %",
-        "Mpps",
-        "to nat",
-        "to stock-10",
-        "arrived",
-    ]);
     let nat = of(roads, kind, |it| it == Firewall::Nat);
     let stock = of(roads, kind, |it| it == Firewall::Stock(10));
-    for (firewall, lane) in lanes(roads, kind) {
+    let row = |(firewall, lane): (Firewall, &Lane)| {
         let times = &lane.nanoseconds;
         let ratio = |to: Option<&Samples>| {
             to.map_or_else(String::new, |to| format!("{:.3}", times.ratio(to)))
         };
-        table.add_row([
+        vec![
             firewall.to_string(),
             format!("{:.0}", times.minimum()),
             format!("{:.0}", times.median()),
@@ -305,12 +288,20 @@ fn print(roads: &[Road], kind: Kind) {
             ratio(nat),
             ratio(stock),
             format!("{:.1} %", 100.0 * lane.arrived as f64 / lane.sent as f64),
-        ]);
-    }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    println!("{table}\n");
+        ]
+    };
+    let header = [
+        kind.name(),
+        "min ns",
+        "median ns",
+        "10 %",
+        "90 %",
+        "Mpps",
+        "to nat",
+        "to stock-10",
+        "arrived",
+    ];
+    println!("{}\n", show::table(header, lanes(roads, kind).map(row).collect()));
 }
 
 fn report(roads: &[Road], kinds: &[Kind]) -> serde_json::Value {

@@ -133,6 +133,8 @@ impl Firewall {
 pub struct Side {
     /// What it is.
     pub firewall: Firewall,
+    /// What its rules are about.
+    proto: Proto,
     /// Its only client.
     pub client: Client,
     /// The client's address.
@@ -145,8 +147,9 @@ pub struct Side {
 }
 
 impl Side {
-    /// Sets it up. `label` tells it from others in this process.
-    pub fn new(firewall: Firewall, label: &str) -> Result<Self> {
+    /// Sets it up, with rules about TCP or UDP. `label` tells it from others in this
+    /// process.
+    pub fn new(firewall: Firewall, proto: Proto, label: &str) -> Result<Self> {
         let rig = Rig::new(label)?;
         let client = rig.add_client(&ClientSpec::numbered(12))?;
         let address = client.spec().v4.context("no IPv4 address")?.into();
@@ -162,7 +165,7 @@ impl Side {
         // A rig answers without limits, as tests want it; netvms have the kernel's limits.
         inside.sysctl("net/ipv4/icmp_ratelimit", "1000")?;
         inside.sysctl("net/ipv4/icmp_ratemask", "6168")?;
-        let mut side = Self { firewall, client, address, agent: None, rig };
+        let mut side = Self { firewall, proto, client, address, agent: None, rig };
         side.set_up().with_context(|| format!("cannot set up `{firewall}`"))?;
         Ok(side)
     }
@@ -175,15 +178,17 @@ impl Side {
         match self.firewall {
             Firewall::None | Firewall::Nat => Ok(()),
             Firewall::Accept => self.stock(&Ruleset { default_accept: true, rules: Vec::new() }),
-            Firewall::Stock(rules) => self.stock(&ruleset(rules)),
-            Firewall::Hash(rules) => inside.nft(&expert("", rules)),
-            Firewall::Intervals(rules) => inside.nft(&expert("flags interval; ", rules)),
+            Firewall::Stock(rules) => self.stock(&ruleset(rules, self.proto)),
+            Firewall::Hash(rules) => inside.nft(&expert("", rules, self.proto)),
+            Firewall::Intervals(rules) => {
+                inside.nft(&expert("flags interval; ", rules, self.proto))
+            }
             Firewall::Iptables(rules) => self.iptables(rules),
             Firewall::OursAccept => {
                 self.ours(&Ruleset { default_accept: true, rules: Vec::new() }, RATE)
             }
-            Firewall::Ours(rules) => self.ours(&ruleset(rules), RATE),
-            Firewall::OursRejecting(rules) => self.ours(&ruleset(rules), "1000000000"),
+            Firewall::Ours(rules) => self.ours(&ruleset(rules, self.proto), RATE),
+            Firewall::OursRejecting(rules) => self.ours(&ruleset(rules, self.proto), "1000000000"),
         }
     }
 
@@ -214,8 +219,9 @@ impl Side {
              -A FORWARD ! -i vif+ -j ACCEPT\n",
         );
         text += &format!("-A FORWARD -s {} -j client\n", self.address);
+        let proto = name(self.proto);
         for host in hosts(rules) {
-            text += &format!("-A client -d {host} -p udp --dport {PORT} -j ACCEPT\n");
+            text += &format!("-A client -d {host} -p {proto} --dport {PORT} -j ACCEPT\n");
         }
         text += "-A client -j REJECT --reject-with icmp-admin-prohibited\nCOMMIT\n";
         let mut restore = Command::new("iptables-legacy-restore");
@@ -234,7 +240,8 @@ const MASQUERADE: &str = "table ip nat {
 }";
 
 /// What somebody would write who knows nftables well.
-fn expert(flags: &str, rules: usize) -> String {
+fn expert(flags: &str, rules: usize, proto: Proto) -> String {
+    let proto = name(proto);
     let elements: Vec<String> =
         hosts(rules).iter().map(|host| format!("{host} . {PORT} : accept")).collect();
     format!(
@@ -250,7 +257,7 @@ fn expert(flags: &str, rules: usize) -> String {
         ip saddr 10.137.0.12 jump client
     }}
     chain client {{
-        meta l4proto udp ip daddr . udp dport vmap @rules
+        meta l4proto {proto} ip daddr . {proto} dport vmap @rules
         reject with icmp type admin-prohibited
     }}
 }}",
@@ -258,16 +265,33 @@ fn expert(flags: &str, rules: usize) -> String {
     )
 }
 
+fn name(proto: Proto) -> &'static str {
+    match proto {
+        Proto::Tcp => "tcp",
+        Proto::Udp => "udp",
+        Proto::Icmp => "icmp",
+    }
+}
+
 /// One rule for each host.
-pub fn ruleset(rules: usize) -> Ruleset {
+pub fn ruleset(rules: usize, proto: Proto) -> Ruleset {
     let rule = |host: &IpAddr| Rule {
         network: Some((*host, 32)),
-        proto: Some(Proto::Udp),
+        proto: Some(proto),
         ports: Some((PORT, PORT)),
         ..Rule::all(true)
     };
     Ruleset { default_accept: false, rules: hosts(rules).iter().map(rule).collect() }
 }
+
+/// The host of the last rule.
+pub fn last_host(firewall: Firewall) -> Result<IpAddr> {
+    let hosts = hosts(firewall.rules().unwrap_or(WITHOUT_RULES));
+    hosts.last().copied().context("a firewall without rules")
+}
+
+/// Hosts of a firewall that has no rules.
+pub const WITHOUT_RULES: usize = 1_000;
 
 /// As many hosts, the same ones whenever this is called.
 pub fn hosts(count: usize) -> Vec<IpAddr> {

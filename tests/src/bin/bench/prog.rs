@@ -1,199 +1,317 @@
-//! Time of the program for one packet, by number of destination prefixes, under
-//! BPF_PROG_TEST_RUN, beside an empty program in the same rounds.
+//! Time of the program for one packet, under BPF_PROG_TEST_RUN, beside an empty program in
+//! the same rounds.
 //! Never attaches anything.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::time::Duration;
 
-use anyhow::Result;
-use comfy_table::presets::NOTHING;
-use comfy_table::{CellAlignment, Table};
+use anyhow::{Result, ensure};
+use comfy_table::Table;
+use firewall_agent::events::{Installation, Question};
+use firewall_agent::names::Addresses;
+use firewall_agent::rules::Family;
 use firewall_agent::rules::resolve::Surroundings;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::packets;
-use firewall_tests::program::{Outcome, Program};
-use indicatif::ProgressBar;
+use firewall_tests::program::{Outcome, Program, proved};
+use firewall_tests::traffic::{Processor, Shuffled, alone_on};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::machine::machine;
+use crate::show;
+use crate::statistics::Samples;
 
 /// How to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Rounds; each measures every size once.
-    #[arg(long, default_value_t = 15)]
+    /// Rounds; each measures every case once.
+    #[arg(long, default_value_t = 25)]
     rounds: usize,
+    /// Fewer rounds and sizes, for a first look.
+    #[arg(long)]
+    quick: bool,
     /// Print JSON instead of a table.
     #[arg(long)]
     json: bool,
 }
 
-const SIZES: [usize; 4] = [10, 100, 1_000, 10_000];
-/// Different destinations in a round, so that not only one path of a trie is hot.
-const DESTINATIONS: usize = 64;
-/// Test runs for each destination in a round.
-const REPEAT: u32 = 5_000;
+const SIZES: [usize; 5] = [10, 100, 1_000, 10_000, 100_000];
+/// Prefixes beyond these come from names: each rule has a counter, and there are 65,536.
+const MOST_RULES: usize = 10_000;
+/// Addresses of a name.
+const OF_A_NAME: usize = 250;
+/// Different destinations where they are spread.
+const SPREAD: usize = 4_096;
+/// Test runs in a round.
+const REPEAT: u32 = 20_000;
+/// What all rules are about.
+const PORT: u16 = 443;
 
-/// A client with rules, and packets of it.
+/// What is measured, in one family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Everything is accepted by default; there are no rules.
+    AcceptAll,
+    /// TCP to port 443 of so many networks is accepted.
+    Prefixes(usize),
+    /// The same, and the packet is for somebody else.
+    Denied(usize),
+}
+
+/// A client with rules, and one packet of it.
 struct Case {
     name: String,
+    prefixes: usize,
+    /// All that the policy takes in the kernel's maps.
+    bytes: usize,
+    lane: Lane,
+}
+
+/// A program and a packet, the same all the time or for one host after another.
+struct Lane {
     program: Program,
-    frames: Vec<Vec<u8>>,
-    policy_bytes: usize,
-    nanoseconds: Vec<f64>,
+    name: &'static str,
+    frame: Vec<u8>,
+    shuffled: Shuffled,
+    same: Samples,
+    spread: Samples,
 }
 
 /// Measures, and prints.
 pub fn run(options: &Options) -> Result<()> {
-    let Options { rounds, json: as_json } = *options;
-    let progress = ProgressBar::new((rounds * SIZES.len() * 2) as u64);
-    progress.println("building policies");
+    let measured = measure(options)?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&measured.report())?);
+    } else {
+        println!("{}\n{}", measured.table(), machine());
+    }
+    Ok(())
+}
+
+/// What was measured.
+struct Measured {
+    verified: u32,
+    empty: Lane,
+    cases: Vec<Case>,
+}
+
+fn measure(options: &Options) -> Result<Measured> {
+    let rounds = if options.quick { options.rounds.min(7) } else { options.rounds };
+    let sizes = if options.quick { &SIZES[..4] } else { &SIZES[..] };
+    let mut kinds = vec![Kind::AcceptAll];
+    kinds.extend(sizes.iter().map(|size| Kind::Prefixes(*size)));
+    kinds.push(Kind::Denied(1_000));
+    alone_on(Processor::Last)?;
+    let progress = show::progress(2 * kinds.len() + rounds)?;
     let mut random = StdRng::seed_from_u64(1);
     let mut cases = Vec::new();
     for v4 in [true, false] {
-        for size in SIZES {
-            cases.push(Case::new(v4, size, &mut random)?);
-        }
-    }
-    let verified = cases[0].program.verified_instructions()?;
-    let mut baseline = Vec::new();
-    for _ in 0..rounds {
-        // Size after size within a round, so that a slow moment hits all alike.
-        for case in &mut cases {
-            let mut total = Duration::ZERO;
-            for frame in &case.frames {
-                total += case.program.time("from_client", frame, REPEAT)?;
-            }
-            case.nanoseconds.push(total.as_nanos() as f64 / case.frames.len() as f64);
+        for kind in &kinds {
+            cases.push(Case::new(v4, *kind, &mut random)?);
             progress.inc(1);
         }
-        let first = &mut cases[0];
-        let empty = first.program.time("baseline", &first.frames[0], REPEAT * 10)?;
-        baseline.push(empty.as_nanos() as f64);
+    }
+    let host = client(true);
+    let frame = packets::plain(host, host, packets::TCP, PORT);
+    let mut empty = Lane::new(Program::load()?, "baseline", frame, &[host])?;
+    for _ in 0..rounds {
+        // Case after case within a round, so that a slow moment hits all alike.
+        for case in &mut cases {
+            case.lane.measure()?;
+        }
+        empty.measure()?;
+        progress.inc(1);
     }
     progress.finish_and_clear();
-    let empty = spread(&mut baseline);
-    let rows: Vec<(String, usize, [f64; 3])> = cases
-        .iter_mut()
-        .map(|case| (case.name.clone(), case.policy_bytes, spread(&mut case.nanoseconds)))
-        .collect();
-    if as_json {
-        print_json(&rows, empty, verified)
-    } else {
-        print_table(&rows, empty, verified);
+    let verified = empty.program.verified_instructions()?;
+    Ok(Measured { verified, empty, cases })
+}
+
+impl Lane {
+    fn new(
+        mut program: Program,
+        name: &'static str,
+        frame: Vec<u8>,
+        hosts: &[IpAddr],
+    ) -> Result<Self> {
+        let shuffled = Shuffled::new(&frame, hosts, program.descriptor(name)?)?;
+        let (same, spread) = Default::default();
+        Ok(Self { program, name, frame, shuffled, same, spread })
+    }
+
+    fn measure(&mut self) -> Result<()> {
+        let time = self.program.time(self.name, &self.frame, REPEAT)?;
+        self.same.add(time.as_nanos() as f64);
+        self.spread.add(self.shuffled.time(REPEAT)?.as_nanos() as f64);
         Ok(())
     }
 }
 
 impl Case {
-    /// Networks of 24 to 32 (48 to 128) bits in a small part of the address space, each
-    /// with a TCP port of its own: the tries are as deep as they get.
-    fn new(v4: bool, size: usize, random: &mut StdRng) -> Result<Self> {
-        let client: IpAddr = if v4 {
-            Ipv4Addr::new(10, 137, 0, 12).into()
-        } else {
-            Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 0xc).into()
+    fn new(v4: bool, kind: Kind, random: &mut StdRng) -> Result<Self> {
+        let client = client(v4);
+        let (prefixes, expected) = match kind {
+            Kind::AcceptAll => (0, Outcome::ACCEPTED),
+            Kind::Prefixes(prefixes) => (prefixes, Outcome::ACCEPTED),
+            Kind::Denied(prefixes) => (prefixes, Outcome::UNMARKED),
         };
-        let mut rules = Vec::new();
-        let mut frames = Vec::new();
-        for index in 0..size {
-            let (address, length): (IpAddr, u8) = if v4 {
-                let bits = 0x0800_0000 | random.random_range(0..1 << 26);
-                (Ipv4Addr::from_bits(bits).into(), random.random_range(24..=32))
-            } else {
-                let bits = 0x2001_0db8_u128 << 96 | random.random::<u128>() >> 32;
-                (Ipv6Addr::from_bits(bits).into(), random.random_range(48..=128))
-            };
-            let port = 1 + (index % 60_000) as u16;
-            rules.push(Rule {
-                network: Some((address, length)),
-                proto: Some(Proto::Tcp),
-                ports: Some((port, port)),
-                ..Rule::all(true)
-            });
-            if index * DESTINATIONS / size >= frames.len() {
-                frames.push(packets::plain(client, address, packets::TCP, port));
-            }
-        }
-        let ruleset = Ruleset { default_accept: false, rules };
-        let known = Surroundings::default();
-        let policy = firewall_tests::program::proved(client, &ruleset.file(), &known)?;
-        let policy = policy.policy();
-        let policy_bytes =
-            policy.prefixes.len() * 96 + policy.classes.len() * 40 + policy.segments.len() * 8;
+        let mut known = Surroundings::default();
+        let (default_accept, rules) = (kind == Kind::AcceptAll, Vec::new());
+        let mut ruleset = Ruleset { default_accept, rules };
+        let (networks, text) = if prefixes <= MOST_RULES {
+            let networks = networks(v4, prefixes, random);
+            ruleset.rules = networks.iter().map(|network| rule(*network)).collect();
+            (networks, ruleset.file())
+        } else {
+            let networks = networks(v4, prefixes, random);
+            let text = names(v4, &networks, &mut known);
+            (networks, text)
+        };
+        let policy = proved(client, &text, &known)?;
+        let tables = policy.policy();
+        // A node of a trie, a class and a segment (kernel/bpf/lpm_trie.c, abi.rs).
+        let (prefixes, classes) = (tables.prefixes.len(), tables.classes.len());
+        let bytes = prefixes * 96 + classes * 40 + tables.segments.len() * 8;
         let mut program = Program::load()?;
-        program.put(client, &ruleset, &known)?;
-        for frame in &frames {
+        let rules = u32::try_from(text.lines().count())?;
+        program.install(client, &Installation::Policy { policy, rules }, 1)?;
+        let hosts: Vec<IpAddr> = match kind {
+            Kind::Prefixes(_) => {
+                let step = networks.len().div_ceil(SPREAD);
+                networks.into_iter().step_by(step).map(|(host, _)| host).collect()
+            }
+            // Outside of all networks.
+            Kind::AcceptAll | Kind::Denied(_) => {
+                (0..SPREAD).map(|_| host(v4, random.random::<u32>() >> 2 | 1 << 30)).collect()
+            }
+        };
+        let frame = |host: &IpAddr| packets::plain(client, *host, packets::TCP, PORT);
+        for host in &hosts {
             // A wrong packet would be measured just as well.
-            anyhow::ensure!(program.send(frame)? == Outcome::ACCEPTED, "not accepted");
+            ensure!(program.send(&frame(host))? == expected, "{host} is not {expected:?}");
         }
         let family = if v4 { "IPv4" } else { "IPv6" };
-        let name = format!("{family}, {size} prefixes");
-        Ok(Self { name, program, frames, policy_bytes, nanoseconds: Vec::new() })
+        let name = match kind {
+            Kind::AcceptAll => format!("{family}, accept all"),
+            Kind::Prefixes(prefixes) => format!("{family}, {prefixes} prefixes"),
+            Kind::Denied(prefixes) => format!("{family}, denied by {prefixes}"),
+        };
+        let lane = Lane::new(program, "from_client", frame(&hosts[0]), &hosts)?;
+        Ok(Self { name, prefixes, bytes, lane })
     }
 }
 
-/// Minimum, median and maximum.
-fn spread(values: &mut [f64]) -> [f64; 3] {
-    values.sort_by(f64::total_cmp);
-    [values[0], values[values.len() / 2], values[values.len() - 1]]
+fn client(v4: bool) -> IpAddr {
+    if v4 {
+        Ipv4Addr::new(10, 137, 0, 12).into()
+    } else {
+        Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 0xc).into()
+    }
 }
 
-fn print_table(rows: &[(String, usize, [f64; 3])], empty: [f64; 3], verified: u32) {
-    let mut table = Table::new();
-    table.load_preset(NOTHING);
-    table.set_header([
-        "program",
-        "policy kB",
-        "min ns",
-        "median ns",
-        "max ns",
-        "median over empty",
-        "to 10 prefixes",
-    ]);
-    let [min, median, max] = empty.map(|it| format!("{it:.0}"));
-    table.add_row(["empty", "", &min, &median, &max, "", ""]);
-    for (index, (name, bytes, spread)) in rows.iter().enumerate() {
-        let ten = rows[index / SIZES.len() * SIZES.len()].2[1];
-        let [min, median, max] = spread.map(|it| format!("{it:.0}"));
-        table.add_row([
-            name.clone(),
-            format!("{:.0}", *bytes as f64 / 1000.0),
-            min,
-            median,
-            max,
-            format!("{:.0}", spread[1] - empty[1]),
-            format!("{:.2}x", spread[1] / ten),
-        ]);
+/// IPv6 addresses differ in their last four bytes only, as [`Shuffled`] wants it.
+fn host(v4: bool, bits: u32) -> IpAddr {
+    if v4 {
+        Ipv4Addr::from_bits(bits).into()
+    } else {
+        Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | u128::from(bits)).into()
     }
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    println!("{table}");
-    println!(
-        "one accepted TCP packet, parsed, classified, counted and marked; {DESTINATIONS} \
-         destinations,\n{REPEAT} times each in a row, so caches are warm; includes what the \
-         empty program costs\n\
-         instructions verified: {verified} of a budget of 250000\n\
-         {}",
-        machine()
-    );
 }
 
-fn print_json(rows: &[(String, usize, [f64; 3])], empty: [f64; 3], verified: u32) -> Result<()> {
-    let row = |name: &str, bytes: usize, [min, median, max]: [f64; 3]| {
-        json!({
-            "name": name, "policy_bytes": bytes,
-            "min_ns": min, "median_ns": median, "max_ns": max,
-        })
+/// Networks of 24 to 32 (120 to 128) bits in a small part of the address space: the tries
+/// are as deep as they get.
+fn networks(v4: bool, count: usize, random: &mut StdRng) -> Vec<(IpAddr, u8)> {
+    let shortest = if v4 { 24 } else { 120 };
+    let mut network = || {
+        let bits = 0x0800_0000 | random.random_range(0..1 << 26);
+        (host(v4, bits), random.random_range(shortest..=shortest + 8))
     };
-    let mut all = vec![row("empty", 0, empty)];
-    all.extend(rows.iter().map(|(name, bytes, spread)| row(name, *bytes, *spread)));
-    let report = json!({
-        "schema": 1, "machine": machine(), "verified_instructions": verified, "programs": all,
-    });
-    println!("{}", serde_json::to_string_pretty(&report)?);
-    Ok(())
+    (0..count).map(|_| network()).collect()
+}
+
+fn rule(network: (IpAddr, u8)) -> Rule {
+    Rule {
+        network: Some(network),
+        proto: Some(Proto::Tcp),
+        ports: Some((PORT, PORT)),
+        ..Rule::all(true)
+    }
+}
+
+/// A file of rules for names that have the addresses of these networks.
+fn names(v4: bool, networks: &[(IpAddr, u8)], known: &mut Surroundings) -> String {
+    let family = if v4 { Family::V4 } else { Family::V6 };
+    let mut text = String::from("policy = drop\n");
+    for (number, some) in networks.chunks(OF_A_NAME).enumerate() {
+        let name = format!("host{number}.example");
+        text += &format!(
+            "{number:04} = action=accept dsthost={name} proto=tcp dstports={PORT}-{PORT}\n"
+        );
+        let accept: BTreeSet<IpAddr> = some.iter().map(|(host, _)| *host).collect();
+        known.names.insert(Question { name, family }, Addresses { accept, drop: None });
+    }
+    text + "commit\n"
+}
+
+impl Measured {
+    fn table(&self) -> Table {
+        let header = [
+            "one packet",
+            "policy kB",
+            "min ns",
+            "median ns",
+            "90 %",
+            "over empty",
+            "spread min",
+            "spread median",
+            "over empty",
+        ];
+        let empty = &self.empty;
+        let no_case = [("empty".to_owned(), 0, empty)];
+        let cases = self.cases.iter().map(|case| (case.name.clone(), case.bytes, &case.lane));
+        let row = |(name, bytes, lane): (String, usize, &Lane)| {
+            let over = |one: &Samples, other: &Samples| format!("{:.0}", one.over(other));
+            vec![
+                name,
+                format!("{:.0}", bytes as f64 / 1000.0),
+                format!("{:.0}", lane.same.minimum()),
+                format!("{:.0}", lane.same.median()),
+                format!("{:.0}", lane.same.quantile(0.9)),
+                over(&lane.same, &empty.same),
+                format!("{:.0}", lane.spread.minimum()),
+                format!("{:.0}", lane.spread.median()),
+                over(&lane.spread, &empty.spread),
+            ]
+        };
+        show::table(header, no_case.into_iter().chain(cases).map(row).collect())
+    }
+
+    fn report(&self) -> Value {
+        let lane = |name: &str, lane: &Lane| {
+            let samples = |samples: &Samples, empty: &Samples| {
+                json!({
+                    "min_ns": samples.minimum(), "median_ns": samples.median(),
+                    "p90_ns": samples.quantile(0.9), "over_empty_ns": samples.over(empty),
+                })
+            };
+            json!({
+                "name": name,
+                "same": samples(&lane.same, &self.empty.same),
+                "spread": samples(&lane.spread, &self.empty.spread),
+            })
+        };
+        let cases = self.cases.iter().map(|case| {
+            let mut it = lane(&case.name, &case.lane);
+            it["prefixes"] = case.prefixes.into();
+            it["policy_bytes"] = case.bytes.into();
+            it
+        });
+        let cases: Vec<Value> = std::iter::once(lane("empty", &self.empty)).chain(cases).collect();
+        json!({
+            "schema": 2, "machine": machine(), "verified_instructions": self.verified,
+            "prog": cases,
+        })
+    }
 }

@@ -29,6 +29,11 @@ impl Samples {
         sorted.get((last as f64 * part).round() as usize).copied().unwrap_or(f64::NAN)
     }
 
+    /// The median of the differences to what was measured beside it in the same rounds.
+    pub fn over(&self, other: &Self) -> f64 {
+        Self(self.0.iter().zip(&other.0).map(|(one, other)| one - other).collect()).median()
+    }
+
     /// The median of the ratios to what was measured beside it in the same rounds.
     pub fn ratio(&self, other: &Self) -> f64 {
         Self(self.0.iter().zip(&other.0).map(|(one, other)| one / other).collect()).median()

@@ -1,0 +1,96 @@
+//! Metrics, as a monitoring system reads them.
+
+use std::collections::BTreeMap;
+
+use firewall_agent::metrics;
+use firewall_agent::status::{
+    AgentStatus, ClientStatus, CounterStatus, RuleStatus, SCHEMA, State, Status,
+};
+use firewall_agent::totals::Totals;
+
+fn counted(packets: u64) -> CounterStatus {
+    CounterStatus { packets, bytes: 100 * packets }
+}
+
+fn rule(action: &str, packets: u64) -> RuleStatus {
+    RuleStatus {
+        number: 0,
+        text: format!("action={action}"),
+        action: action.to_owned(),
+        name: None,
+        effective: true,
+        counter: counted(packets),
+    }
+}
+
+/// A client whose every counter has another value.
+pub fn client() -> ClientStatus {
+    let counters =
+        [("audit", 3), ("local", 16), ("fragment", 32), ("truncated", 64), ("over-budget", 5)];
+    ClientStatus {
+        address: "10.137.0.12".parse().expect("an address"),
+        vif: Some("vif12.0".to_owned()),
+        vif_index: Some(7),
+        state: State::Live,
+        problem: None,
+        audit: Some(60),
+        generation: Some(2),
+        default: Some("drop".to_owned()),
+        default_counter: counted(8),
+        rules: vec![rule("accept", 1), rule("drop", 2), rule("accept", 4)],
+        policy: None,
+        counters: counters.map(|(reason, packets)| (reason.to_owned(), counted(packets))).into(),
+    }
+}
+
+/// An agent with that client and an odd one.
+pub fn status() -> Status {
+    let blocked = ClientStatus {
+        address: "fd09::d".parse().expect("an address"),
+        vif: Some("vif\"13\\.0".to_owned()),
+        state: State::Blocked,
+        audit: None,
+        default: None,
+        rules: Vec::new(),
+        counters: [("blocked".to_owned(), counted(7))].into(),
+        ..client()
+    };
+    let absent = ClientStatus { vif: None, state: State::Absent, audit: None, ..client() };
+    Status {
+        schema: SCHEMA,
+        agent: AgentStatus {
+            version: "0.1.0".to_owned(),
+            pid: 4711,
+            source: "/rules".to_owned(),
+            source_problem: None,
+            mode: "qubes".to_owned(),
+            mark_bit: 1,
+            verified_instructions: None,
+            resolvers: Vec::new(),
+            gate_problem: Some("no nft".to_owned()),
+            unguarded_uplinks: BTreeMap::new(),
+            records: 9,
+            records_suppressed: 90,
+        },
+        vifs: Vec::new(),
+        clients: vec![client(), blocked, absent],
+        names: Vec::new(),
+        strays: [("unknown-source".to_owned(), counted(11))].into(),
+    }
+}
+
+#[test]
+fn each_packet_of_a_client_is_in_one_total() {
+    let totals = Totals::of(&client());
+    // 2 by a rule, 8 by default, 64 truncated; 3 of them passed.
+    assert_eq!(totals.accepted, counted(1 + 4));
+    assert_eq!(totals.denied, counted(2 + 8 + 64 - 3));
+    assert_eq!(totals.audited, counted(3));
+    assert_eq!(totals.passed, counted(16 + 32));
+}
+
+#[test]
+fn metrics_are_in_prometheus_text_format() {
+    let text = String::from_utf8(metrics::text(&status()).expect("metrics")).expect("text");
+    assert_eq!(text, include_str!("metrics.prom"));
+}
