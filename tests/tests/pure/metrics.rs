@@ -68,6 +68,7 @@ pub fn status() -> Status {
             verified_instructions: None,
             resolvers: Vec::new(),
             gate_problem: Some("no nft".to_owned()),
+            unpinned_programs: 0,
             unguarded_uplinks: BTreeMap::new(),
             records: 9,
             records_suppressed: 90,
