@@ -11,7 +11,7 @@
 //! | [`dataplane`], [`nft`], [`conntrack`] | edges that do what is to be done |
 //! | [`service`], [`desktop`] | edges towards systemd and the user's screen |
 //! | [`prepare`] | what comes before the daemon |
-//! | [`control`], [`status`], [`cli`] | what a person sees, and the way it gets there |
+//! | [`control`], [`status`], [`explanation`], [`cli`] | what a person sees, and the way it gets there |
 
 pub mod cli;
 pub mod conntrack;
@@ -21,6 +21,7 @@ pub mod dataplane;
 pub mod desktop;
 pub mod dns;
 pub mod events;
+pub mod explanation;
 pub mod links;
 pub mod memory;
 pub mod metrics;
