@@ -3,6 +3,8 @@
 
 pub mod ask;
 pub mod audit;
+pub mod colour;
+pub mod explain;
 pub mod learn;
 pub mod monitor;
 pub mod show;
@@ -26,6 +28,8 @@ use crate::sources::Place;
 
 /// Exit code when the agent runs but something needs attention.
 pub const EXIT_PROBLEM: u8 = 1;
+/// Exit code when the kernel's tables say something else than the agent.
+pub const EXIT_DISAGREEMENT: u8 = 4;
 /// Exit code when no agent runs.
 pub const EXIT_NOT_RUNNING: u8 = 3;
 
@@ -82,6 +86,13 @@ pub enum Command {
     /// what the rules deny is cut. Exit code 0: done. 2: that client cannot be audited. 3: no
     /// agent runs.
     Audit(audit::Audit),
+    /// Say which rule decides about a packet, why, and what becomes of it.
+    ///
+    /// The answer is the kernel's: the same function runs on the agent's policy and on the
+    /// kernel's own tables. Exit code 0: the packet is forwarded, or is for the netvm itself.
+    /// 1: it is not. 3: neither an agent nor the kernel can tell. 4: they contradict each
+    /// other, which is a bug. 2: any other error.
+    Explain(explain::Explain),
 }
 
 /// What the gate depends on, and where pins are.

@@ -21,13 +21,10 @@ use netlink_proto::sys::SocketAddr;
 use netlink_proto::sys::protocols::NETLINK_NETFILTER;
 use thiserror::Error;
 
+use crate::explanation::protocol;
+
 /// `CTA_PROTO_ICMP_TYPE` and its IPv6 twin (uapi/linux/netfilter/nfnetlink_conntrack.h).
 const ICMP_TYPES: [u16; 2] = [5, 8];
-
-const PROTOCOL_ICMP: u8 = 1;
-const PROTOCOL_TCP: u8 = 6;
-const PROTOCOL_UDP: u8 = 17;
-const PROTOCOL_ICMPV6: u8 = 58;
 
 /// A connection, as whoever opened it sees it.
 #[derive(Clone, Debug)]
@@ -36,6 +33,8 @@ pub struct Flow {
     pub source: IpAddr,
     /// A packet of it, as the opener sends it: before any translation.
     pub packet: Packet,
+    /// A packet that answers, as the other side sends it.
+    pub answer: Option<Packet>,
     family: NetfilterProtoFamily,
     original: Vec<Tuple>,
 }
@@ -119,13 +118,24 @@ fn flow(family: NetfilterProtoFamily, message: &ConntrackMessage) -> Option<Flow
     let (ConntrackMessage::New(attributes) | ConntrackMessage::Get(attributes)) = message else {
         return None;
     };
-    let original = attributes.iter().find_map(|attribute| match attribute {
-        ConntrackAttribute::CtaTupleOrig(original) => Some(original.clone()),
-        _ => None,
-    })?;
+    let tuples = |original: bool| {
+        attributes.iter().find_map(|attribute| match attribute {
+            ConntrackAttribute::CtaTupleOrig(tuples) if original => Some(tuples),
+            ConntrackAttribute::CtaTupleReply(tuples) if !original => Some(tuples),
+            _ => None,
+        })
+    };
+    let original = tuples(true)?.clone();
+    let packet = packet(&original)?;
+    let answer = tuples(false).and_then(|reply| self::packet(reply));
+    Some(Flow { source: packet.source.into(), packet, answer, family, original })
+}
+
+/// The packet that tuples describe.
+fn packet(tuples: &[Tuple]) -> Option<Packet> {
     let (mut source, mut destination) = (None, None);
     let (mut number, mut source_port, mut port) = (None, 0, 0);
-    for tuple in &original {
+    for tuple in tuples {
         match tuple {
             Tuple::Ip(addresses) => {
                 for address in addresses {
@@ -157,14 +167,8 @@ fn flow(family: NetfilterProtoFamily, message: &ConntrackMessage) -> Option<Flow
         }
     }
     let (source, destination, number) = (source?, destination?, number?);
-    let protocol = match (number, source) {
-        (PROTOCOL_TCP, _) => Protocol::Tcp,
-        (PROTOCOL_UDP, _) => Protocol::Udp,
-        (PROTOCOL_ICMP, IpAddr::V4(_)) | (PROTOCOL_ICMPV6, IpAddr::V6(_)) => Protocol::Icmp,
-        _ => Protocol::Other,
-    };
+    let protocol = protocol(number, source.is_ipv4());
     let port = if protocol == Protocol::Other { 0 } else { port };
     let addresses = Packet::of_addresses(source.into(), destination.into());
-    let packet = Packet { protocol, number, port, source_port, ..addresses };
-    Some(Flow { source, packet, family, original })
+    Some(Packet { protocol, number, port, source_port, ..addresses })
 }

@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::debug;
 
+use crate::explanation::{Explanation, PacketStatus};
 use crate::status::Status;
 
 /// Longest question, in bytes.
@@ -47,6 +48,13 @@ pub enum Request {
         /// How long; 0 ends it.
         seconds: u64,
     },
+    /// What becomes of a packet, and why.
+    Explain {
+        /// Address of the client that sends it.
+        client: IpAddr,
+        /// The packet.
+        packet: PacketStatus,
+    },
 }
 
 /// An answer. Whoever asked knows which one comes.
@@ -60,6 +68,8 @@ pub enum Answer {
     News(feed::Place),
     /// To [`Request::Audit`]: in how many seconds it ends, or why there can be none.
     Audit(Result<Option<u64>, String>),
+    /// To [`Request::Explain`]: for each vif that leads to the client.
+    Explanations(Vec<Explanation>),
 }
 
 /// A question with the way to answer it.

@@ -12,7 +12,7 @@
 //! | [`pace`] | changes that come too fast |
 //! | [`service`], [`desktop`] | edges towards systemd and the user's screen |
 //! | [`prepare`] | what comes before the daemon |
-//! | [`control`], [`status`], [`cli`] | what a person sees, and the way it gets there |
+//! | [`control`], [`status`], [`explanation`], [`cli`] | what a person sees, and the way it gets there |
 
 pub mod cli;
 pub mod conntrack;
@@ -22,6 +22,7 @@ pub mod dataplane;
 pub mod desktop;
 pub mod dns;
 pub mod events;
+pub mod explanation;
 pub mod links;
 pub mod memory;
 pub mod metrics;

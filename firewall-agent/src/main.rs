@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::Show(show) => cli::show::show(&show),
         Command::Monitor(monitor) => cli::monitor::monitor(&monitor),
         Command::Audit(audit) => cli::audit::audit(&audit),
+        Command::Explain(explain) => cli::explain::explain(&explain),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("firewall-agent: {error:#}");

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use crate::rules::Family;
@@ -122,6 +123,8 @@ pub struct ClientStatus {
     pub default: Option<String>,
     /// Packets that no rule matched.
     pub default_counter: CounterStatus,
+    /// How many seconds ago the last of them was seen, to within ten seconds.
+    pub default_last: Option<u64>,
     /// Its rules in order.
     pub rules: Vec<RuleStatus>,
     /// Size of the policy and figures of its proof.
@@ -155,10 +158,18 @@ pub struct RuleStatus {
     /// Its host name; [`Status::names`] has what is known about it. A name that is not there
     /// makes no difference, whatever it leads to, and is not looked up.
     pub name: Option<String>,
-    /// Whether any packet can reach it: false if earlier rules match all of its packets.
+    /// Where it can match: its network, the addresses of its name, the DNS servers.
+    pub destinations: Vec<IpNet>,
+    /// Whether any packet can reach it: false if earlier rules match all of its packets, or
+    /// if there are none.
     pub effective: bool,
-    /// Packets it decided.
+    /// Numbers of the rules that match all of its packets first, if it is not effective: the
+    /// first that does alone, or several that do together. Empty if it matches nothing.
+    pub hidden_by: Vec<u16>,
+    /// Packets it decided, since its client's rules changed last.
     pub counter: CounterStatus,
+    /// How many seconds ago the last of them was seen, to within ten seconds.
+    pub last: Option<u64>,
 }
 
 /// A name in one family.

@@ -23,6 +23,7 @@ use crate::rules::{Family, Rule, Ruleset};
 use crate::status::ProblemStatus;
 
 pub mod audits;
+pub mod explaining;
 mod naming;
 mod statuses;
 

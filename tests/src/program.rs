@@ -102,6 +102,13 @@ impl Program {
         info.verified_instruction_count().context("the kernel does not tell")
     }
 
+    /// The number by which the kernel knows the program `from_client`.
+    pub fn id(&self) -> Result<u32> {
+        let program = self.ebpf.program("from_client").context("no such program")?;
+        let program: &SchedClassifier = program.try_into()?;
+        Ok(program.info()?.id())
+    }
+
     /// Sends one frame.
     pub fn send(&mut self, frame: &[u8]) -> Result<Outcome> {
         self.send_with(frame, 0, 0)

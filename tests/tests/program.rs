@@ -4,6 +4,7 @@
 mod program {
     mod audit;
     mod common;
+    mod explained;
     mod fields;
     mod odd;
     mod random;

@@ -3,6 +3,7 @@
 
 mod pure {
     mod audits;
+    mod explained;
     mod feed;
     mod files;
     mod many_names;

@@ -1,7 +1,7 @@
 //! How a running agent is asked, and how answers are printed.
 //! Never says what an answer means.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use anyhow::Result;
@@ -49,11 +49,4 @@ pub fn print(text: &str) -> Result<()> {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
         _ => Ok(()),
     }
-}
-
-/// Whether standard output may have colours: only a terminal, and not if its user said no
-/// (<https://no-color.org>).
-pub fn has_colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    io::stdout().is_terminal() && !refused
 }

@@ -133,7 +133,8 @@ pub fn details(client: &ClientStatus, names: &[NameStatus]) -> String {
     text
 }
 
-fn told(problem: &ProblemStatus) -> String {
+/// What is wrong with rules, and where.
+pub fn told(problem: &ProblemStatus) -> String {
     let mut text = problem.origin.clone();
     if let Some(line) = problem.line {
         let _ = write!(text, ", line {line}");

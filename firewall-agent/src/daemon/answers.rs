@@ -16,6 +16,7 @@ use crate::control::{Answer, Request};
 use crate::events::{ClientId, Event};
 use crate::metrics;
 use crate::status::{AgentStatus, CounterStatus, SCHEMA, State, Status};
+use crate::world::explaining::Circumstances;
 
 impl Daemon {
     pub(super) async fn answer(&mut self, request: &Request) -> Answer {
@@ -35,6 +36,16 @@ impl Daemon {
                 }
                 self.follow(Event::Audit { client: *client, length, now: now() }).await;
                 Answer::Audit(Ok(self.audit_seconds(*client)))
+            }
+            Request::Explain { client, packet } => {
+                let circumstances = Circumstances {
+                    guards_neighbours: self.options.dataplane.guard_neighbours,
+                    is_settling: &|client| self.settling.contains(&client),
+                    mode: self.gate.mode.name(),
+                    seconds: super::now().as_secs(),
+                };
+                let packet = packet.packet();
+                Answer::Explanations(self.world.explain(*client, &packet, &circumstances))
             }
         }
     }
@@ -57,8 +68,7 @@ impl Daemon {
 
     /// Everything, about some clients.
     fn status(&self, is_wanted: impl Fn(IpAddr) -> bool) -> Status {
-        let mut clients = self.world.client_statuses();
-        clients.retain(|client| is_wanted(client.address));
+        let mut clients = self.world.client_statuses_of(is_wanted);
         for status in &mut clients {
             status.audit = self.audit_seconds(status.address);
             let Some(vif) = status.vif_index else {
@@ -101,8 +111,8 @@ impl Daemon {
         if let Some(problem) = self.world.source_problem() {
             return format!("cannot read rules: {problem}");
         }
-        let clients = self.world.client_statuses();
-        let count = |state| clients.iter().filter(|client| client.state == state).count();
+        let states = self.world.states();
+        let count = |state| states.iter().filter(|it| **it == state).count();
         let [live, blocked] = [State::Live, State::Blocked].map(count);
         let waiting = count(State::Waiting);
         let mut text =

@@ -2,6 +2,7 @@
 //! Never decides what is in force for whom, and never detaches on its way out: what is
 //! attached and installed goes on without the agent.
 
+pub mod inspect;
 pub mod maps;
 pub mod records;
 

@@ -12,7 +12,7 @@
 //! A prefix becomes an anchor itself where that is cheaper than repeating its rules in
 //! everything below it. What is still too large is refused.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::ops::RangeInclusive;
 
 use firewall_common::abi::{
@@ -264,11 +264,4 @@ fn segments(
         }
     }
     segments
-}
-
-impl Policy {
-    /// Indices of the rules that can decide something; the others never can.
-    pub fn effective_rules(&self) -> BTreeSet<u32> {
-        self.segments.iter().map(|segment| segment.rule).collect()
-    }
 }

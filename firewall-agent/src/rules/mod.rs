@@ -5,6 +5,10 @@
 
 pub mod check;
 pub mod compile;
+pub mod explain;
+pub mod hidden;
+pub mod hint;
+pub mod lint;
 pub mod parse;
 pub mod relevant;
 pub mod resolve;

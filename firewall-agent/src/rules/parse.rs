@@ -9,13 +9,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use ipnet::IpNet;
 use thiserror::Error;
 
 use super::{Action, Destination, Family, Rule, Ruleset, Service};
 
+/// The key of what happens when no rule matches.
+const POLICY: &str = "policy";
 /// Longest value that QubesDB keeps, in bytes.
 const MAX_VALUE: usize = 3072;
 /// Longest host name, in bytes (RFC 1035, section 2.3.4).
@@ -42,6 +44,8 @@ pub struct RulesetError {
     pub key: Option<String>,
     /// The offending text, as far as it is worth quoting.
     pub text: String,
+    /// Which bytes of the text it is about.
+    pub place: Range<u32>,
     /// What is wrong.
     pub problem: Problem,
 }
@@ -60,6 +64,13 @@ impl fmt::Display for RulesetError {
 }
 
 impl std::error::Error for RulesetError {}
+
+impl RulesetError {
+    /// An error that is about no line in particular.
+    pub fn of_whole(problem: Problem) -> Self {
+        Self { line: None, key: None, text: String::new(), place: 0..0, problem }
+    }
+}
 
 /// What can be wrong with rules.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -117,43 +128,77 @@ pub enum Problem {
     Unreadable(String),
 }
 
+/// All that entries say, the wrong ones aside.
+#[derive(Clone, Debug, Default)]
+pub struct Parsed {
+    /// What happens when no rule matches.
+    pub default: Option<Action>,
+    /// Rules by their numbers.
+    pub rules: BTreeMap<u16, Rule>,
+    /// All that is wrong, in the order of the entries.
+    pub errors: Vec<RulesetError>,
+}
+
 /// The rules of one client of one family, from entries in any order.
 pub fn ruleset(family: Family, entries: &[Entry]) -> Result<Ruleset, RulesetError> {
-    let mut default = None;
-    let mut rules = BTreeMap::new();
-    for entry in entries {
-        let error = |problem| RulesetError {
-            line: entry.line,
-            key: Some(entry.key.clone()),
-            text: entry.value.clone(),
-            problem,
-        };
-        if entry.value.len() > MAX_VALUE {
-            let text = String::new();
-            return Err(RulesetError { text, ..error(Problem::TooLong) });
-        }
-        let twice = || error(Problem::KeyTwice(entry.key.clone()));
-        if entry.key == "policy" {
-            let action = action(&entry.value).map_err(error)?;
-            if default.replace(action).is_some() {
-                return Err(twice());
-            }
-        } else {
-            let number = rule_number(&entry.key).map_err(error)?;
-            let rule = rule(family, number, &entry.value).map_err(error)?;
-            if rules.insert(number, rule).is_some() {
-                return Err(twice());
-            }
-        }
+    let Parsed { default, rules, errors } = parse(family, entries);
+    if let Some(error) = errors.into_iter().next() {
+        return Err(error);
     }
     // Four digits number no more rules than there may be.
-    let default = default.ok_or_else(|| RulesetError {
-        line: None,
-        key: None,
-        text: String::new(),
-        problem: Problem::NoPolicy,
-    })?;
-    Ok(Ruleset { default, rules: rules.into_values().collect() })
+    match default {
+        Some(default) => Ok(Ruleset { default, rules: rules.into_values().collect() }),
+        None => Err(RulesetError::of_whole(Problem::NoPolicy)),
+    }
+}
+
+/// The same, going on after an error.
+pub fn parse(family: Family, entries: &[Entry]) -> Parsed {
+    let mut parsed = Parsed::default();
+    for entry in entries {
+        if let Err((problem, place)) = take(family, entry, &mut parsed) {
+            let text = match problem {
+                Problem::TooLong => String::new(),
+                _ => entry.value.clone(),
+            };
+            let (line, key) = (entry.line, Some(entry.key.clone()));
+            let place = bytes(place);
+            parsed.errors.push(RulesetError { line, key, text, place, problem });
+        }
+    }
+    let has_policy = entries.iter().any(|entry| entry.key == POLICY);
+    if !has_policy {
+        parsed.errors.push(RulesetError::of_whole(Problem::NoPolicy));
+    }
+    parsed
+}
+
+/// A place in a text, in the form of [`RulesetError::place`].
+pub fn bytes(place: Range<usize>) -> Range<u32> {
+    let bounded = |at| u32::try_from(at).unwrap_or(u32::MAX);
+    bounded(place.start)..bounded(place.end)
+}
+
+/// What is wrong, and with which bytes of a text.
+type Misplaced = (Problem, Range<usize>);
+
+fn take(family: Family, entry: &Entry, parsed: &mut Parsed) -> Result<(), Misplaced> {
+    let whole = |problem| (problem, 0..entry.value.len());
+    if entry.value.len() > MAX_VALUE {
+        return Err((Problem::TooLong, 0..0));
+    }
+    let is_second = if entry.key == POLICY {
+        let action = action(&entry.value).map_err(whole)?;
+        parsed.default.replace(action).is_some()
+    } else {
+        let number = rule_number(&entry.key).map_err(whole)?;
+        let rule = rule(family, number, &entry.value)?;
+        parsed.rules.insert(number, rule).is_some()
+    };
+    if is_second {
+        return Err(whole(Problem::KeyTwice(entry.key.clone())));
+    }
+    Ok(())
 }
 
 fn rule_number(key: &str) -> Result<u16, Problem> {
@@ -182,54 +227,80 @@ enum Proto {
     Icmp,
 }
 
-fn rule(family: Family, number: u16, text: &str) -> Result<Rule, Problem> {
-    let mut given = None;
-    let mut destination = Destination::Any;
-    let mut proto = None;
-    let mut dns = false;
-    let mut ports = None;
-    let mut icmp_type = None;
-    let mut last: Option<(&str, u8)> = None;
+/// The options of a rule, as far as they were read.
+#[derive(Default)]
+struct Options<'a> {
+    given: Option<Action>,
+    destination: Option<Destination>,
+    proto: Option<Proto>,
+    dns: bool,
+    ports: Option<RangeInclusive<u16>>,
+    icmp_type: Option<u8>,
+    last: Option<(&'a str, u8)>,
+}
+
+fn rule(family: Family, number: u16, text: &str) -> Result<Rule, Misplaced> {
+    let mut options = Options::default();
+    let mut start = 0;
     for token in text.split(' ') {
-        if token.is_empty() {
-            return Err(Problem::EmptyOption);
-        }
-        let (option, value) =
-            token.split_once('=').ok_or_else(|| Problem::NotAnOption(token.to_owned()))?;
-        let rank = rank(option).ok_or_else(|| Problem::UnknownOption(option.to_owned()))?;
-        if let Some((last_option, last_rank)) = last {
-            if last_option == option {
-                return Err(Problem::OptionTwice(option.to_owned()));
-            }
-            if last_rank == rank {
-                return Err(Problem::TwoDestinations);
-            }
-            if last_rank > rank {
-                return Err(Problem::OutOfOrder(option.to_owned(), last_option.to_owned()));
-            }
-        }
-        last = Some((option, rank));
-        match option {
-            "action" => given = Some(action(value)?),
-            "dst4" => destination = network(family, Family::V4, value)?,
-            "dst6" => destination = network(family, Family::V6, value)?,
-            "dsthost" => destination = Destination::Name(name(value)?),
-            "proto" => proto = Some(protocol(value)?),
-            "specialtarget" if value == "dns" => dns = true,
-            "specialtarget" => return Err(Problem::UnknownTarget(value.to_owned())),
-            "dstports" => ports = Some(port_range(value)?),
-            "icmptype" => icmp_type = Some(icmp(value)?),
-            _ => return Err(Problem::UnknownOption(option.to_owned())),
-        }
+        options
+            .take(family, token)
+            .map_err(|(problem, place)| (problem, start + place.start..start + place.end))?;
+        start += token.len() + 1;
     }
+    let Options { given, destination, proto, dns, ports, icmp_type, last: _ } = options;
+    let whole = |problem| (problem, 0..text.len());
     Ok(Rule {
         number,
         text: text.to_owned(),
-        action: given.ok_or(Problem::NoAction)?,
-        destination,
+        action: given.ok_or(Problem::NoAction).map_err(whole)?,
+        destination: destination.unwrap_or(Destination::Any),
         dns,
-        service: service(proto, dns, ports, icmp_type)?,
+        service: service(proto, dns, ports, icmp_type).map_err(whole)?,
     })
+}
+
+impl<'a> Options<'a> {
+    /// Takes in the next one. The place of a problem counts from where it begins.
+    fn take(&mut self, family: Family, token: &'a str) -> Result<(), Misplaced> {
+        let whole = |problem| (problem, 0..token.len());
+        if token.is_empty() {
+            return Err(whole(Problem::EmptyOption));
+        }
+        let (option, value) =
+            token.split_once('=').ok_or_else(|| whole(Problem::NotAnOption(token.to_owned())))?;
+        let unknown = || (Problem::UnknownOption(option.to_owned()), 0..option.len());
+        let rank = rank(option).ok_or_else(unknown)?;
+        if let Some((last_option, last_rank)) = self.last {
+            if last_option == option {
+                return Err(whole(Problem::OptionTwice(option.to_owned())));
+            }
+            if last_rank == rank {
+                return Err(whole(Problem::TwoDestinations));
+            }
+            if last_rank > rank {
+                let (option, last) = (option.to_owned(), last_option.to_owned());
+                return Err(whole(Problem::OutOfOrder(option, last)));
+            }
+        }
+        self.last = Some((option, rank));
+        let wrong = |problem| (problem, option.len() + 1..token.len());
+        match option {
+            "action" => self.given = Some(action(value).map_err(wrong)?),
+            "dst4" | "dst6" => {
+                let wanted = if option == "dst4" { Family::V4 } else { Family::V6 };
+                self.destination = Some(network(family, wanted, value).map_err(wrong)?);
+            }
+            "dsthost" => self.destination = Some(Destination::Name(name(value).map_err(wrong)?)),
+            "proto" => self.proto = Some(protocol(value).map_err(wrong)?),
+            "specialtarget" if value == "dns" => self.dns = true,
+            "specialtarget" => return Err(wrong(Problem::UnknownTarget(value.to_owned()))),
+            "dstports" => self.ports = Some(port_range(value).map_err(wrong)?),
+            "icmptype" => self.icmp_type = Some(icmp(value).map_err(wrong)?),
+            _ => return Err(unknown()),
+        }
+        Ok(())
+    }
 }
 
 /// The protocols and ports that the options of a rule leave.

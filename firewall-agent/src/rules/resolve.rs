@@ -96,9 +96,32 @@ impl Prefix {
         to_address(self.bits)
     }
 
+    /// As people write it.
+    pub fn network(&self) -> Option<IpNet> {
+        let address = IpAddr::from(self.address());
+        let length = match address {
+            IpAddr::V4(_) => self.length.checked_sub(MAPPED_BITS)?,
+            IpAddr::V6(_) => self.length,
+        };
+        IpNet::new(address, length).ok()
+    }
+
     /// Whether every address of `other` is one of these.
     pub fn covers(&self, other: &Self) -> bool {
         self.first() <= other.first() && other.last() <= self.last()
+    }
+
+    /// The prefix around this one that is no longer than `length`.
+    pub fn widened(&self, length: u8) -> Self {
+        let mask = !u128::MAX.checked_shr(length.into()).unwrap_or(0);
+        Self { bits: self.bits & mask, length }
+    }
+
+    /// Both halves; a single address has none.
+    pub fn halves(&self) -> Option<[Self; 2]> {
+        let half = (1_u128 << 127).checked_shr(self.length.into())?;
+        let length = self.length.checked_add(1)?;
+        Some([Self { length, ..*self }, Self { bits: self.bits | half, length }])
     }
 
     /// What two prefixes have in common: one of them, or nothing.
@@ -154,6 +177,15 @@ pub struct ResolvedRule {
     pub action: Action,
     /// Where and what.
     pub matches: Vec<Match>,
+}
+
+impl ResolvedRule {
+    /// Where it can match at all, in order.
+    pub fn networks(&self) -> Vec<IpNet> {
+        let prefixes = self.matches.iter().flat_map(|found| &found.prefixes);
+        let prefixes: BTreeSet<&Prefix> = prefixes.collect();
+        prefixes.into_iter().filter_map(Prefix::network).collect()
+    }
 }
 
 /// Destinations, and the services there.

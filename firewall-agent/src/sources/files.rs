@@ -125,17 +125,14 @@ fn is_change(event: &notify::Result<notify::Event>) -> bool {
 
 fn read_file(path: &Path, client: IpAddr) -> Result<Ruleset, SourceError> {
     let origin = path.display().to_string();
-    let unreadable = |error: io::Error| RulesetError {
-        line: None,
-        key: None,
-        text: String::new(),
-        problem: Problem::Unreadable(error.to_string()),
-    };
+    let unreadable =
+        |error: io::Error| RulesetError::of_whole(Problem::Unreadable(error.to_string()));
     let rules = read_text(path).map_err(unreadable).and_then(|text| ruleset(client, &text));
     rules.map_err(|error| SourceError { origin, error: Box::new(error) })
 }
 
-fn read_text(path: &Path) -> io::Result<String> {
+/// The text of a file, if it can be one of rules.
+pub fn read_text(path: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > MAX_FILE {
@@ -146,7 +143,16 @@ fn read_text(path: &Path) -> io::Result<String> {
 
 /// The rules in the text of a file.
 pub fn ruleset(client: IpAddr, text: &str) -> Result<Ruleset, RulesetError> {
-    let mut entries = Vec::new();
+    let (entries, errors) = entries(text);
+    match errors.into_iter().next() {
+        Some(error) => Err(error),
+        None => parse::ruleset(Family::from(client), &entries),
+    }
+}
+
+/// The entries in the text of a file, and all that is wrong with its lines.
+pub fn entries(text: &str) -> (Vec<Entry>, Vec<RulesetError>) {
+    let (mut entries, mut errors) = (Vec::new(), Vec::new());
     let mut committed = false;
     for (index, line) in text.split_inclusive('\n').enumerate() {
         // A line without an end may be half of what is going to be written.
@@ -155,23 +161,23 @@ pub fn ruleset(client: IpAddr, text: &str) -> Result<Ruleset, RulesetError> {
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let error = |problem| {
-            let (line, text) = (Some(index + 1), line.to_owned());
-            RulesetError { line, key: None, text, problem }
+        let number = Some(index + 1);
+        let mut error = |problem| {
+            let (text, place) = (line.to_owned(), parse::bytes(0..line.len()));
+            errors.push(RulesetError { line: number, key: None, text, place, problem });
         };
         if committed {
-            return Err(error(Problem::AfterCommit));
-        }
-        if line == "commit" {
+            error(Problem::AfterCommit);
+        } else if line == "commit" {
             committed = whole.is_some();
-            continue;
+        } else if let Some((key, value)) = line.split_once(" = ") {
+            entries.push(Entry { line: number, key: key.to_owned(), value: value.to_owned() });
+        } else {
+            error(Problem::NotAnEntry);
         }
-        let (key, value) = line.split_once(" = ").ok_or_else(|| error(Problem::NotAnEntry))?;
-        entries.push(Entry { line: Some(index + 1), key: key.to_owned(), value: value.to_owned() });
     }
     if !committed {
-        let text = String::new();
-        return Err(RulesetError { line: None, key: None, text, problem: Problem::NoCommit });
+        errors.push(RulesetError::of_whole(Problem::NoCommit));
     }
-    parse::ruleset(Family::from(client), &entries)
+    (entries, errors)
 }

@@ -8,7 +8,8 @@ use super::{InForce, Live, Standing, World};
 use crate::events::Question;
 use crate::names::Moment;
 use crate::rules::check::ProvedPolicy;
-use crate::rules::{Destination, Family};
+use crate::rules::hidden::{self, Never};
+use crate::rules::{Destination, Family, resolve};
 use crate::status::{
     ClientStatus, CounterStatus, NameAddress, NameStatus, PolicyStatus, ProblemStatus, RuleStatus,
     State, VifStatus,
@@ -49,13 +50,29 @@ impl World {
     /// All clients, and addresses with rules but no vif. Counters are left
     /// at zero, and audits out.
     pub fn client_statuses(&self) -> Vec<ClientStatus> {
-        let present = self.clients.iter().map(|(client, in_force)| {
-            self.client_status(client.address, Some((client.vif, in_force)))
-        });
+        self.client_statuses_of(|_| true)
+    }
+
+    /// The same of some of them.
+    pub fn client_statuses_of(&self, is_wanted: impl Fn(IpAddr) -> bool) -> Vec<ClientStatus> {
+        let wanted = self.standings().into_iter().filter(|(address, _)| is_wanted(*address));
+        wanted.map(|(address, present)| self.client_status(address, present)).collect()
+    }
+
+    /// What is in force for each of them.
+    pub fn states(&self) -> Vec<State> {
+        let all = self.standings().into_iter();
+        all.map(|(address, present)| self.state(address, present).0).collect()
+    }
+
+    /// All clients, and addresses with rules but no vif.
+    pub(super) fn standings(&self) -> Vec<(IpAddr, Option<(u32, &InForce)>)> {
+        let present = self.clients.iter();
+        let present =
+            present.map(|(client, in_force)| (client.address, Some((client.vif, in_force))));
         let has_vif: BTreeSet<IpAddr> = self.clients.keys().map(|client| client.address).collect();
         let absent = self.rulesets.keys().filter(|address| !has_vif.contains(address));
-        let absent = absent.map(|&address| self.client_status(address, None));
-        present.chain(absent).collect()
+        present.chain(absent.map(|address| (*address, None))).collect()
     }
 
     /// All names that matter, as they are at a time.
@@ -99,7 +116,12 @@ impl World {
         users.collect()
     }
 
-    fn client_status(&self, address: IpAddr, present: Option<(u32, &InForce)>) -> ClientStatus {
+    /// What is in force for one of them, and why it is blocked.
+    pub(super) fn state(
+        &self,
+        address: IpAddr,
+        present: Option<(u32, &InForce)>,
+    ) -> (State, Option<ProblemStatus>) {
         let standing = self.standings.get(&address).unwrap_or(&Standing::Waiting);
         let refused = present.and_then(|(_, in_force)| in_force.refused.clone());
         let refused = refused.map(|reason| ProblemStatus {
@@ -114,29 +136,47 @@ impl World {
             (Standing::Waiting, None) => (State::Waiting, None),
             (Standing::Live(_), None) => (State::Live, None),
         };
-        let live = match standing {
-            Standing::Live(live) => Some(live),
-            Standing::Waiting | Standing::Blocked(_) => None,
-        };
+        let is_absent = present.is_none() && problem.is_none();
+        (if is_absent { State::Absent } else { state }, problem)
+    }
+
+    fn client_status(&self, address: IpAddr, present: Option<(u32, &InForce)>) -> ClientStatus {
+        let (state, problem) = self.state(address, present);
+        let live = self.live(address);
         ClientStatus {
             address,
             vif: present.and_then(|(vif, _)| self.link_name(vif)).map(str::to_owned),
             vif_index: present.map(|(vif, _)| vif),
-            state: if present.is_none() && problem.is_none() { State::Absent } else { state },
+            state,
             problem,
             audit: None,
             generation: present.map(|(_, in_force)| in_force.generation),
             default: live.map(|live| live.ruleset.default.name().to_owned()),
             default_counter: CounterStatus::default(),
-            rules: live.map(|live| self.rule_statuses(live)).unwrap_or_default(),
+            default_last: None,
+            rules: live.map(|live| self.rule_statuses(address, live)).unwrap_or_default(),
             policy: live.map(|live| policy_status(&live.policy)),
             counters: BTreeMap::new(),
         }
     }
 
-    fn rule_statuses(&self, live: &Live) -> Vec<RuleStatus> {
-        let effective = live.policy.policy().effective_rules();
-        let rules = (0..).zip(&live.ruleset.rules).map(|(index, rule)| RuleStatus {
+    /// What rules of a client that can be used come to.
+    pub(super) fn live(&self, client: IpAddr) -> Option<&Live> {
+        match self.standings.get(&client) {
+            Some(Standing::Live(live)) => Some(live),
+            Some(Standing::Waiting | Standing::Blocked(_)) | None => None,
+        }
+    }
+
+    fn rule_statuses(&self, client: IpAddr, live: &Live) -> Vec<RuleStatus> {
+        let rules = &live.ruleset.rules;
+        let resolved = resolve::resolve(Family::from(client), &live.ruleset, &self.surroundings);
+        let hidden = hidden::hidden(&resolved.rules);
+        let numbers = |by: Vec<usize>| {
+            by.into_iter().filter_map(|by| rules.get(by)).map(|rule| rule.number).collect()
+        };
+        let each = rules.iter().zip(resolved.rules).zip(hidden);
+        let statuses = each.map(|((rule, resolved), never)| RuleStatus {
             number: rule.number,
             text: rule.text.clone(),
             action: rule.action.name().to_owned(),
@@ -144,10 +184,16 @@ impl World {
                 Destination::Name(name) => Some(name.clone()),
                 Destination::Any | Destination::Network(_) => None,
             },
-            effective: effective.contains(&index),
+            destinations: resolved.networks(),
+            effective: never.is_none(),
+            hidden_by: match never {
+                Some(Never::Hidden(by)) => numbers(by),
+                Some(Never::MatchesNothing) | None => Vec::new(),
+            },
             counter: CounterStatus::default(),
+            last: None,
         });
-        rules.collect()
+        statuses.collect()
     }
 }
 

@@ -18,7 +18,10 @@ fn rule(action: &str, packets: u64) -> RuleStatus {
         text: format!("action={action}"),
         action: action.to_owned(),
         name: None,
+        destinations: Vec::new(),
         effective: true,
+        hidden_by: Vec::new(),
+        last: None,
         counter: counted(packets),
     }
 }
@@ -37,6 +40,7 @@ pub fn client() -> ClientStatus {
         generation: Some(2),
         default: Some("drop".to_owned()),
         default_counter: counted(8),
+        default_last: None,
         rules: vec![rule("accept", 1), rule("drop", 2), rule("accept", 4)],
         policy: None,
         counters: counters.map(|(reason, packets)| (reason.to_owned(), counted(packets))).into(),

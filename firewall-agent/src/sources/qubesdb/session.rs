@@ -359,10 +359,9 @@ fn parsed(client: IpAddr, entries: &Entries) -> Rules {
     let entry = |(key, value): (&String, &Vec<u8>)| match String::from_utf8(value.clone()) {
         Ok(value) => Ok(Entry { line: None, key: key.clone(), value }),
         Err(error) => Err(RulesetError {
-            line: None,
             key: Some(key.clone()),
             text: String::from_utf8_lossy(error.as_bytes()).into_owned(),
-            problem: Problem::Unreadable("not UTF-8 text".to_owned()),
+            ..RulesetError::of_whole(Problem::Unreadable("not UTF-8 text".to_owned()))
         }),
     };
     let entries: Result<Vec<Entry>, RulesetError> = entries.iter().map(entry).collect();

@@ -1,0 +1,382 @@
+//! An explanation as text for people: the answer first, then the rules, then the way.
+//! Never works anything out that is not in the explanation.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use firewall_common::verdict::{Reason, Verdict};
+
+use crate::cli::colour::{BAD, GOOD, ODD, painted};
+use crate::explanation::{
+    Connection, Explained, Explanation, ICMP, ICMPV6, Judgement, Outcome, PacketStatus, TCP, UDP,
+};
+
+/// Longer lists of rules are cut in the middle.
+const MOST_TRIED: usize = 20;
+const SHOWN_OF_MANY: usize = 8;
+/// Port of DNS.
+const DNS: u16 = 53;
+
+/// One packet.
+pub fn explained(it: &Explained, all: bool) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{}: {}", what(it), outcome(it));
+    let _ = writeln!(text, "  {}", why(it));
+    if it.agree == Some(false) {
+        let _ = writeln!(text, "{}", disagreement(it));
+    }
+    if let Some(agent) = it.agent.as_ref().filter(|agent| !agent.tried.is_empty()) {
+        rules(&mut text, agent, all);
+    } else if let Some(agent) = it.agent.as_ref().filter(|_| it.judgement.reason == "default") {
+        let default = agent.default.as_deref().unwrap_or("drop");
+        let _ = writeln!(text, "\n  There are no rules; the default is {default}.");
+    }
+    let _ = writeln!(text, "\n  On its way:");
+    for (place, happens) in steps(it) {
+        let _ = writeln!(text, "    {place:<11} {}", wrapped(&happens, 16));
+    }
+    text
+}
+
+/// What the packet is.
+fn what(it: &Explained) -> String {
+    let vif = it.agent.as_ref().and_then(|agent| agent.vif.as_ref());
+    let vif = vif.map(|vif| format!(" ({vif})")).unwrap_or_default();
+    let name = it.name.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
+    match &it.packet {
+        None => format!("a frame of {}{vif}", it.client),
+        Some(packet) if packet.source == it.client => {
+            format!("{}{vif} to {name}{}, {}", it.client, packet.destination, service(packet))
+        }
+        Some(packet) => format!(
+            "{}{vif}, with the source address {}, to {}, {}",
+            it.client,
+            packet.source,
+            packet.destination,
+            service(packet)
+        ),
+    }
+}
+
+fn service(packet: &PacketStatus) -> String {
+    let PacketStatus { protocol, port, later_fragment, .. } = packet;
+    if *later_fragment {
+        return format!("a later fragment of protocol {protocol}");
+    }
+    match (*protocol, packet.source.is_ipv4()) {
+        (TCP, _) => format!("tcp port {port}"),
+        (UDP, _) => format!("udp port {port}"),
+        (ICMP, true) if *port == 8 => "a ping".to_owned(),
+        (ICMPV6, false) if *port == 128 => "a ping".to_owned(),
+        (ICMP, true) | (ICMPV6, false) => format!("icmp type {port}"),
+        (other, _) => format!("protocol {other}"),
+    }
+}
+
+fn outcome(it: &Explained) -> String {
+    match it.outcome {
+        Outcome::Forwarded => painted(GOOD, "forwarded"),
+        Outcome::Local => painted(GOOD, "for the netvm itself"),
+        Outcome::Rejected => painted(BAD, "BLOCKED, with an ICMP error"),
+        Outcome::Dropped => painted(BAD, "BLOCKED silently"),
+    }
+}
+
+/// The answer in one sentence.
+fn why(it: &Explained) -> String {
+    let Some((verdict, reason)) = it.judgement.known() else {
+        return "for a reason that this version does not know".to_owned();
+    };
+    let rule = match (it.agent.as_ref().and_then(|agent| agent.rule), it.judgement.rule_index) {
+        (Some(number), _) => format!("rule {number:04}"),
+        (None, Some(index)) => format!("the rule with index {index}"),
+        (None, None) => "a rule".to_owned(),
+    };
+    let does = match verdict {
+        Verdict::Accept => "accepts it",
+        Verdict::Reject | Verdict::Drop => "denies it",
+        Verdict::Pass => "has no say",
+        Verdict::Audit => "denies it, but the client is audited, so it passes",
+    };
+    match reason {
+        Reason::Rule => format!("Because {rule} is the first that matches, and {does}."),
+        Reason::Default => format!("Because no rule matches, and the default {does}."),
+        Reason::Blocked => blocked(it),
+        Reason::Waiting => "Because no rules are known for this client yet: everything is \
+                            dropped until dom0 writes some."
+            .to_owned(),
+        Reason::Local => "It is for the netvm's own address, or multicast or broadcast: the \
+                          netvm's input rules decide, and no rule of the client."
+            .to_owned(),
+        Reason::Fragment => "It has no ports. It passes if the first fragment of its datagram \
+                             does: explain that one."
+            .to_owned(),
+        Reason::UnknownSource => "Because its source address is not at home behind this vif: to \
+                                  the firewall it is spoofed."
+            .to_owned(),
+        Reason::Arp => "ARP is the kernel's business, not the rules'.".to_owned(),
+        Reason::ForeignNeighbour
+        | Reason::LinkLocal
+        | Reason::OtherHost
+        | Reason::Tagged
+        | Reason::ForeignEthertype
+        | Reason::Truncated
+        | Reason::Malformed
+        | Reason::SourceRoute
+        | Reason::RoutingHeader
+        | Reason::TooManyHeaders
+        | Reason::MappedAddress
+        | Reason::OverBudget
+        | Reason::Audit
+        | Reason::ConnectedSource
+        | Reason::ConnectedDestination
+        | Reason::Inconsistent => {
+            format!("Because of what it is, whatever rules say: {}.", meaning(reason))
+        }
+    }
+}
+
+fn blocked(it: &Explained) -> String {
+    let problem = it.agent.as_ref().and_then(|agent| agent.problem.as_ref());
+    let told = problem.map_or_else(
+        || "the agent knows why: `firewall-agent show`".to_owned(),
+        crate::cli::text::told,
+    );
+    format!("Because the client's rules cannot be used, so all is blocked: {told}")
+}
+
+/// What the words of counters and drop records mean.
+fn meaning(reason: Reason) -> &'static str {
+    match reason {
+        Reason::LinkLocal => "its source is link-local or none, and such is never forwarded",
+        Reason::OtherHost => "it is for another hardware address",
+        Reason::Tagged => "it has a VLAN tag",
+        Reason::ForeignEthertype => "it is neither ARP, IPv4 nor IPv6",
+        Reason::Truncated => "it is shorter than its own headers say",
+        Reason::Malformed => "its headers contradict themselves",
+        Reason::SourceRoute => "it has a source route, which leads elsewhere than it says",
+        Reason::RoutingHeader => "it has a routing header, which leads elsewhere than it says",
+        Reason::TooManyHeaders => "it has more extension headers than an honest sender needs",
+        Reason::MappedAddress => "it has an IPv4 address in an IPv6 header",
+        Reason::ForeignNeighbour => "it speaks for addresses that are not the client's",
+        Reason::OverBudget => "there are too many like it",
+        Reason::ConnectedSource => "it has a client's address and comes from elsewhere",
+        Reason::ConnectedDestination => "it is for a client and would leave elsewhere",
+        Reason::Inconsistent => "the tables contradict themselves, which is a bug; please report",
+        Reason::Rule
+        | Reason::Default
+        | Reason::Blocked
+        | Reason::Waiting
+        | Reason::Arp
+        | Reason::Local
+        | Reason::Fragment
+        | Reason::UnknownSource
+        | Reason::Audit => reason.name(),
+    }
+}
+
+fn disagreement(it: &Explained) -> String {
+    let said = |judgement: &Judgement| {
+        let Judgement { verdict, reason, rule_index, generation } = judgement;
+        let rule = rule_index.map(|index| format!(" with index {index}")).unwrap_or_default();
+        format!("{verdict}, by {reason}{rule}, generation {generation}")
+    };
+    let agent = it.agent.as_ref().map(|agent| said(&agent.judgement)).unwrap_or_default();
+    let kernel = it.kernel.as_ref().map(said).unwrap_or_default();
+    painted(
+        BAD,
+        &format!(
+            "\n  THE KERNEL SAYS SOMETHING ELSE, and the kernel decides. This is a bug.\n    \
+             the agent:  {agent}\n    the kernel: {kernel}\n  \
+             Restart the service to have everything installed anew, and please report this."
+        ),
+    )
+}
+
+/// The rules that were tried.
+fn rules(text: &mut String, agent: &Explanation, all: bool) {
+    let _ = writeln!(text, "\n  Rules in order, the first that matches decides:");
+    let count = agent.tried.len();
+    let is_cut = count > MOST_TRIED && !all;
+    for (index, rule) in agent.tried.iter().enumerate() {
+        if is_cut && index >= SHOWN_OF_MANY && index + SHOWN_OF_MANY < count {
+            if index == SHOWN_OF_MANY {
+                let left_out = count - 2 * SHOWN_OF_MANY;
+                let _ = writeln!(text, "    ...   {left_out} more that do not match (--all)");
+            }
+            continue;
+        }
+        let _ = writeln!(text, "    {:04}  {}", rule.number, wrapped(&rule.text, 10));
+        if rule.differs.is_empty() {
+            let _ = writeln!(text, "          {}", painted(ODD, "matches: this one decides"));
+        } else {
+            let whys: Vec<&str> = rule.differs.iter().map(|it| it.why.as_str()).collect();
+            let _ = writeln!(text, "          no: {}", wrapped(&whys.join("; "), 14));
+        }
+    }
+    let left = agent.rules.saturating_sub(count);
+    match (agent.rule, left) {
+        (None, _) => {
+            let default = agent.default.as_deref().unwrap_or("drop");
+            let _ = writeln!(text, "    else  action={default}");
+            let _ = writeln!(text, "          {}", painted(ODD, "the default decides"));
+        }
+        (Some(_), 0) => {}
+        (Some(_), 1) => {
+            let _ = writeln!(text, "    1 more rule is not tried any more");
+        }
+        (Some(_), left) => {
+            let _ = writeln!(text, "    {left} more rules are not tried any more");
+        }
+    }
+}
+
+/// What happens where.
+fn steps(it: &Explained) -> Vec<(&'static str, String)> {
+    let mut steps = vec![("firewall", firewall(it)), ("gate", gate(it)), ("NAT", nat(it))];
+    let connection = match (it.connection, &it.connection_problem) {
+        (Some(Connection::Opened), _) => "the client has such a connection open".to_owned(),
+        (Some(Connection::Answers), _) => {
+            "one was opened towards the client, and this answers; such answers pass whatever \
+             the client's rules say"
+                .to_owned()
+        }
+        (None, None) => "none is known that this belongs to".to_owned(),
+        (None, Some(why)) => format!("unknown: {why}"),
+    };
+    steps.push(("connection", connection));
+    let kernel = match (&it.kernel, &it.kernel_problem, it.agree) {
+        (Some(_), _, Some(true)) => "its own tables say the same".to_owned(),
+        (Some(_), _, Some(false)) => "ITS TABLES SAY SOMETHING ELSE, see above".to_owned(),
+        (Some(_), _, None) => {
+            "this is what its tables say; without an agent the rules' texts are unknown".to_owned()
+        }
+        (None, Some(why), _) => format!("not compared: {why}"),
+        (None, None, _) => "not compared".to_owned(),
+    };
+    steps.push(("kernel", kernel));
+    if let Some(why) = &it.agent_problem {
+        steps.push(("agent", why.clone()));
+    }
+    steps
+}
+
+fn firewall(it: &Explained) -> String {
+    let Judgement { verdict, reason, generation, .. } = &it.judgement;
+    let counted = match it.agent.as_ref().and_then(|agent| agent.rule) {
+        Some(number) => format!("rule {number:04}"),
+        None => reason.clone(),
+    };
+    let policy = match generation {
+        0 => String::new(),
+        generation => format!(", generation {generation}"),
+    };
+    let settling = it.agent.as_ref().is_some_and(|agent| agent.settling);
+    let settling = if settling {
+        "; connections are being ended just now, and until then what is denied is dropped"
+    } else {
+        ""
+    };
+    let does = match it.judgement.known() {
+        Some((Verdict::Accept, _)) => "hands it on with the mark",
+        Some((Verdict::Audit, _)) => "hands it on with the mark, because the client is audited",
+        Some((Verdict::Reject | Verdict::Pass, _)) => "hands it on without the mark",
+        Some((Verdict::Drop, _)) => "ends it at the vif",
+        None => verdict,
+    };
+    format!("{does}; counted as {counted}{policy}{settling}")
+}
+
+fn gate(it: &Explained) -> String {
+    let is_v4 = it.client.is_ipv4();
+    let error = if is_v4 { "ICMP 3/13" } else { "ICMPv6 1/1" };
+    let to_client = it.agent.as_ref().is_some_and(|agent| agent.to_client);
+    let text = match (it.judgement.known(), it.outcome) {
+        (Some((Verdict::Accept | Verdict::Audit, _)), Outcome::Dropped) if to_client => {
+            "forwards it, but it is for another client, and nftables lets no new connection \
+             towards one (on Qubes, unless a rule in `custom-forward` does)"
+        }
+        (Some((Verdict::Accept | Verdict::Audit, _)), _) => "forwards it, because of the mark",
+        (Some((Verdict::Reject, _)), Outcome::Forwarded) => {
+            "forwards it, because it answers a connection that was opened towards the client"
+        }
+        (Some((Verdict::Reject, _)), _) if is_error(it) => {
+            return format!(
+                "forwards it if it is about a connection that the kernel knows, else answers \
+                 \"administratively prohibited\" ({error})"
+            );
+        }
+        (Some((Verdict::Reject, _)), _) => {
+            return format!("answers \"administratively prohibited\" ({error})");
+        }
+        (Some((Verdict::Pass, Reason::Fragment)), _) => {
+            "forwards it inside the datagram whose first fragment has the mark, or not at all"
+        }
+        (Some((Verdict::Pass, _)), _) => "is not on its way",
+        (Some((Verdict::Drop, _)) | None, _) => "is not reached",
+    };
+    text.to_owned()
+}
+
+/// Whether it is an ICMP error, which the gate lets pass if it is about something known.
+fn is_error(it: &Explained) -> bool {
+    it.packet.is_some_and(|packet| match packet.protocol {
+        ICMP => matches!(packet.port, 3 | 11 | 12),
+        ICMPV6 => matches!(packet.port, 1..=4),
+        _ => false,
+    })
+}
+
+fn nat(it: &Explained) -> String {
+    let agent = it.agent.as_ref();
+    let mode = agent.and_then(|agent| agent.mode.as_deref());
+    let (Outcome::Forwarded, Some(packet)) = (it.outcome, &it.packet) else {
+        return "is not reached".to_owned();
+    };
+    if it.connection == Some(Connection::Answers) {
+        return "translates it as it did the connection".to_owned();
+    }
+    let is_dns = matches!(packet.protocol, TCP | UDP) && packet.port == DNS;
+    let is_virtual = |to: IpAddr| {
+        crate::rules::resolve::VIRTUAL_RESOLVERS.into_iter().any(|it| IpAddr::from(it) == to)
+    };
+    let to_virtual = is_dns && is_virtual(packet.destination);
+    match (mode, to_virtual, agent.and_then(|agent| agent.redirected_to)) {
+        (Some("standalone"), true, Some(real)) => {
+            format!("sends it to {real}, the DNS server behind {}", packet.destination)
+        }
+        (Some("standalone"), true, None) => {
+            "drops it: resolv.conf names no DNS server behind this address".to_owned()
+        }
+        (Some("standalone"), false, _) => {
+            "gives it the netvm's own address on its way out (masquerade)".to_owned()
+        }
+        (Some(_), true, _) => "is Qubes': its chain `dnat-dns` sends it to the real DNS server \
+                               (`nft list chain ip qubes dnat-dns`)"
+            .to_owned(),
+        (Some(_), false, _) => {
+            "is Qubes': the netvm's own address on its way out (masquerade)".to_owned()
+        }
+        (None, _, _) => "unknown: only a running agent knows who translates".to_owned(),
+    }
+}
+
+/// Text that goes on at a column where it would be wider than a terminal.
+fn wrapped(text: &str, column: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split(' ') {
+        let Some(line) = lines.last_mut() else {
+            break;
+        };
+        if !line.is_empty() && column + line.chars().count() + 1 + word.chars().count() > 80 {
+            lines.push(word.to_owned());
+        } else {
+            if !line.is_empty() {
+                line.push(' ');
+            }
+            line.push_str(word);
+        }
+    }
+    lines.join(&format!("\n{:column$}", ""))
+}

@@ -1,0 +1,228 @@
+//! What is explained is what the kernel does: the agent's memory, and the tables read back
+//! from the kernel, against the program.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use firewall_agent::dataplane::inspect::Inspection;
+use firewall_agent::events::{Effect, Event, Links, SourceError, Vif};
+use firewall_agent::explanation::{Explanation, Judgement, PacketStatus};
+use firewall_agent::sources::files;
+use firewall_agent::world::World;
+use firewall_agent::world::explaining::Circumstances;
+use firewall_common::packet::{self, Frame};
+use firewall_common::verdict::{Reason, Verdict};
+use firewall_tests::generate::Generator;
+use firewall_tests::oracle::Ruleset;
+use firewall_tests::packets;
+use firewall_tests::program::{Outcome, Program, VIF};
+use firewall_tests::{rounds, seed};
+use nix::time::{ClockId, clock_gettime};
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::common::*;
+
+const LOCAL4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 137, 0, 1));
+
+/// The clock by which audits end.
+fn now() -> Duration {
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).expect("a clock")
+}
+
+/// The agent's memory and the kernel, side by side.
+struct Scene {
+    world: World,
+    program: Program,
+    tables: Inspection,
+}
+
+impl Scene {
+    fn new() -> Result<Self> {
+        let program = Program::load()?;
+        let tables = Inspection::of_program(program.id()?)?;
+        let mut scene = Self { world: World::default(), program, tables };
+        scene.happens(Event::AllRules(BTreeMap::new()))?;
+        let of_clients = known().resolvers;
+        scene.happens(Event::Servers { of_clients, own: Vec::new() })?;
+        let addresses = BTreeSet::from([CLIENT4, CLIENT6]);
+        let vifs = vec![Vif { index: VIF, name: "lo".to_owned(), addresses }];
+        let locals = BTreeSet::from([LOCAL4]);
+        scene.happens(Event::Links(Links { vifs, locals, ..Links::default() }))?;
+        Ok(scene)
+    }
+
+    /// Does what the daemon would, as far as it is about tables.
+    fn happens(&mut self, event: Event) -> Result<()> {
+        let maps = &mut self.program.maps;
+        for effect in self.world.step(event) {
+            match effect {
+                Effect::Put { client, installation, generation } => {
+                    maps.put(client, &installation, generation)?;
+                }
+                Effect::Settle(client) => maps.settle(client)?,
+                Effect::Audit { client, until } => maps.audit(client, until)?,
+                Effect::SetLocals(locals) => maps.set_locals(locals.into_iter())?,
+                _ => {}
+            }
+        }
+        Ok(maps.tidy()?)
+    }
+
+    fn rules(&mut self, client: IpAddr, text: Option<&str>) -> Result<()> {
+        let rules = text.map(|text| {
+            let origin = "a file".to_owned();
+            let rules = files::ruleset(client, text);
+            rules.map_err(|error| SourceError { origin, error: Box::new(error) })
+        });
+        self.happens(Event::Rules { client, rules })
+    }
+
+    fn explain(&self, client: IpAddr, packet: &PacketStatus) -> Result<Explanation> {
+        let circumstances = Circumstances {
+            guards_neighbours: false,
+            is_settling: &|_| false,
+            mode: "qubes",
+            seconds: now().as_secs(),
+        };
+        let explained = self.world.explain(client, &packet.packet(), &circumstances);
+        explained.into_iter().next().context("no client")
+    }
+
+    /// Sends a frame and holds all that is said about it against what the kernel does.
+    fn check(&mut self, client: IpAddr, frame: &[u8]) -> Result<Judgement> {
+        let parsed = packet::parse(frame);
+        let by_tables = self.tables.decide(VIF, &parsed)?;
+        let explained = match &parsed {
+            Ok(Frame::Ip(packet)) => {
+                let explanation = self.explain(client, &packet.into())?;
+                // The list of rules that were tried ends with the one that decides.
+                let last = explanation.tried.last().filter(|it| it.differs.is_empty());
+                assert_eq!(last.map(|it| it.number), explanation.rule, "{explanation:?}");
+                explanation.judgement
+            }
+            Ok(Frame::Arp { .. }) | Err(_) => Judgement::from(&by_tables),
+        };
+        assert_eq!(explained, Judgement::from(&by_tables), "{parsed:?}");
+        let (verdict, reason) = explained.known().context("unknown words")?;
+        let count = |program: &Program| match (explained.rule_index, reason) {
+            (Some(rule), _) => program.counted_rule(client, rule),
+            (None, reason) if reason_without_client(reason) => program.counted(None, reason),
+            (None, reason) => program.counted(Some(client), reason),
+        };
+        let before = count(&self.program).packets;
+        let outcome = self.program.send(frame)?;
+        assert_eq!(count(&self.program).packets, before + 1, "{explained:?}: {parsed:?}");
+        let expected = match verdict {
+            Verdict::Accept | Verdict::Audit => Outcome::ACCEPTED,
+            Verdict::Reject | Verdict::Pass => Outcome::UNMARKED,
+            Verdict::Drop => Outcome::DROPPED,
+        };
+        assert_eq!(outcome, expected, "{explained:?}: {parsed:?}");
+        Ok(explained)
+    }
+}
+
+#[test]
+fn explain_and_kernel_agree_on_a_hundred_thousand_random_packets() -> Result<()> {
+    let seed = seed();
+    let (mut generator, mut random) = (Generator::new(seed), StdRng::seed_from_u64(seed));
+    let mut scene = Scene::new()?;
+    let mut said: BTreeMap<(String, String), u32> = BTreeMap::new();
+    for round in 0..rounds(250, 2_500) {
+        for (client, is_v4) in [(CLIENT4, true), (CLIENT6, false)] {
+            let rules = generator.ruleset(is_v4, if round % 20 == 0 { 300 } else { 12 });
+            let length = Duration::from_secs(if round % 50 == 9 { 3600 } else { 0 });
+            match round % 50 {
+                7 => scene.rules(client, None)?,
+                8 => scene.rules(client, Some("policy = drop\n"))?,
+                _ => scene.rules(client, Some(&rules.file()))?,
+            }
+            scene.happens(Event::Audit { client, length, now: now() })?;
+            for _ in 0..200 {
+                let frame = frame(&mut generator, &mut random, client, &rules);
+                let judgement = scene.check(client, &frame)?;
+                *said.entry((judgement.verdict, judgement.reason)).or_default() += 1;
+            }
+        }
+    }
+    println!("{said:?}");
+    assert!(said.values().sum::<u32>() >= 100_000);
+    let has = |verdict: Verdict, reason: Reason| {
+        said.contains_key(&(verdict.name().to_owned(), reason.name().to_owned()))
+    };
+    for (verdict, reason) in [
+        (Verdict::Accept, Reason::Rule),
+        (Verdict::Reject, Reason::Rule),
+        (Verdict::Accept, Reason::Default),
+        (Verdict::Reject, Reason::Default),
+        (Verdict::Audit, Reason::Rule),
+        (Verdict::Audit, Reason::Default),
+        (Verdict::Reject, Reason::Blocked),
+        (Verdict::Drop, Reason::Waiting),
+        (Verdict::Pass, Reason::Local),
+        (Verdict::Pass, Reason::Fragment),
+        (Verdict::Drop, Reason::UnknownSource),
+        (Verdict::Drop, Reason::Malformed),
+        (Verdict::Drop, Reason::Truncated),
+    ] {
+        assert!(has(verdict, reason), "no random packet met {verdict:?}, {reason:?}");
+    }
+    Ok(())
+}
+
+/// Mostly a packet near the edges of rules; at times one that is odd in some way.
+fn frame(
+    generator: &mut Generator,
+    random: &mut StdRng,
+    client: IpAddr,
+    rules: &Ruleset,
+) -> Vec<u8> {
+    let probe = generator.probe(client.is_ipv4(), rules);
+    let (mut source, mut destination) = (client, probe.destination);
+    match random.random_range(0..40) {
+        0 => source = if client.is_ipv4() { SERVER4.into() } else { SERVER6.into() },
+        1 if client.is_ipv4() => destination = LOCAL4,
+        _ => {}
+    }
+    let mut frame = packets::plain(source, destination, probe.protocol, probe.port);
+    match random.random_range(0..20) {
+        0 => {
+            let at = random.random_range(12..frame.len());
+            frame[at] = random.random();
+        }
+        // A later fragment, where the field is in the fixed header.
+        1 if client.is_ipv4() => frame[21] = 1,
+        // The kernel refuses to test-run less than the headers of Ethernet and IP.
+        2 => {
+            let headers = if client.is_ipv4() { 34 } else { 54 };
+            frame.truncate(random.random_range(headers..=frame.len()));
+        }
+        _ => {}
+    }
+    frame
+}
+
+#[test]
+fn what_the_kernel_counted_can_be_read_without_the_agent() -> Result<()> {
+    let mut scene = Scene::new()?;
+    scene.rules(CLIENT4, Some("policy = drop\n0000 = action=accept proto=icmp\ncommit\n"))?;
+    let ping = packets::plain(CLIENT4, SERVER4.into(), packets::ICMP, 8);
+    let https = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 443);
+    for frame in [&ping, &ping, &https] {
+        scene.check(CLIENT4, frame)?;
+    }
+    let clients = scene.tables.clients()?;
+    assert_eq!(clients.len(), 2, "{clients:?}");
+    let of_client = clients.iter().find(|(key, _)| IpAddr::from(key.address) == CLIENT4);
+    let (_, client) = of_client.context("the client is not there")?;
+    let (reasons, rules) = scene.tables.counted(client);
+    let rules: Vec<(u32, u64)> = rules.into_iter().map(|(rule, it)| (rule, it.packets)).collect();
+    assert_eq!(rules, [(0, 2)]);
+    let reasons: Vec<(Reason, u64)> =
+        reasons.into_iter().map(|(reason, it)| (reason, it.packets)).collect();
+    assert_eq!(reasons, [(Reason::Default, 1)]);
+    Ok(())
+}
