@@ -37,7 +37,7 @@ pub(super) enum Program {
 impl Program {
     pub(super) const ALL: [Self; 3] = [Self::FromClient, Self::FromUplink, Self::ToUplink];
 
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::FromClient => "from_client",
             Self::FromUplink => "from_uplink",
