@@ -22,6 +22,11 @@ const ADDRESS_BITS: u32 = 128;
 /// In nanoseconds.
 pub const SECOND: u64 = 1_000_000_000;
 
+/// A number that is another after each change of what follows, as far as `LIVE`, `CLIENTS`
+/// or `LOCALS` make packets see it; never 0. Agent writes, right after the change.
+#[btf_map]
+pub static EPOCH: Array<u64, 1, MMAPABLE> = Array::new();
+
 /// Client to its index in `LIVE`. Agent writes, and never changes an entry: the kernel
 /// may hand the memory of a replaced entry to another key while a packet still reads it.
 #[btf_map]

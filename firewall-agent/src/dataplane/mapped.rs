@@ -6,7 +6,7 @@
 use std::io;
 use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use aya::Pod;
 use aya::maps::MapData;
@@ -73,6 +73,17 @@ impl MappedArray<u32> {
         let element = self.element(index).ok_or_else(out_of_bounds)?;
         // SAFETY: inside the mapping, aligned, and only ever accessed as a whole word.
         let word = unsafe { AtomicU32::from_ptr(element) };
+        word.store(value, Ordering::Release);
+        Ok(())
+    }
+}
+
+impl MappedArray<u64> {
+    /// The same for a double word.
+    pub fn publish(&self, index: u32, value: u64) -> io::Result<()> {
+        let element = self.element(index).ok_or_else(out_of_bounds)?;
+        // SAFETY: as above.
+        let word = unsafe { AtomicU64::from_ptr(element) };
         word.store(value, Ordering::Release);
         Ok(())
     }

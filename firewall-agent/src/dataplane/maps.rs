@@ -24,6 +24,7 @@ use firewall_common::verdict::{Reason, reason_counter, rule_counter};
 use thiserror::Error;
 
 use super::addresses::AddressSet;
+use super::epoch::Epoch;
 use super::mapped::MappedArray;
 use super::ranges::Ranges;
 use crate::events::{ClientId, Installation};
@@ -77,6 +78,7 @@ struct InForce {
 
 /// All maps that the agent writes.
 pub struct Maps {
+    epoch: Epoch,
     clients: aya::maps::HashMap<MapData, ClientKey, u32>,
     live: MappedArray<u32>,
     records: MappedArray<Client>,
@@ -131,6 +133,7 @@ impl Maps {
     /// Takes the maps of a freshly loaded object.
     pub fn new(ebpf: &mut aya::Ebpf) -> Result<Self, MapsError> {
         Ok(Self {
+            epoch: Epoch::new(take_mapped(ebpf, "EPOCH", 1)?)?,
             clients: take(ebpf, "CLIENTS")?,
             live: take_mapped(ebpf, "LIVE", MAX_CLIENTS)?,
             records: take_mapped(ebpf, "INSTALLED", MAX_INSTALLED)?,
@@ -248,6 +251,7 @@ impl Maps {
         let record = take_range(&mut self.free_records, 1, "clients", MAX_CLIENTS)?.start;
         self.records.store(record, [amended])?;
         self.live.publish(amended.index, record)?;
+        self.epoch.advance()?;
         let old = std::mem::replace(&mut in_force.record, record);
         in_force.client = amended;
         // Counters and policy are still in use; only the record is not.
@@ -285,7 +289,8 @@ impl Maps {
     /// The one store that makes packets see a record.
     fn make_live(&mut self, client: ClientId, index: u32, record: u32) -> Result<(), MapsError> {
         if self.indices.contains_key(&client) {
-            return Ok(self.live.publish(index, record)?);
+            self.live.publish(index, record)?;
+            return Ok(self.epoch.advance()?);
         }
         let inserted = self
             .live
@@ -310,6 +315,7 @@ impl Maps {
             return Ok(());
         };
         self.clients.remove(&key(client))?;
+        self.epoch.advance()?;
         self.indices.remove(&client);
         self.retired_indices.push(index);
         self.retired.extend(self.in_force.remove(&client));
@@ -416,7 +422,10 @@ impl Maps {
 
     /// Makes the netvm's own addresses known: exactly these.
     pub fn set_locals(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapsError> {
-        Ok(self.locals.set(addresses)?)
+        let outcome = self.locals.set(addresses);
+        // Some may have changed before an error.
+        self.epoch.advance()?;
+        Ok(outcome?)
     }
 
     /// Makes known which addresses belong to clients: exactly these.

@@ -8,6 +8,7 @@ pub mod records;
 
 mod addresses;
 mod attach;
+mod epoch;
 mod mapped;
 mod ranges;
 
