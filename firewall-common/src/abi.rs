@@ -297,5 +297,9 @@ pub const MAX_COUNTERS: usize = 1 << 16;
 pub const MAX_LOCALS: usize = 4096;
 /// Most prefixes in one policy.
 pub const MAX_PREFIXES: usize = 1 << 17;
+/// Clients that are kept for each processor; a power of two.
+pub const CACHED_CLIENTS: usize = 1 << 6;
+/// Answers that are kept for each processor, 32 bytes each; a power of two.
+pub const CACHED_ANSWERS: usize = 1 << 12;
 /// Size of the ring buffer of drop records, in bytes.
 pub const RECORDS_BYTES: usize = 1 << 17;

@@ -30,6 +30,16 @@ pub trait Tables {
     fn segment(&self, index: u32) -> Option<Segment>;
     /// Whole seconds since the machine booted.
     fn seconds(&self) -> u64;
+    /// What [`answer`] said about a packet like this one, if that is kept and would be the
+    /// same now. The client's policy is in force, and the packet is no later fragment.
+    fn recall(&self, client: &Client, packet: &Packet) -> Option<Segment> {
+        let _ = (client, packet);
+        None
+    }
+    /// Keeps an answer about a packet that is neither multicast nor for the netvm itself.
+    fn keep(&self, client: &Client, packet: &Packet, answer: &Segment) {
+        let _ = (client, packet, answer);
+    }
 }
 
 /// Decides about a frame that came in by `vif`.
@@ -47,6 +57,10 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         }
         return Decision::stray(Verdict::Drop, Reason::UnknownSource);
     };
+    let is_judged = client.state & !SETTLING == STATE_POLICY && !packet.later_fragment;
+    if is_judged && let Some(answer) = tables.recall(&client, packet) {
+        return judged(tables, &client, &answer);
+    }
     if packet.destination.is_multicast() || tables.is_local(&packet.destination) {
         if tables.guards_neighbours() && speaks_for_others(tables, vif, packet) {
             return Decision::on(&client, Verdict::Drop, Reason::ForeignNeighbour);
@@ -65,8 +79,15 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     let Some(answer) = answer(tables, client.policy, packet) else {
         return Decision::on(&client, Verdict::Drop, Reason::Inconsistent);
     };
-    let decision = Decision::of_policy(&client, &answer);
-    if answer.action != ACTION_ACCEPT && is_audited(tables, &client) {
+    tables.keep(&client, packet, &answer);
+    judged(tables, &client, &answer)
+}
+
+/// The verdict that comes of a policy's answer.
+#[inline(always)]
+fn judged(tables: &impl Tables, client: &Client, answer: &Segment) -> Decision {
+    let decision = Decision::of_policy(client, answer);
+    if answer.action != ACTION_ACCEPT && is_audited(tables, client) {
         return decision.audited();
     }
     decision

@@ -1,50 +1,59 @@
-//! The last verdicts of policies, by client and destination, so that packets like the last
-//! ones cost no look-up in a trie.
-//! Never decides, and never answers with a verdict from before a change of the tables.
+//! What the tables said last, so that packets like the last ones cost no look-up in a hash
+//! map or a trie: clients by vif and address, answers by policy and destination.
+//! Never decides, and never says what the tables would not say any more.
 //!
-//! A verdict depends on nothing but the tables and what an entry names. It is kept with the
-//! number that `EPOCH` had before the tables were read, and counts as long as `EPOCH` still
-//! has it. The agent changes a table first and `EPOCH` right after: whoever sees the new
-//! number sees the new table, and what was kept with an older one is void.
+//! An entry is kept with the number that `EPOCH` had before the tables were read, and counts
+//! as long as `EPOCH` still has it. The agent changes a table first and `EPOCH` right after:
+//! whoever sees the new number sees the new table, and what was kept with an older one is
+//! void.
 //!
 //! Each processor has entries of its own. A program of tc runs with softirqs disabled
 //! (`__netif_receive_skb_core`), so no other one comes between on the same processor.
 
-use aya_ebpf::btf_maps::PerCpuArray;
+use aya_ebpf::btf_maps::Array;
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::btf_map;
-use firewall_common::abi::{Address, DEFAULT_RULE};
+use firewall_common::abi::{Address, CACHED_ANSWERS, CACHED_CLIENTS, Client, ClientKey, Segment};
 use firewall_common::packet::Packet;
-use firewall_common::verdict::{Decision, Reason, Verdict};
 
 use crate::maps::EPOCH;
 
-/// Entries of one processor; a power of two.
-const ENTRIES: usize = 1 << 12;
-
-/// A verdict, and all that it depends on: 64 bytes.
+/// A client, and what it depends on.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct Entry {
-    /// What `EPOCH` had; 0 is an empty entry.
+struct CachedClient {
+    /// 0 is an entry that nobody wrote.
     epoch: u64,
-    vif: u32,
-    port: u16,
-    protocol: u8,
-    /// Index of the verdict.
-    verdict: u8,
-    source: Address,
-    destination: Address,
-    rule: u32,
-    generation: u32,
-    counters: u32,
-    client: u32,
+    key: ClientKey,
+    client: Client,
+    unused: u32,
 }
 
-/// Kernel only.
-#[btf_map]
-static VERDICTS: PerCpuArray<Entry, ENTRIES> = PerCpuArray::new();
+/// An answer, and what it depends on: half a line of a processor's cache.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct CachedAnswer {
+    /// The low half; a client's policy, of which `generation` is the number, has not seen
+    /// four thousand million changes of the tables.
+    epoch: u32,
+    /// 0 is an entry that nobody wrote.
+    generation: u32,
+    destination: Address,
+    rule: u32,
+    port: u16,
+    protocol: u8,
+    action: u8,
+}
 
-/// What the tables are numbered with now. To be read before them.
+/// For each processor in turn. Kernel only; the agent says for how many when it loads it.
+#[btf_map]
+static CLIENT_CACHE: Array<CachedClient, CACHED_CLIENTS> = Array::new();
+
+/// The same. Two entries that stand side by side are one another's neighbours.
+#[btf_map]
+static ANSWER_CACHE: Array<CachedAnswer, CACHED_ANSWERS> = Array::new();
+
+/// What the tables are numbered with now; to be read before them.
 #[inline(always)]
 pub fn epoch() -> u64 {
     match EPOCH.get_ptr(0) {
@@ -54,73 +63,97 @@ pub fn epoch() -> u64 {
     }
 }
 
-/// The verdict on a packet like this one, if it is kept and still counts.
+/// A client, if it is kept and still counts.
 #[inline(always)]
-pub fn recall(epoch: u64, vif: u32, packet: &Packet) -> Option<Decision> {
-    if packet.later_fragment {
+pub fn client(epoch: u64, key: &ClientKey) -> Option<Client> {
+    let entry = CLIENT_CACHE.get(client_slot(key))?;
+    if entry.epoch != epoch || entry.key.vif != key.vif || entry.key.address != key.address {
         return None;
     }
-    let entry = VERDICTS.get(slot(vif, packet))?;
-    if entry.epoch != epoch || entry.vif != vif || entry.port != packet.port {
-        return None;
-    }
-    if entry.protocol != packet.protocol as u8 {
-        return None;
-    }
-    if entry.destination != packet.destination || entry.source != packet.source {
-        return None;
-    }
-    let verdict = match Verdict::from_index(entry.verdict) {
-        Some(verdict) => verdict,
-        None => Verdict::Drop,
-    };
-    let reason = if entry.rule == DEFAULT_RULE { Reason::Default } else { Reason::Rule };
-    let Entry { rule, generation, counters, client, .. } = *entry;
-    Some(Decision { verdict, reason, rule, generation, counters, client })
+    Some(entry.client)
 }
 
-/// Keeps a verdict, if it is one of a policy and stays the same until the tables change.
+/// Keeps a client that was just looked up.
 #[inline(always)]
-pub fn keep(epoch: u64, vif: u32, packet: &Packet, decision: &Decision) {
-    match decision.reason {
-        Reason::Rule | Reason::Default => {}
-        _ => return,
-    }
-    // An audit ends by the clock.
-    if decision.verdict == Verdict::Audit {
-        return;
-    }
-    let Some(entry) = VERDICTS.get_ptr_mut(slot(vif, packet)) else {
+pub fn keep_client(epoch: u64, key: &ClientKey, client: &Client) {
+    let Some(entry) = CLIENT_CACHE.get_ptr_mut(client_slot(key)) else {
         return;
     };
-    let Decision { verdict, reason: _, rule, generation, counters, client } = *decision;
-    let new = Entry {
-        epoch,
-        vif,
-        port: packet.port,
-        protocol: packet.protocol as u8,
-        verdict: verdict.index(),
-        source: packet.source,
-        destination: packet.destination,
-        rule,
-        generation,
-        counters,
-        client,
-    };
+    let new = CachedClient { epoch, key: *key, client: *client, unused: 0 };
     // SAFETY: inside the map's value, which is this processor's own.
     unsafe { entry.write(new) };
 }
 
-/// Where a packet's verdict is kept. Multiplication moves every bit of an address up to
-/// those that are used.
+/// An answer, if it is kept and still counts.
 #[inline(always)]
-fn slot(vif: u32, packet: &Packet) -> u32 {
-    let two = |high: u32, low: u32| u64::from(high) << 32 | u64::from(low);
+pub fn answer(epoch: u64, client: &Client, packet: &Packet) -> Option<Segment> {
+    let slot = answer_slot(client, packet);
+    if let Some(found) = match_answer(slot, epoch, client, packet) {
+        return Some(found);
+    }
+    match_answer(slot ^ 1, epoch, client, packet)
+}
+
+#[inline(always)]
+fn match_answer(slot: u32, epoch: u64, client: &Client, packet: &Packet) -> Option<Segment> {
+    let entry = ANSWER_CACHE.get(slot)?;
+    if entry.generation != client.generation || entry.epoch != epoch as u32 {
+        return None;
+    }
+    if entry.port != packet.port || entry.protocol != packet.protocol as u8 {
+        return None;
+    }
+    if entry.destination != packet.destination {
+        return None;
+    }
+    Some(Segment { start: 0, action: u16::from(entry.action), rule: entry.rule })
+}
+
+/// Keeps an answer that was just found; what was there moves to its neighbour's place.
+#[inline(always)]
+pub fn keep_answer(epoch: u64, client: &Client, packet: &Packet, answer: &Segment) {
+    let slot = answer_slot(client, packet);
+    let Some(entry) = ANSWER_CACHE.get_ptr_mut(slot) else {
+        return;
+    };
+    if let Some(neighbour) = ANSWER_CACHE.get_ptr_mut(slot ^ 1) {
+        // SAFETY: both are values of the map, which are this processor's own.
+        unsafe { neighbour.write(*entry) };
+    }
+    let new = CachedAnswer {
+        epoch: epoch as u32,
+        generation: client.generation,
+        destination: packet.destination,
+        rule: answer.rule,
+        port: packet.port,
+        protocol: packet.protocol as u8,
+        action: answer.action as u8,
+    };
+    // SAFETY: as above.
+    unsafe { entry.write(new) };
+}
+
+#[inline(always)]
+fn client_slot(key: &ClientKey) -> u32 {
+    let [a, b, c, d] = key.address.words;
+    slot(a ^ c ^ key.vif, b ^ d, CACHED_CLIENTS as u32)
+}
+
+#[inline(always)]
+fn answer_slot(client: &Client, packet: &Packet) -> u32 {
     let [a, b, c, d] = packet.destination.words;
-    let [e, f, g, h] = packet.source.words;
-    let service = u32::from(packet.port) << 8 | packet.protocol as u32;
-    let high = two(a ^ e, b ^ f).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let low = two(c, d).wrapping_mul(0xc2b2_ae3d_27d4_eb4f);
-    let rest = (two(g, h) ^ two(vif, service)).wrapping_mul(0x1656_67b1_9e37_79f9);
-    ((high ^ low ^ rest) >> 48) as u32 & (ENTRIES as u32 - 1)
+    let service = u32::from(packet.port) << 2 | packet.protocol as u32;
+    slot(a ^ c ^ client.generation.rotate_left(16) ^ service, b ^ d, CACHED_ANSWERS as u32)
+}
+
+/// One of this processor's entries, of which it has `entries`, a power of two.
+/// Multiplication moves every bit of a word up to those that are used.
+#[inline(always)]
+fn slot(high: u32, low: u32, entries: u32) -> u32 {
+    let word = u64::from(high) << 32 | u64::from(low);
+    let hash = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let hash = (hash ^ hash >> 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f) >> 40;
+    // SAFETY: the helper takes nothing and only returns a number.
+    let processor = unsafe { bpf_get_smp_processor_id() };
+    processor.wrapping_mul(entries).wrapping_add(hash as u32 & (entries - 1))
 }

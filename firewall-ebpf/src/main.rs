@@ -16,9 +16,9 @@ mod uplink;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use firewall_common::packet::{self, Frame, Packet};
+use firewall_common::packet::{self, Frame};
 use firewall_common::policy;
-use firewall_common::verdict::{Decision, Reason, Verdict};
+use firewall_common::verdict::Verdict;
 
 use crate::maps::KernelMaps;
 use crate::skb::Skb;
@@ -28,12 +28,12 @@ use crate::skb::Skb;
 pub fn from_client(context: TcContext) -> i32 {
     let skb = Skb::new(&context);
     let frame = packet::parse(&skb);
+    let decision = policy::decide(&KernelMaps::now(), skb.interface(), &frame);
+    let decision = budget::limit(&skb, decision);
     let packet = match &frame {
         Ok(Frame::Ip(packet)) => Some(packet),
         Ok(Frame::Arp { .. }) | Err(_) => None,
     };
-    let decision = decide(skb.interface(), &frame, packet);
-    let decision = budget::limit(&skb, decision);
     report::report(&context, &skb, packet, &decision);
     let marked = match decision.verdict {
         Verdict::Accept | Verdict::Audit => true,
@@ -42,20 +42,6 @@ pub fn from_client(context: TcContext) -> i32 {
     };
     skb.set_marked(marked);
     TC_ACT_UNSPEC
-}
-
-/// The verdict that is kept, or else a new one, which is kept for the next packet.
-#[inline(always)]
-fn decide(vif: u32, frame: &Result<Frame, Reason>, packet: Option<&Packet>) -> Decision {
-    let epoch = cache::epoch();
-    if let Some(kept) = packet.and_then(|packet| cache::recall(epoch, vif, packet)) {
-        return kept;
-    }
-    let decision = policy::decide(&KernelMaps, vif, frame);
-    if let Some(packet) = packet {
-        cache::keep(epoch, vif, packet, &decision);
-    }
-    decision
 }
 
 /// tcx or clsact ingress of every other interface: nobody else has a client's address.

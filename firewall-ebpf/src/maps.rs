@@ -15,7 +15,10 @@ use firewall_common::abi::{
     MAX_CONNECTED, MAX_COUNTERS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES,
     MAX_SEGMENTS, MAX_VIFS, RECORDS_BYTES, RecordBudget, Segment,
 };
+use firewall_common::packet::Packet;
 use firewall_common::policy::Tables;
+
+use crate::cache;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
 const ADDRESS_BITS: u32 = 128;
@@ -85,16 +88,31 @@ pub static RECORD_BUDGETS: HashMap<u32, RecordBudget, MAX_VIFS> = HashMap::new()
 #[unsafe(no_mangle)]
 static GUARD_NEIGHBOURS: Global<u32> = Global::new(0);
 
-/// The maps as the evaluator sees them.
-pub struct KernelMaps;
+/// The maps as the evaluator sees them, and what they were numbered with before.
+pub struct KernelMaps {
+    epoch: u64,
+}
+
+impl KernelMaps {
+    /// The maps as they are now.
+    #[inline(always)]
+    pub fn now() -> Self {
+        Self { epoch: cache::epoch() }
+    }
+}
 
 impl Tables for KernelMaps {
     #[inline(always)]
     fn client(&self, key: &ClientKey) -> Option<Client> {
+        if let Some(client) = cache::client(self.epoch, key) {
+            return Some(client);
+        }
         // SAFETY: an entry of CLIENTS is never changed in place.
         let index = *unsafe { CLIENTS.get(key) }?;
         let installed = *LIVE.get(index)?;
-        INSTALLED.get(installed).copied()
+        let client = INSTALLED.get(installed)?;
+        cache::keep_client(self.epoch, key, client);
+        Some(*client)
     }
 
     #[inline(always)]
@@ -121,6 +139,16 @@ impl Tables for KernelMaps {
     #[inline(always)]
     fn segment(&self, index: u32) -> Option<Segment> {
         SEGMENTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn recall(&self, client: &Client, packet: &Packet) -> Option<Segment> {
+        cache::answer(self.epoch, client, packet)
+    }
+
+    #[inline(always)]
+    fn keep(&self, client: &Client, packet: &Packet, answer: &Segment) {
+        cache::keep_answer(self.epoch, client, packet, answer);
     }
 
     #[inline(always)]

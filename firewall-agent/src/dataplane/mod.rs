@@ -21,6 +21,7 @@ use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
 use aya::programs::tc::TcError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use firewall_common::abi::{CACHED_ANSWERS, CACHED_CLIENTS};
 use thiserror::Error;
 
 use self::attach::{Attachment, Program, pin_directory};
@@ -170,7 +171,12 @@ pub fn require_object() -> Result<(), DataplaneError> {
 pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
     let interval = NANOSECONDS / options.reject_rate;
     let guard = u32::from(options.guard_neighbours);
+    // A processor without entries of its own asks the tables each time.
+    let processors = aya::util::nr_cpus().unwrap_or(1);
+    let entries = |each: usize| u32::try_from(each * processors).unwrap_or(u32::MAX);
     EbpfLoader::new()
+        .map_max_entries("CLIENT_CACHE", entries(CACHED_CLIENTS))
+        .map_max_entries("ANSWER_CACHE", entries(CACHED_ANSWERS))
         .btf(None)
         .override_global("MARK_BIT", &options.mark_bit, true)
         .override_global("GUARD_NEIGHBOURS", &guard, true)
