@@ -68,6 +68,18 @@ impl Address {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED_WORD
     }
 
+    /// Where a filter of addresses has this one: index of a word, and a mask with one bit. A
+    /// bit that is not set tells that no such address is in the set.
+    #[inline(always)]
+    pub const fn filter_bit(&self) -> (u32, u64) {
+        let [a, b, c, d] = self.words;
+        let word = ((a ^ c) as u64) << 32 | (b ^ d) as u64;
+        // Multiplication moves every bit up to those that are used.
+        let hash = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let hash = (hash ^ hash >> 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f) >> 32;
+        (hash as u32 >> 6 & (FILTER_WORDS as u32 - 1), 1 << (hash & 63))
+    }
+
     /// Whether this is 0.0.0.0 or `::`.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
@@ -301,5 +313,7 @@ pub const MAX_PREFIXES: usize = 1 << 17;
 pub const CACHED_CLIENTS: usize = 1 << 6;
 /// Answers that are kept for each processor, 32 bytes each; a power of two.
 pub const CACHED_ANSWERS: usize = 1 << 12;
+/// Words of a filter of addresses, 8 bytes each; a power of two.
+pub const FILTER_WORDS: usize = 1 << 10;
 /// Size of the ring buffer of drop records, in bytes.
 pub const RECORDS_BYTES: usize = 1 << 17;

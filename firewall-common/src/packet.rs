@@ -9,6 +9,9 @@ use crate::verdict::Reason;
 
 /// Length of an Ethernet header, in bytes.
 pub const ETHERNET_LENGTH: u32 = 14;
+/// Where the ports are without options or extension headers.
+const PLAIN_IPV4: u32 = ETHERNET_LENGTH + IPV4_LENGTH;
+const PLAIN_IPV6: u32 = ETHERNET_LENGTH + IPV6_LENGTH;
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
@@ -55,6 +58,11 @@ pub trait Source {
     /// `N` bytes from `offset` on, counted from the Ethernet header; `None` if the
     /// frame ends before.
     fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+
+    /// The same at an offset that is a constant, where the kernel may need no call.
+    fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.bytes(offset)
+    }
 
     /// Length of the frame in bytes.
     fn length(&self) -> u32;
@@ -154,7 +162,7 @@ pub fn parse(source: &(impl Source + ?Sized)) -> Result<Frame, Reason> {
     if source.tag_beside() {
         return Err(Reason::Tagged);
     }
-    let ethertype = source.bytes::<2>(ETHERNET_LENGTH - 2).ok_or(Reason::Truncated)?;
+    let ethertype = source.head::<2>(ETHERNET_LENGTH - 2).ok_or(Reason::Truncated)?;
     match u16::from_be_bytes(ethertype) {
         ETHERTYPE_IPV4 => parse_ipv4(source).map(Frame::Ip),
         ETHERTYPE_IPV6 => parse_ipv6(source).map(Frame::Ip),
@@ -173,7 +181,7 @@ fn parse_arp(source: &(impl Source + ?Sized)) -> Result<Frame, Reason> {
 
 #[inline(always)]
 fn parse_ipv4(source: &(impl Source + ?Sized)) -> Result<Packet, Reason> {
-    let header = source.bytes::<{ IPV4_LENGTH as usize }>(ETHERNET_LENGTH);
+    let header = source.head::<{ IPV4_LENGTH as usize }>(ETHERNET_LENGTH);
     let header = header.ok_or(Reason::Truncated)?;
     let [version_ihl, _, len0, len1, _, _, frag0, frag1, _, number, _, _, addresses @ ..] = header;
     let [s0, s1, s2, s3, d0, d1, d2, d3] = addresses;
@@ -251,7 +259,7 @@ fn check_options(source: &(impl Source + ?Sized), end: u32) -> Result<(), Reason
 #[inline(always)]
 fn parse_ipv6(source: &(impl Source + ?Sized)) -> Result<Packet, Reason> {
     let [v0, _, _, _, len0, len1, first, _] =
-        source.bytes::<8>(ETHERNET_LENGTH).ok_or(Reason::Truncated)?;
+        source.head::<8>(ETHERNET_LENGTH).ok_or(Reason::Truncated)?;
     if v0 >> 4 != 6 {
         return Err(Reason::Malformed);
     }
@@ -260,8 +268,8 @@ fn parse_ipv6(source: &(impl Source + ?Sized)) -> Result<Packet, Reason> {
         return Err(Reason::Truncated);
     }
     let mut packet = Packet {
-        source: address(source, ETHERNET_LENGTH + 8)?,
-        destination: address(source, ETHERNET_LENGTH + 24)?,
+        source: address(source.head(ETHERNET_LENGTH + 8))?,
+        destination: address(source.head(ETHERNET_LENGTH + 24))?,
         protocol: Protocol::Other,
         number: first,
         port: 0,
@@ -284,9 +292,8 @@ fn parse_ipv6(source: &(impl Source + ?Sized)) -> Result<Packet, Reason> {
 }
 
 #[inline(always)]
-fn address(source: &(impl Source + ?Sized), offset: u32) -> Result<Address, Reason> {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] =
-        source.bytes::<16>(offset).ok_or(Reason::Truncated)?;
+fn address(bytes: Option<[u8; 16]>) -> Result<Address, Reason> {
+    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes.ok_or(Reason::Truncated)?;
     let words = [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]];
     Ok(Address { words: words.map(u32::from_ne_bytes) })
 }
@@ -357,7 +364,12 @@ fn read_ports(
             if offset + 4 > end {
                 return Err(Reason::Truncated);
             }
-            let [s0, s1, d0, d1] = source.bytes::<4>(offset).ok_or(Reason::Truncated)?;
+            let ports = match offset {
+                PLAIN_IPV4 => source.head::<4>(PLAIN_IPV4),
+                PLAIN_IPV6 => source.head::<4>(PLAIN_IPV6),
+                _ => source.bytes::<4>(offset),
+            };
+            let [s0, s1, d0, d1] = ports.ok_or(Reason::Truncated)?;
             packet.source_port = u16::from_be_bytes([s0, s1]);
             packet.port = u16::from_be_bytes([d0, d1]);
         }
@@ -373,7 +385,7 @@ fn read_ports(
                 packet.number == PROTOCOL_ICMPV6 && packet.port == NEIGHBOUR_ADVERTISEMENT;
             // One without a target tells nothing.
             if is_advertisement && target + 16 <= end {
-                packet.neighbour = address(source, target)?;
+                packet.neighbour = address(source.bytes(target))?;
             }
         }
         Protocol::Other => {}

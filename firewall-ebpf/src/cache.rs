@@ -13,7 +13,9 @@
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::btf_map;
-use firewall_common::abi::{Address, CACHED_ANSWERS, CACHED_CLIENTS, Client, ClientKey, Segment};
+use firewall_common::abi::{
+    Address, CACHED_ANSWERS, CACHED_CLIENTS, Client, ClientKey, MAX_POLICIES, Segment,
+};
 use firewall_common::packet::Packet;
 
 use crate::maps::EPOCH;
@@ -29,15 +31,17 @@ struct CachedClient {
     unused: u32,
 }
 
+/// Bits of a policy's slot.
+const SLOT_BITS: u32 = 12;
+const _: () = assert!(MAX_POLICIES <= 1 << SLOT_BITS, "a slot has more bits");
+
 /// An answer, and what it depends on: half a line of a processor's cache.
 #[repr(C)]
 #[derive(Clone, Copy)]
 struct CachedAnswer {
-    /// The low half; a client's policy, of which `generation` is the number, has not seen
-    /// four thousand million changes of the tables.
-    epoch: u32,
-    /// 0 is an entry that nobody wrote.
-    generation: u32,
+    /// The epoch, and the slot of the policy in the lowest bits; 0 is an entry that nobody
+    /// wrote.
+    stamp: u64,
     destination: Address,
     rule: u32,
     port: u16,
@@ -97,13 +101,10 @@ pub fn answer(epoch: u64, client: &Client, packet: &Packet) -> Option<Segment> {
 #[inline(always)]
 fn match_answer(slot: u32, epoch: u64, client: &Client, packet: &Packet) -> Option<Segment> {
     let entry = ANSWER_CACHE.get(slot)?;
-    if entry.generation != client.generation || entry.epoch != epoch as u32 {
+    if entry.stamp != stamp(epoch, client) || entry.port != packet.port {
         return None;
     }
-    if entry.port != packet.port || entry.protocol != packet.protocol as u8 {
-        return None;
-    }
-    if entry.destination != packet.destination {
+    if entry.protocol != packet.protocol as u8 || entry.destination != packet.destination {
         return None;
     }
     Some(Segment { start: 0, action: u16::from(entry.action), rule: entry.rule })
@@ -121,8 +122,7 @@ pub fn keep_answer(epoch: u64, client: &Client, packet: &Packet, answer: &Segmen
         unsafe { neighbour.write(*entry) };
     }
     let new = CachedAnswer {
-        epoch: epoch as u32,
-        generation: client.generation,
+        stamp: stamp(epoch, client),
         destination: packet.destination,
         rule: answer.rule,
         port: packet.port,
@@ -131,6 +131,12 @@ pub fn keep_answer(epoch: u64, client: &Client, packet: &Packet, answer: &Segmen
     };
     // SAFETY: as above.
     unsafe { entry.write(new) };
+}
+
+/// Clients with the same policy share its slot, and its answers.
+#[inline(always)]
+fn stamp(epoch: u64, client: &Client) -> u64 {
+    epoch << SLOT_BITS | u64::from(client.policy)
 }
 
 #[inline(always)]
@@ -143,7 +149,7 @@ fn client_slot(key: &ClientKey) -> u32 {
 fn answer_slot(client: &Client, packet: &Packet) -> u32 {
     let [a, b, c, d] = packet.destination.words;
     let service = u32::from(packet.port) << 2 | packet.protocol as u32;
-    slot(a ^ c ^ client.generation.rotate_left(16) ^ service, b ^ d, CACHED_ANSWERS as u32)
+    slot(a ^ c ^ client.policy.rotate_left(16) ^ service, b ^ d, CACHED_ANSWERS as u32)
 }
 
 /// One of this processor's entries, of which it has `entries`, a power of two.

@@ -11,7 +11,7 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf};
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
-    Address, Class, Client, ClientKey, Counter, DropRecord, MAX_CLASSES, MAX_CLIENTS,
+    Address, Class, Client, ClientKey, Counter, DropRecord, FILTER_WORDS, MAX_CLASSES, MAX_CLIENTS,
     MAX_CONNECTED, MAX_COUNTERS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES,
     MAX_SEGMENTS, MAX_VIFS, RECORDS_BYTES, RecordBudget, Segment,
 };
@@ -63,7 +63,16 @@ pub static REJECT_BUDGETS: Array<u64, MAX_CLIENTS> = Array::new();
 
 /// Addresses that belong to clients, whether these are there or not. Agent writes.
 #[btf_map]
-pub static CONNECTED: HashMap<Address, u8, MAX_CONNECTED> = HashMap::new();
+static CONNECTED: HashMap<Address, u8, MAX_CONNECTED> = HashMap::new();
+
+/// Which addresses cannot be in `CONNECTED`: hardly any packet needs to look there. Agent
+/// writes, a bit before its address comes and after its last one went.
+#[btf_map]
+static CONNECTED_FILTER: Array<u64, FILTER_WORDS> = Array::new();
+
+/// The same for `LOCALS`.
+#[btf_map]
+static LOCALS_FILTER: Array<u64, FILTER_WORDS> = Array::new();
 
 /// Addresses of the netvm itself. Agent writes.
 #[btf_map]
@@ -87,6 +96,18 @@ pub static RECORD_BUDGETS: HashMap<u32, RecordBudget, MAX_VIFS> = HashMap::new()
 /// loading.
 #[unsafe(no_mangle)]
 static GUARD_NEIGHBOURS: Global<u32> = Global::new(0);
+
+/// Whether an address belongs to a client, be it there or not.
+#[inline(always)]
+pub fn is_connected(address: &Address) -> bool {
+    may_hold(&CONNECTED_FILTER, address) && CONNECTED.get_ptr(address).is_some()
+}
+
+#[inline(always)]
+fn may_hold(filter: &Array<u64, FILTER_WORDS>, address: &Address) -> bool {
+    let (word, bit) = address.filter_bit();
+    filter.get(word).is_none_or(|word| word & bit != 0)
+}
 
 /// The maps as the evaluator sees them, and what they were numbered with before.
 pub struct KernelMaps {
@@ -122,7 +143,7 @@ impl Tables for KernelMaps {
 
     #[inline(always)]
     fn is_local(&self, address: &Address) -> bool {
-        LOCALS.get_ptr(address).is_some()
+        may_hold(&LOCALS_FILTER, address) && LOCALS.get_ptr(address).is_some()
     }
 
     #[inline(always)]

@@ -75,6 +75,17 @@ impl Source for Skb<'_> {
     }
 
     #[inline(always)]
+    fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = self.context.data() + offset as usize;
+        if start + N > self.context.data_end() {
+            return self.bytes(offset);
+        }
+        // SAFETY: inside the linear part of the packet, as the verifier sees from the line
+        // above.
+        Some(unsafe { *(start as *const [u8; N]) })
+    }
+
+    #[inline(always)]
     fn length(&self) -> u32 {
         self.length
     }

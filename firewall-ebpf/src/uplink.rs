@@ -9,7 +9,7 @@ use firewall_common::abi::Address;
 use firewall_common::packet::Packet;
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
-use crate::maps::CONNECTED;
+use crate::maps::is_connected;
 use crate::report;
 use crate::skb::Skb;
 
@@ -51,7 +51,7 @@ pub fn check(context: &TcContext, end: End) -> i32 {
         End::Source => (&source, Reason::ConnectedSource),
         End::Destination => (&destination, Reason::ConnectedDestination),
     };
-    if CONNECTED.get_ptr(address).is_none() {
+    if !is_connected(address) {
         return TC_ACT_UNSPEC;
     }
     drop_for(context, reason, Some(&Packet::of_addresses(source, destination)))

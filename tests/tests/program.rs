@@ -6,6 +6,7 @@ mod program {
     mod common;
     mod explained;
     mod fields;
+    mod kept;
     mod odd;
     mod random;
     mod swap;
