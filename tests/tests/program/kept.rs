@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
-use firewall_agent::events::ClientId;
+use firewall_agent::events::{ClientId, Installation};
 use firewall_common::verdict::Reason;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
@@ -52,6 +52,13 @@ fn what_is_kept_is_void_after_every_change_of_the_tables() -> Result<()> {
         assert_eq!(program.counted(Some(client), Reason::Local).packets, 3);
         program.maps.set_locals([].into_iter())?;
         check(&mut program, &frame, Outcome::ACCEPTED);
+        // Each right after it is put there, while the client settles.
+        for installation in [Installation::Blocked, Installation::Waiting] {
+            program.maps.put(id, &installation, 2)?;
+            check(&mut program, &frame, Outcome::DROPPED);
+            program.put(client, &rules(&[Rule::all(true)]), &known())?;
+            check(&mut program, &frame, Outcome::ACCEPTED);
+        }
         program.maps.remove(id)?;
         check(&mut program, &frame, Outcome::DROPPED);
     }
