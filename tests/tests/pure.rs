@@ -10,6 +10,7 @@ mod pure {
     mod metrics;
     mod monitoring;
     mod names;
+    mod names_age;
     mod packets;
     mod policies;
     mod rules;
