@@ -6,6 +6,7 @@ pub mod audit;
 pub mod colour;
 pub mod explain;
 pub mod learn;
+pub mod manual;
 pub mod monitor;
 pub mod show;
 mod text;
@@ -93,6 +94,21 @@ pub enum Command {
     /// 1: it is not. 3: neither an agent nor the kernel can tell. 4: they contradict each
     /// other, which is a bug. 2: any other error.
     Explain(explain::Explain),
+    /// Leave this netvm to another firewall; removing the package does this.
+    ///
+    /// Removes this firewall's programs and rules, and leaves tables behind that forward
+    /// NOTHING until today's qubes-firewall has added its rules to them. Stop the service
+    /// first.
+    HandOver {
+        /// Directory on a BPF file system, where programs are pinned.
+        #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+        pins: PathBuf,
+    },
+    /// Print completions of the commands for a shell.
+    Completions(manual::Completions),
+    /// Write manual pages into a directory.
+    #[command(hide = true)]
+    Manual(manual::Manual),
 }
 
 /// What the gate depends on, and where pins are.

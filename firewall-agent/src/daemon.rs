@@ -211,9 +211,8 @@ impl Daemon {
             info!("stopped; the policies in force stay in force, and nothing else is forwarded");
             return Ok(());
         }
-        let links = self.world.links_in_use();
-        let names = links.iter().filter_map(|link| self.world.link_name(*link));
-        self.dataplane.detach_all(names).context("cannot detach the programs")?;
+        let pins = &self.options.dataplane.pins;
+        dataplane::detach_all(pins).context("cannot detach the programs")?;
         self.gate.remove().await.context("cannot remove the gate")?;
         warn!("stopped; the firewall is OPEN, as --open-on-stop asks");
         Ok(())
