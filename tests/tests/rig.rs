@@ -23,6 +23,7 @@ mod rig {
     mod offload;
     mod qubesdb;
     mod repair;
+    mod packages;
     mod scene;
     mod service;
     mod traffic;
