@@ -21,9 +21,9 @@ mod rig {
     mod names_many;
     mod names_odd;
     mod offload;
+    mod packages;
     mod qubesdb;
     mod repair;
-    mod packages;
     mod scene;
     mod service;
     mod traffic;
