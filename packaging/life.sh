@@ -46,7 +46,8 @@ removed() {
     has_systemd || return 0
     systemctl daemon-reload
     if [ -e "$STOCK" ] && systemctl --quiet is-enabled qubes-firewall.service; then
-        systemctl start qubes-firewall.service
+        # An administrator's drop-in may still name our program.
+        systemctl start qubes-firewall.service || true
     fi
 }
 

@@ -6,6 +6,7 @@ mod pure {
     mod explained;
     mod feed;
     mod files;
+    mod manual;
     mod many_names;
     mod metrics;
     mod monitoring;
