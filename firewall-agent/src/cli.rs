@@ -10,6 +10,7 @@ pub mod manual;
 pub mod monitor;
 pub mod show;
 mod text;
+pub mod top;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -79,6 +80,12 @@ pub enum Command {
     /// out. Exit code 0: ended by Ctrl-C or --count. 3: no agent runs, or it has ended. 2: any
     /// other error.
     Monitor(monitor::Monitor),
+    /// Watch clients, rates and trouble on a terminal.
+    ///
+    /// Arrow keys select, Enter shows a client's rules, s sorts, / filters, q quits. Exit
+    /// code 0: quit. 2: there is no terminal (`status --json` is for scripts). 3: no agent
+    /// runs.
+    Top(top::Top),
     /// Let what a client's rules deny pass for a while, to find out what they would break.
     ///
     /// What would have been rejected is forwarded, counted and shown by `monitor`: until it

@@ -18,6 +18,7 @@ fn main() -> ExitCode {
         Command::Status(ask) => cli::show::status(&ask),
         Command::Show(show) => cli::show::show(&show),
         Command::Monitor(monitor) => cli::monitor::monitor(&monitor),
+        Command::Top(top) => cli::top::top(&top),
         Command::Audit(audit) => cli::audit::audit(&audit),
         Command::Explain(explain) => cli::explain::explain(&explain),
         Command::HandOver { pins } => in_runtime(handover::hand_over(&pins)),

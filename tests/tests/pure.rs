@@ -11,10 +11,10 @@ mod pure {
     mod metrics;
     mod monitoring;
     mod names;
-    mod names_age;
     mod packets;
     mod policies;
     mod rules;
     mod tidy;
+    mod top;
     mod world;
 }

@@ -79,8 +79,6 @@ fn edges_do_not_know_each_other_or_decide() {
         "dataplane",
         "resolvers",
         "conntrack",
-        "dns",
-        "memory",
         "control",
         "service",
         "desktop",

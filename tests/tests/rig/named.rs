@@ -131,15 +131,13 @@ impl Named {
     }
 }
 
-/// A server on port 443 in the internet.
-pub fn serve(rig: &Rig, address: &str) -> Result<EchoServer> {
+fn serve(rig: &Rig, address: &str) -> Result<EchoServer> {
     let address = address.parse()?;
     rig.add_internet_address(address)?;
     EchoServer::start(rig.internet(), SocketAddr::new(address, 443))
 }
 
-/// Lets a netvm use these DNS servers.
-pub fn servers(rig: &Rig, addresses: &[&str]) -> Result<()> {
+fn servers(rig: &Rig, addresses: &[&str]) -> Result<()> {
     let lines = addresses.iter().map(|address| format!("nameserver {address}\n"));
     let aside = rig.directory().join("resolv.conf.new");
     fs::write(&aside, lines.collect::<String>())?;
