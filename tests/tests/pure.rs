@@ -11,6 +11,7 @@ mod pure {
     mod metrics;
     mod monitoring;
     mod names;
+    mod names_age;
     mod packets;
     mod policies;
     mod rules;

@@ -18,6 +18,7 @@ mod rig {
     mod named;
     mod names;
     mod names_life;
+    mod names_many;
     mod names_odd;
     mod offload;
     mod packages;

@@ -33,6 +33,13 @@ pub fn summary(status: &Status) -> String {
     for client in &status.clients {
         let _ = write!(text, "  {}", headline(client));
     }
+    if !status.names.is_empty() {
+        let _ = writeln!(text, "names in rules: {}", status.names.len());
+    }
+    for name in &status.names {
+        let (leads, users) = (leads(name), users(name));
+        let _ = writeln!(text, "  {} ({}): {leads}; {users}", name.name, name.family);
+    }
     for (reason, counter) in &status.strays {
         let _ = writeln!(text, "packets of no client, {reason}: {}", counted(counter));
     }
@@ -153,13 +160,13 @@ fn counted(counter: &CounterStatus) -> String {
 
 const NO_MATTER: &str = "not looked up, it makes no difference";
 
+/// Most addresses of a name that are shown; JSON has all.
+const MOST_SHOWN: usize = 8;
+
 /// Where a name leads.
 fn leads(name: &NameStatus) -> String {
     let mut parts: Vec<String> = Vec::new();
-    if name.answered.is_none() {
-        parts.push("not resolved yet".to_owned());
-    }
-    for it in &name.addresses {
+    for it in name.addresses.iter().take(MOST_SHOWN) {
         let mut text = format!("{} ({} s", it.address, it.age);
         if !it.in_answer {
             text.push_str(", in no answer any more");
@@ -170,13 +177,31 @@ fn leads(name: &NameStatus) -> String {
         text.push(')');
         parts.push(text);
     }
-    if name.answered.is_some() && name.addresses.is_empty() {
-        parts.push("no address of this family".to_owned());
+    let more = name.addresses.len() - parts.len();
+    if more > 0 {
+        parts.push(format!("{more} more"));
+    }
+    if name.addresses.is_empty() {
+        let is_answered = name.answered.is_some();
+        parts.push(if is_answered { "no address of this family" } else { "not resolved" }.into());
     }
     let mut text = parts.join(", ");
     if let Some(problem) = &name.problem {
         let _ = write!(text, "; {problem}");
     }
+    if name.failures > 1 {
+        let _ = write!(text, " ({} times)", name.failures);
+    }
     let _ = write!(text, "; asked again in {} s", name.next);
     text
+}
+
+/// The rules that use a name.
+fn users(name: &NameStatus) -> String {
+    let users = name.users.iter().map(|(client, numbers)| {
+        let word = if numbers.len() == 1 { "rule" } else { "rules" };
+        let numbers: Vec<String> = numbers.iter().map(|it| format!("{it:04}")).collect();
+        format!("{word} {} of {client}", numbers.join(", "))
+    });
+    users.collect::<Vec<_>>().join(", ")
 }
