@@ -3,13 +3,15 @@
 
 pub mod ask;
 pub mod audit;
+pub mod check;
 pub mod colour;
 pub mod explain;
 pub mod learn;
 pub mod manual;
 pub mod monitor;
+pub mod remains;
 pub mod show;
-mod text;
+pub mod text;
 pub mod top;
 
 use std::collections::BTreeMap;
@@ -116,6 +118,12 @@ pub enum Command {
     /// Write manual pages into a directory.
     #[command(hide = true)]
     Manual(manual::Manual),
+    /// Look for mistakes in a file of rules, without an agent.
+    ///
+    /// Names each error, which would block the client, and each rule that hardly says what was
+    /// meant, with its place and what to write instead. Exit code 0: nothing to mend. 1: errors
+    /// or warnings. 2: the file cannot be read, or it is not clear whose it is.
+    Check(check::Check),
 }
 
 /// What the gate depends on, and where pins are.
@@ -152,7 +160,7 @@ pub struct Run {
     #[arg(long)]
     pub source: Option<SourceKind>,
     /// Directory with one file of rules for each client, named by its address.
-    #[arg(long, value_name = "DIRECTORY", default_value = "/etc/firewall-agent/rules.d")]
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_RULES)]
     pub rules: PathBuf,
     /// Control socket, for `status` and `show`.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
@@ -197,6 +205,7 @@ pub enum SourceKind {
 }
 
 const DEFAULT_SOCKET: &str = "/run/firewall-agent/control.sock";
+const DEFAULT_RULES: &str = "/etc/firewall-agent/rules.d";
 const DEFAULT_PINS: &str = "/sys/fs/bpf/firewall-agent";
 
 /// Every Qubes OS template has this file.

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Monitor(monitor) => cli::monitor::monitor(&monitor),
         Command::Top(top) => cli::top::top(&top),
         Command::Audit(audit) => cli::audit::audit(&audit),
+        Command::Check(check) => cli::check::check(&check),
         Command::Explain(explain) => cli::explain::explain(&explain),
         Command::HandOver { pins } => in_runtime(handover::hand_over(&pins)),
         Command::Completions(shell) => cli::manual::completions(&shell),

@@ -16,6 +16,7 @@ mod pure {
     mod policies;
     mod rules;
     mod tidy;
+    mod told;
     mod top;
     mod world;
 }

@@ -1,9 +1,9 @@
 //! `explain`: which rule decides about a packet, why, and what becomes of it.
 //! Never decides: the evaluator does, on the agent's policy and on the kernel's tables.
 
-mod capture;
-mod target;
-mod text;
+pub mod capture;
+pub mod target;
+pub mod text;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,6 +17,7 @@ use firewall_common::policy::decide;
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
 use super::ask::Ask;
+use super::colour::Colours;
 use super::{EXIT_DISAGREEMENT, EXIT_NOT_RUNNING, EXIT_PROBLEM};
 use crate::conntrack::{Conntrack, Flow};
 use crate::control::Request;
@@ -99,7 +100,8 @@ pub fn explain(arguments: &Explain) -> Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_NOT_RUNNING));
     }
     arguments.ask.print(&explained, || {
-        let texts = explained.iter().map(|it| text::explained(it, arguments.all));
+        let texts =
+            explained.iter().map(|it| text::explained(it, arguments.all, Colours::of_stdout()));
         texts.collect::<Vec<_>>().join("\n")
     })?;
     let passes = |it: &Explained| match it.outcome {

@@ -21,7 +21,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::flag;
 
 use self::state::{Board, Next};
-use super::colour::has_colours;
+use super::colour::Colours;
 use super::{DEFAULT_SOCKET, EXIT_NOT_RUNNING};
 use crate::control::{self, ControlError, Request};
 use crate::status::Status;
@@ -75,7 +75,7 @@ fn show(
     answers: &Receiver<Answer>,
     is_over: &AtomicBool,
 ) -> io::Result<()> {
-    let colours = has_colours();
+    let colours = Colours::of_stdout().are_wanted();
     while !is_over.load(Ordering::Relaxed) {
         for (answer, elapsed) in answers.try_iter() {
             board.answered(answer, elapsed);
