@@ -7,6 +7,7 @@ mod rig {
     mod cutting;
     mod cycles;
     mod errors;
+    mod explained;
     mod files;
     mod fragments;
     mod headers;

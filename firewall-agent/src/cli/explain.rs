@@ -74,12 +74,17 @@ struct Subject {
     client: IpAddr,
     name: Option<String>,
     frame: Result<Frame, Reason>,
+    /// Whether somebody sent it: then it has a source port.
+    is_recorded: bool,
 }
 
 impl Subject {
     fn packet(&self) -> Option<PacketStatus> {
         match &self.frame {
-            Ok(Frame::Ip(packet)) => Some(packet.into()),
+            Ok(Frame::Ip(packet)) => {
+                let source_port = self.is_recorded.then_some(packet.source_port);
+                Some(PacketStatus { source_port, ..packet.into() })
+            }
             Ok(Frame::Arp { .. }) | Err(_) => None,
         }
     }
@@ -135,7 +140,8 @@ fn subjects(
     let subject = |to: IpAddr| {
         ensure!(to.is_ipv4() == client.is_ipv4(), other_family(client, to, status));
         let packet = target.packet(client, to).packet();
-        Ok(Subject { client, name: name.clone(), frame: Ok(Frame::Ip(packet)) })
+        let frame = Ok(Frame::Ip(packet));
+        Ok(Subject { client, name: name.clone(), frame, is_recorded: false })
     };
     addresses.into_iter().map(subject).collect()
 }
@@ -187,7 +193,7 @@ fn recorded(given: &str, from: Option<IpAddr>) -> Result<Vec<Subject>> {
         let Some(client) = from.or(source) else {
             bail!("this packet does not say who sends it: add --from CLIENT");
         };
-        let subject = Subject { client, name: None, frame };
+        let subject = Subject { client, name: None, frame, is_recorded: true };
         let key = match &subject.frame {
             // What is recorded at a vif goes both ways.
             Ok(Frame::Ip(packet)) if from == Some(packet.destination.into()) => continue,
