@@ -33,7 +33,7 @@ removing() {
     systemctl stop firewall-agent.service
     if [ -e "$STOCK" ] && [ -d "$PINS" ]; then
         systemctl stop qubes-firewall.service
-        /usr/bin/firewall-agent hand-over
+        firewall-agent hand-over
     elif [ -d "$PINS" ]; then
         echo "The firewall stays closed until the next boot: what its rules accept goes on," \
             "and nothing else is forwarded. To open it now: rm -r $PINS; nft delete table ip" \

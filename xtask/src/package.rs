@@ -135,8 +135,11 @@ fn fill(stage: &Path, kind: Kind, agent: &Path) -> Result<()> {
     run(Command::new(agent).arg("manual").arg(&manual))?;
     let pages: Vec<_> =
         fs::read_dir(manual)?.map(|page| Ok(page?.path())).collect::<Result<_>>()?;
-    run(Command::new("gzip").arg("-9n").args(pages))?;
-    // Whoever builds may have any umask.
+    run(Command::new("gzip").arg("-9n").args(pages))
+}
+
+/// Lets everybody read all of it: whoever builds may have any umask.
+fn let_read(stage: &Path) -> Result<()> {
     run(Command::new("chmod").args(["-R", "u=rwX,go=rX"]).arg(stage))
 }
 
@@ -158,6 +161,12 @@ fn deb(work: &Path, stage: &Path, version: &str, is_quick: bool) -> Result<PathB
         "control",
         &[("VERSION", version), ("ARCHITECTURE", &architecture), ("DEPENDS", &depends)],
     )?;
+    let date = output_of("date", &["-R", "-u", "-d", &format!("@{}", last_change())]);
+    let date = date.context("no date of the last change")?;
+    let changelog = template("changelog", &[("VERSION", version), ("DATE", &date)])?;
+    let place = stage.join("usr/share/doc/firewall-agent/changelog");
+    fs::write(&place, changelog)?;
+    run(Command::new("gzip").arg("-9n").arg(place))?;
     let scripts = stage.join("DEBIAN");
     fs::create_dir(&scripts)?;
     fs::write(scripts.join("control"), control)?;
@@ -172,6 +181,7 @@ fn deb(work: &Path, stage: &Path, version: &str, is_quick: bool) -> Result<PathB
         fs::write(&path, format!("{life}\n{steps}\n"))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     }
+    let_read(stage)?;
     let mut dpkg = Command::new("dpkg-deb");
     dpkg.arg("--root-owner-group");
     if is_quick {
@@ -201,6 +211,7 @@ fn libraries(work: &Path, stage: &Path) -> Result<String> {
 }
 
 fn rpm(work: &Path, stage: &Path, version: &str, is_quick: bool) -> Result<PathBuf> {
+    let_read(stage)?;
     let spec = work.join("firewall-agent.spec");
     let life = template("life.sh", &[])?;
     let stage = stage.display().to_string();

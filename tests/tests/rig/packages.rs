@@ -308,6 +308,9 @@ fn a_service_in_its_sandbox_reloads_tells_the_desktop_and_is_replaced_when_it_ha
     disk.write(&format!("etc/systemd/system/{UNIT}.d/90.conf"), "[Service]\nWatchdogSec=1s\n")?;
     let machine = disk.boot(&scene.world.rig.directory().join("qubes"))?;
     let first = running(&machine, UNIT)?;
+    // Not in a qube, whoever asks for it.
+    machine.run(&["systemctl", "start", STANDALONE])?;
+    assert_eq!(machine.property(STANDALONE, "ActiveState")?, "inactive");
     machine.run(&["systemctl", "reload", UNIT])?;
     machine.wait_for(&["systemctl", "show", "--property=ActiveState", UNIT], |it| {
         it.trim() == "ActiveState=active"
