@@ -3,12 +3,16 @@
 
 pub mod ask;
 pub mod audit;
+pub mod check;
 pub mod colour;
 pub mod explain;
 pub mod learn;
+pub mod manual;
 pub mod monitor;
+pub mod remains;
 pub mod show;
-mod text;
+pub mod text;
+pub mod top;
 
 use std::collections::BTreeMap;
 use std::num::NonZeroU64;
@@ -78,6 +82,12 @@ pub enum Command {
     /// out. Exit code 0: ended by Ctrl-C or --count. 3: no agent runs, or it has ended. 2: any
     /// other error.
     Monitor(monitor::Monitor),
+    /// Watch clients, rates and trouble on a terminal.
+    ///
+    /// Arrow keys select, Enter shows a client's rules, s sorts, / filters, q quits. Exit
+    /// code 0: quit. 2: there is no terminal (`status --json` is for scripts). 3: no agent
+    /// runs.
+    Top(top::Top),
     /// Let what a client's rules deny pass for a while, to find out what they would break.
     ///
     /// What would have been rejected is forwarded, counted and shown by `monitor`: until it
@@ -93,6 +103,27 @@ pub enum Command {
     /// 1: it is not. 3: neither an agent nor the kernel can tell. 4: they contradict each
     /// other, which is a bug. 2: any other error.
     Explain(explain::Explain),
+    /// Leave this netvm to another firewall; removing the package does this.
+    ///
+    /// Removes this firewall's programs and rules, and leaves tables behind that forward
+    /// NOTHING until today's qubes-firewall has added its rules to them. Stop the service
+    /// first.
+    HandOver {
+        /// Directory on a BPF file system, where programs are pinned.
+        #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+        pins: PathBuf,
+    },
+    /// Print completions of the commands for a shell.
+    Completions(manual::Completions),
+    /// Write manual pages into a directory.
+    #[command(hide = true)]
+    Manual(manual::Manual),
+    /// Look for mistakes in a file of rules, without an agent.
+    ///
+    /// Names each error, which would block the client, and each rule that hardly says what was
+    /// meant, with its place and what to write instead. Exit code 0: nothing to mend. 1: errors
+    /// or warnings. 2: the file cannot be read, or it is not clear whose it is.
+    Check(check::Check),
 }
 
 /// What the gate depends on, and where pins are.
@@ -129,7 +160,7 @@ pub struct Run {
     #[arg(long)]
     pub source: Option<SourceKind>,
     /// Directory with one file of rules for each client, named by its address.
-    #[arg(long, value_name = "DIRECTORY", default_value = "/etc/firewall-agent/rules.d")]
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_RULES)]
     pub rules: PathBuf,
     /// Control socket, for `status` and `show`.
     #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
@@ -174,6 +205,7 @@ pub enum SourceKind {
 }
 
 const DEFAULT_SOCKET: &str = "/run/firewall-agent/control.sock";
+const DEFAULT_RULES: &str = "/etc/firewall-agent/rules.d";
 const DEFAULT_PINS: &str = "/sys/fs/bpf/firewall-agent";
 
 /// Every Qubes OS template has this file.

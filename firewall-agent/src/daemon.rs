@@ -3,6 +3,7 @@
 
 mod answers;
 mod effects;
+mod hits;
 mod notices;
 mod records;
 
@@ -36,6 +37,7 @@ use crate::service::Service;
 use crate::sources::{Place, Source};
 use crate::world::World;
 
+use self::hits::Hits;
 use self::records::Told;
 
 /// Everything is read again this often, should a change have gone unnoticed.
@@ -100,6 +102,7 @@ pub async fn run(options: Options) -> Result<()> {
                 daemon.remember();
                 daemon.source.resync();
                 daemon.read_all().await;
+                daemon.look();
                 daemon.write_metrics();
                 give_back_memory();
             }
@@ -149,6 +152,7 @@ struct Daemon {
     desktop: Desktop,
     feed: Feed,
     told: Told,
+    hits: Hits,
     /// Clients whose connections are still to be looked through.
     settling: BTreeSet<ClientId>,
     /// Clients whose rules are in force once that is done; the source is to be told.
@@ -196,6 +200,7 @@ impl Daemon {
             desktop: Desktop::default(),
             feed: Feed::default(),
             told: Told::default(),
+            hits: Hits::default(),
             settling: BTreeSet::new(),
             handled: Vec::new(),
             to_remember: None,
@@ -211,9 +216,8 @@ impl Daemon {
             info!("stopped; the policies in force stay in force, and nothing else is forwarded");
             return Ok(());
         }
-        let links = self.world.links_in_use();
-        let names = links.iter().filter_map(|link| self.world.link_name(*link));
-        self.dataplane.detach_all(names).context("cannot detach the programs")?;
+        let pins = &self.options.dataplane.pins;
+        dataplane::detach_all(pins).context("cannot detach the programs")?;
         self.gate.remove().await.context("cannot remove the gate")?;
         warn!("stopped; the firewall is OPEN, as --open-on-stop asks");
         Ok(())

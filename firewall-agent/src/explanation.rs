@@ -84,7 +84,7 @@ pub fn protocol(number: u8, is_ipv4: bool) -> Protocol {
 /// A verdict with its evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judgement {
-    /// `accept`, `reject`, `pass` or `drop`.
+    /// `accept`, `reject`, `pass`, `drop` or `audit`.
     pub verdict: String,
     /// Why, in the word of counters and drop records: `rule`, `default`, `blocked`, ...
     pub reason: String,

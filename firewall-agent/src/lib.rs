@@ -11,7 +11,7 @@
 //! | [`dataplane`], [`nft`], [`conntrack`] | edges that do what is to be done |
 //! | [`pace`] | changes that come too fast |
 //! | [`service`], [`desktop`] | edges towards systemd and the user's screen |
-//! | [`prepare`] | what comes before the daemon |
+//! | [`prepare`], [`handover`] | what comes before the daemon, and when it goes for good |
 //! | [`control`], [`status`], [`explanation`], [`cli`] | what a person sees, and the way it gets there |
 
 pub mod cli;
@@ -23,6 +23,7 @@ pub mod desktop;
 pub mod dns;
 pub mod events;
 pub mod explanation;
+pub mod handover;
 pub mod links;
 pub mod memory;
 pub mod metrics;

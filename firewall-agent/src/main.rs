@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser as _;
 use firewall_agent::cli::{self, Arguments, Command};
-use firewall_agent::daemon;
+use firewall_agent::{daemon, handover};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -18,8 +18,13 @@ fn main() -> ExitCode {
         Command::Status(ask) => cli::show::status(&ask),
         Command::Show(show) => cli::show::show(&show),
         Command::Monitor(monitor) => cli::monitor::monitor(&monitor),
+        Command::Top(top) => cli::top::top(&top),
         Command::Audit(audit) => cli::audit::audit(&audit),
+        Command::Check(check) => cli::check::check(&check),
         Command::Explain(explain) => cli::explain::explain(&explain),
+        Command::HandOver { pins } => in_runtime(handover::hand_over(&pins)),
+        Command::Completions(shell) => cli::manual::completions(&shell),
+        Command::Manual(manual) => cli::manual::manual(&manual),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("firewall-agent: {error:#}");

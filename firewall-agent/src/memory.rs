@@ -106,3 +106,40 @@ pub fn write(path: &Path, names: &[Remembered]) -> io::Result<()> {
 fn boot() -> io::Result<String> {
     Ok(fs::read_to_string(BOOT)?.trim().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn remembered() -> Vec<Remembered> {
+        let question = Question { name: "a.example".to_owned(), family: Family::V4 };
+        let addresses = [IpAddr::from([192, 0, 2, 1])].into();
+        let leaving = [(IpAddr::from([192, 0, 2, 2]), Duration::from_secs(50))].into();
+        vec![Remembered { question, addresses, at: Duration::from_secs(60), leaving }]
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_and_what_is_unsound_is_nothing() {
+        let directory = std::env::temp_dir().join(format!("memory-{}", std::process::id()));
+        let path = directory.join("names.json");
+        assert_eq!(read(&path), [], "no file");
+        write(&path, &remembered()).expect("a file");
+        assert_eq!(read(&path), remembered());
+        let whole = fs::read_to_string(&path).expect("text");
+        let check = |what: &str, text: &str| {
+            assert_ne!(text, whole, "{what}: nothing was changed");
+            fs::write(&path, text).expect("a file");
+            assert_eq!(read(&path), [], "{what}");
+        };
+        check("half", &whole[..whole.len() / 2]);
+        check("nothing", "");
+        check("another boot", &whole.replace(&boot().expect("a boot"), "another"));
+        check("another family", &whole.replace("192.0.2.1", "2001:db8::1"));
+        check("another family", &whole.replace("192.0.2.2", "2001:db8::1"));
+        check("no address", &whole.replace("192.0.2.1", "192.0.2.256"));
+        check("no number", &whole.replace("60", "-60"));
+        let many: Vec<String> = (0..=255).map(|it| format!("\"198.51.100.{it}\"")).collect();
+        check("too many", &whole.replace("\"192.0.2.1\"", &many.join(",")));
+        fs::remove_dir_all(&directory).expect("a directory");
+    }
+}

@@ -215,6 +215,26 @@ table {family} qubes-firewall {{
     }
 }
 
+/// Puts tables in the place of the gate that forward nothing.
+pub async fn close() -> Result<(), GateError> {
+    let mut text =
+        "table inet qubes-firewall-nat {}\ndelete table inet qubes-firewall-nat\n".to_owned();
+    for family in ["ip", "ip6"] {
+        let _ = write!(
+            text,
+            r#"table {family} qubes-firewall {{}}
+delete table {family} qubes-firewall
+table {family} qubes-firewall {{
+	chain forward {{
+		type filter hook forward priority filter; policy drop;
+	}}
+}}
+"#
+        );
+    }
+    run(&text).await
+}
+
 /// Has `nft` carry out a text, as a whole or not at all.
 async fn run(text: &str) -> Result<(), GateError> {
     let mut nft = Command::new("nft")

@@ -8,7 +8,7 @@
 //! and before any rule is.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -33,6 +33,9 @@ pub async fn prepare(gate: &Gate, pins: &Path, root: &Path) -> Result<()> {
             format!("cannot mount a BPF file system on {}", directory.display())
         })?;
     }
+    // The sandbox of the service lets nothing be written beside it.
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(pins);
+    made.with_context(|| format!("cannot make {}", pins.display()))?;
     gate.load().await.context("cannot load the gate")?;
     info!(mode = gate.mode.name(), "the gate is closed");
     if gate.mode == Mode::Qubes {

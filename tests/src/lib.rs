@@ -10,6 +10,7 @@ pub mod frames;
 pub mod generate;
 mod icmp;
 mod leftovers;
+pub mod machine;
 pub mod manager;
 pub mod namespace;
 pub mod oracle;

@@ -6,13 +6,17 @@ mod pure {
     mod explained;
     mod feed;
     mod files;
+    mod manual;
     mod many_names;
     mod metrics;
     mod monitoring;
     mod names;
+    mod names_age;
     mod packets;
     mod policies;
     mod rules;
     mod tidy;
+    mod told;
+    mod top;
     mod world;
 }

@@ -7,6 +7,7 @@ mod rig {
     mod cutting;
     mod cycles;
     mod errors;
+    mod explained;
     mod files;
     mod fragments;
     mod headers;
@@ -18,8 +19,10 @@ mod rig {
     mod named;
     mod names;
     mod names_life;
+    mod names_many;
     mod names_odd;
     mod offload;
+    mod packages;
     mod qubesdb;
     mod repair;
     mod scene;

@@ -2,6 +2,7 @@
 //! Nothing here knows anything about packets or rules.
 
 mod ebpf;
+mod package;
 mod run;
 mod setup;
 mod suites;
@@ -34,6 +35,8 @@ enum Command {
     Demo(suites::Demo),
     /// Run all tests: pure ones, the program in the kernel, the agent in a rig.
     Test(suites::Test),
+    /// Make packages for Debian and Fedora of a release build.
+    Package(package::Options),
     /// Measure. `cargo xtask bench --help` says what, and how.
     #[command(disable_help_flag = true)]
     Bench(suites::Bench),
@@ -56,6 +59,7 @@ fn obey(command: Command) -> Result<()> {
         Command::Build => suites::build().map(drop),
         Command::Demo(options) => suites::demo(&options),
         Command::Test(options) => suites::test(&options),
+        Command::Package(options) => package::build(&options),
         Command::Bench(what) => suites::bench(&what),
     }
 }

@@ -1,5 +1,6 @@
 //! Finds or installs what the project needs: a Rust compiler for BPF, bpf-linker,
-//! nftables and iproute2. Looks before it installs, so running it twice is free.
+//! nftables and iproute2, and what makes and tries packages. Looks before it installs, so
+//! running it twice is free.
 //! Never downloads anything but packages of the distribution and of crates.io.
 
 use std::path::{Path, PathBuf};
@@ -38,6 +39,8 @@ pub struct Toolchain {
 pub fn everything() -> Result<Toolchain> {
     let toolchain = for_build()?;
     for_rig()?;
+    for_packages()?;
+    for_machines()?;
     Ok(toolchain)
 }
 
@@ -80,6 +83,22 @@ pub fn for_rig() -> Result<()> {
 /// What is measured beside the agent, and the kernel does not bring along.
 pub fn for_bench() -> Result<()> {
     programs(&[("iptables-legacy-restore", "iptables")])
+}
+
+/// What makes packages.
+pub fn for_packages() -> Result<()> {
+    programs(&[
+        ("dpkg-deb", "dpkg"),
+        ("dpkg-shlibdeps", "dpkg-dev"),
+        ("rpmbuild", "rpm"),
+        ("strip", "binutils"),
+        ("gzip", "gzip"),
+    ])
+}
+
+/// What tries them: machines with a service manager of their own.
+pub fn for_machines() -> Result<()> {
+    programs(&[("systemd-nspawn", "systemd-container"), ("systemd-analyze", "systemd")])
 }
 
 /// Programs, each with the package that it is in.

@@ -62,6 +62,8 @@ pub fn demo(options: &Demo) -> Result<()> {
 /// Runs all tests and ends with one line that sums them up.
 pub fn test(options: &Test) -> Result<()> {
     prepare("the tests")?;
+    setup::for_packages()?;
+    setup::for_machines()?;
     cargo(&["build", "--locked"])?;
     say("running the tests");
     let mut tests = Command::new("cargo");

@@ -10,14 +10,28 @@ pub const BAD: u8 = 31;
 /// What the eye should find.
 pub const ODD: u8 = 36;
 
-/// Text in a colour, if standard output takes colours.
-pub fn painted(colour: u8, text: &str) -> String {
-    if has_colours() { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
-}
+/// Whether there are colours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Colours(bool);
 
-/// Whether standard output may have colours: only a terminal, and not if its user said no
-/// (<https://no-color.org>).
-pub fn has_colours() -> bool {
-    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    io::stdout().is_terminal() && !refused
+impl Colours {
+    /// None.
+    pub const NONE: Self = Self(false);
+
+    /// As standard output takes them: only a terminal, and not if its user said no
+    /// (<https://no-color.org>).
+    pub fn of_stdout() -> Self {
+        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self(io::stdout().is_terminal() && !refused)
+    }
+
+    /// Whether there are any.
+    pub fn are_wanted(self) -> bool {
+        self.0
+    }
+
+    /// Text in a colour.
+    pub fn paint(self, colour: u8, text: &str) -> String {
+        if self.0 { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    }
 }

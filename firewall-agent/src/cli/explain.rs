@@ -1,9 +1,9 @@
 //! `explain`: which rule decides about a packet, why, and what becomes of it.
 //! Never decides: the evaluator does, on the agent's policy and on the kernel's tables.
 
-mod capture;
-mod target;
-mod text;
+pub mod capture;
+pub mod target;
+pub mod text;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -17,6 +17,7 @@ use firewall_common::policy::decide;
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
 use super::ask::Ask;
+use super::colour::Colours;
 use super::{EXIT_DISAGREEMENT, EXIT_NOT_RUNNING, EXIT_PROBLEM};
 use crate::conntrack::{Conntrack, Flow};
 use crate::control::Request;
@@ -73,12 +74,17 @@ struct Subject {
     client: IpAddr,
     name: Option<String>,
     frame: Result<Frame, Reason>,
+    /// Whether somebody sent it: then it has a source port.
+    is_recorded: bool,
 }
 
 impl Subject {
     fn packet(&self) -> Option<PacketStatus> {
         match &self.frame {
-            Ok(Frame::Ip(packet)) => Some(packet.into()),
+            Ok(Frame::Ip(packet)) => {
+                let source_port = self.is_recorded.then_some(packet.source_port);
+                Some(PacketStatus { source_port, ..packet.into() })
+            }
             Ok(Frame::Arp { .. }) | Err(_) => None,
         }
     }
@@ -99,7 +105,8 @@ pub fn explain(arguments: &Explain) -> Result<ExitCode> {
         return Ok(ExitCode::from(EXIT_NOT_RUNNING));
     }
     arguments.ask.print(&explained, || {
-        let texts = explained.iter().map(|it| text::explained(it, arguments.all));
+        let texts =
+            explained.iter().map(|it| text::explained(it, arguments.all, Colours::of_stdout()));
         texts.collect::<Vec<_>>().join("\n")
     })?;
     let passes = |it: &Explained| match it.outcome {
@@ -133,7 +140,8 @@ fn subjects(
     let subject = |to: IpAddr| {
         ensure!(to.is_ipv4() == client.is_ipv4(), other_family(client, to, status));
         let packet = target.packet(client, to).packet();
-        Ok(Subject { client, name: name.clone(), frame: Ok(Frame::Ip(packet)) })
+        let frame = Ok(Frame::Ip(packet));
+        Ok(Subject { client, name: name.clone(), frame, is_recorded: false })
     };
     addresses.into_iter().map(subject).collect()
 }
@@ -185,7 +193,7 @@ fn recorded(given: &str, from: Option<IpAddr>) -> Result<Vec<Subject>> {
         let Some(client) = from.or(source) else {
             bail!("this packet does not say who sends it: add --from CLIENT");
         };
-        let subject = Subject { client, name: None, frame };
+        let subject = Subject { client, name: None, frame, is_recorded: true };
         let key = match &subject.frame {
             // What is recorded at a vif goes both ways.
             Ok(Frame::Ip(packet)) if from == Some(packet.destination.into()) => continue,

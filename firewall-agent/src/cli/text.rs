@@ -4,8 +4,15 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
+use super::colour::{BAD, Colours};
 use crate::rules::Family;
-use crate::status::{ClientStatus, CounterStatus, NameStatus, ProblemStatus, State, Status};
+use crate::rules::lint::match_first;
+use crate::rules::resolve::VIRTUAL_RESOLVERS;
+use crate::status::{
+    ClientStatus, CounterStatus, NameStatus, ProblemStatus, RuleStatus, State, Status,
+};
 
 const AUDITED: &str = "what its rules deny passes";
 
@@ -32,6 +39,13 @@ pub fn summary(status: &Status) -> String {
     );
     for client in &status.clients {
         let _ = write!(text, "  {}", headline(client));
+    }
+    if !status.names.is_empty() {
+        let _ = writeln!(text, "names in rules: {}", status.names.len());
+    }
+    for name in &status.names {
+        let (leads, users) = (leads(name), users(name));
+        let _ = writeln!(text, "  {} ({}): {leads}; {users}", name.name, name.family);
     }
     for (reason, counter) in &status.strays {
         let _ = writeln!(text, "packets of no client, {reason}: {}", counted(counter));
@@ -98,39 +112,76 @@ fn headline(client: &ClientStatus) -> String {
 }
 
 /// A client with its rules and counters.
-pub fn details(client: &ClientStatus, names: &[NameStatus]) -> String {
+pub fn details(client: &ClientStatus, names: &[NameStatus], colours: Colours) -> String {
     let mut text = headline(client);
     if let Some(problem) = &client.problem {
         let _ = writeln!(text, "  because of {}", told(problem));
     }
     for rule in &client.rules {
-        let _ = write!(text, "  {:04}  {:<60}  {}", rule.number, rule.text, counted(&rule.counter));
-        if rule.name.is_none() && !rule.effective {
-            let _ = write!(text, "  (never decides: earlier rules match first, or nothing can)");
+        let _ = writeln!(text, "  {:04}  {}", rule.number, rule.text);
+        if !rule.effective {
+            let never = format!("NEVER DECIDES: {}", never(rule));
+            let _ = writeln!(text, "        {}", colours.paint(BAD, &never));
         }
-        text.push('\n');
         if let Some(name) = &rule.name {
             let family = Family::from(client.address);
             let known = names.iter().find(|it| it.name == *name && it.family == family);
             let _ = writeln!(text, "        {name}: {}", known.map_or(NO_MATTER.to_owned(), leads));
+        } else if rule.destinations.len() > 1 {
+            let _ = writeln!(text, "        {}", servers(rule));
         }
+        let _ = writeln!(text, "        {}", hits(&rule.counter, rule.last));
     }
     if let Some(default) = &client.default {
-        let _ =
-            writeln!(text, "  else  action={default:<53}  {}", counted(&client.default_counter));
+        let _ = writeln!(text, "  else  action={default}");
+        let _ = writeln!(text, "        {}", hits(&client.default_counter, client.default_last));
     }
     for (reason, counter) in &client.counters {
-        let _ = writeln!(text, "  {reason:<66}  {}", counted(counter));
+        let _ = writeln!(text, "  {reason}: {}", counted(counter));
     }
     if let Some(policy) = &client.policy {
         let all = if policy.complete { "all" } else { "a selection of" };
         let _ = writeln!(
             text,
-            "  proved equal to its rules on {all} {} cells; {} prefixes, {} classes, {} segments",
+            "  proved equal to its rules on {all} {} cells;\n  {} prefixes, {} classes, {} segments",
             policy.cells_checked, policy.prefixes, policy.classes, policy.segments
         );
     }
     text
+}
+
+/// The DNS servers that a rule means, or that come with a real one that it accepts.
+fn servers(rule: &RuleStatus) -> String {
+    let is_dns = rule.text.split(' ').any(|option| option == "specialtarget=dns");
+    let all = rule.destinations.iter().map(IpNet::addr);
+    let is_virtual = |it: &IpAddr| VIRTUAL_RESOLVERS.iter().any(|resolver| it == resolver);
+    let wanted = all.filter(|it| is_dns || is_virtual(it));
+    let list = wanted.map(|it| it.to_string()).collect::<Vec<_>>().join(", ");
+    if is_dns { list } else { format!("and DNS to {list}, which leads there") }
+}
+
+/// Why no packet reaches a rule.
+fn never(rule: &RuleStatus) -> String {
+    match rule.hidden_by.as_slice() {
+        [] if rule.name.is_some() => "its name leads to no address that it may match".to_owned(),
+        [] => "nothing matches it".to_owned(),
+        by => format!("{} first", match_first(by)),
+    }
+}
+
+fn hits(counter: &CounterStatus, last: Option<u64>) -> String {
+    let last = last.map(|seconds| format!(", last {} ago", ago(seconds))).unwrap_or_default();
+    format!("{}{last}", counted(counter))
+}
+
+/// A length of time, as exact as people want it.
+fn ago(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7_200 => format!("{} min", seconds / 60),
+        7_200..172_800 => format!("{} h", seconds / 3_600),
+        _ => format!("{} days", seconds / 86_400),
+    }
 }
 
 /// What is wrong with rules, and where.
@@ -146,20 +197,21 @@ pub fn told(problem: &ProblemStatus) -> String {
     text
 }
 
-fn counted(counter: &CounterStatus) -> String {
+/// Packets and bytes.
+pub fn counted(counter: &CounterStatus) -> String {
     let word = if counter.packets == 1 { "packet" } else { "packets" };
     format!("{} {word}, {} bytes", counter.packets, counter.bytes)
 }
 
 const NO_MATTER: &str = "not looked up, it makes no difference";
 
+/// Most addresses of a name that are shown; JSON has all.
+const MOST_SHOWN: usize = 8;
+
 /// Where a name leads.
 fn leads(name: &NameStatus) -> String {
     let mut parts: Vec<String> = Vec::new();
-    if name.answered.is_none() {
-        parts.push("not resolved yet".to_owned());
-    }
-    for it in &name.addresses {
+    for it in name.addresses.iter().take(MOST_SHOWN) {
         let mut text = format!("{} ({} s", it.address, it.age);
         if !it.in_answer {
             text.push_str(", in no answer any more");
@@ -170,13 +222,31 @@ fn leads(name: &NameStatus) -> String {
         text.push(')');
         parts.push(text);
     }
-    if name.answered.is_some() && name.addresses.is_empty() {
-        parts.push("no address of this family".to_owned());
+    let more = name.addresses.len() - parts.len();
+    if more > 0 {
+        parts.push(format!("{more} more"));
+    }
+    if name.addresses.is_empty() {
+        let is_answered = name.answered.is_some();
+        parts.push(if is_answered { "no address of this family" } else { "not resolved" }.into());
     }
     let mut text = parts.join(", ");
     if let Some(problem) = &name.problem {
         let _ = write!(text, "; {problem}");
     }
+    if name.failures > 1 {
+        let _ = write!(text, " ({} times)", name.failures);
+    }
     let _ = write!(text, "; asked again in {} s", name.next);
     text
+}
+
+/// The rules that use a name.
+fn users(name: &NameStatus) -> String {
+    let users = name.users.iter().map(|(client, numbers)| {
+        let word = if numbers.len() == 1 { "rule" } else { "rules" };
+        let numbers: Vec<String> = numbers.iter().map(|it| format!("{it:04}")).collect();
+        format!("{word} {} of {client}", numbers.join(", "))
+    });
+    users.collect::<Vec<_>>().join(", ")
 }

@@ -21,8 +21,12 @@ use crate::world::explaining::Circumstances;
 impl Daemon {
     pub(super) async fn answer(&mut self, request: &Request) -> Answer {
         match request {
-            Request::Status => Answer::Status(Box::new(self.status(|_| true))),
+            Request::Status => {
+                self.look();
+                Answer::Status(Box::new(self.status(|_| true)))
+            }
             Request::Show { client } => {
+                self.look();
                 Answer::Status(Box::new(self.status(|address| address == *client)))
             }
             Request::Monitor => Answer::News(self.place()),
@@ -48,6 +52,19 @@ impl Daemon {
                 Answer::Explanations(self.world.explain(*client, &packet, &circumstances))
             }
         }
+    }
+
+    /// Looks at the counters of defaults and rules, to know later when they last moved.
+    pub(super) fn look(&mut self) {
+        let policies = self.world.policies();
+        let maps = &self.dataplane.maps;
+        for (client, (generation, rules)) in &policies {
+            let default = maps.reason_counter(Some(*client), Reason::Default);
+            let rules = (0..*rules).map(|rule| maps.rule_counter(*client, rule));
+            let packets = [default].into_iter().chain(rules).map(|it| it.packets);
+            self.hits.look(*client, *generation, packets, now());
+        }
+        self.hits.keep(|client| policies.contains_key(client));
     }
 
     /// Writes metrics, if somebody wants them.
@@ -78,8 +95,13 @@ impl Daemon {
             status.counters = self.reason_counters(Some(client));
             status.default_counter =
                 status.counters.remove(Reason::Default.name()).unwrap_or_default();
+            let age = |index| self.hits.age(client, index, now()).map(|age| age.as_secs());
+            status.default_last = age(0);
             for (index, rule) in (0..DEFAULT_RULE).zip(&mut status.rules) {
                 rule.counter = counted(self.dataplane.maps.rule_counter(client, index));
+            }
+            for (index, rule) in (1..).zip(&mut status.rules) {
+                rule.last = age(index);
             }
         }
         Status {

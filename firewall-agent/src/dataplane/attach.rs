@@ -253,27 +253,28 @@ impl Dataplane {
         Ok(())
     }
 
-    /// Detaches every program of this agent and of earlier ones. What is held by this
-    /// process alone goes when it ends.
-    pub fn detach_all<'a>(
-        &self,
-        names: impl Iterator<Item = &'a str>,
-    ) -> Result<(), DataplaneError> {
-        for name in names {
-            for program in Program::ALL {
-                // Mostly there is none.
-                let _ = tc::qdisc_detach_program(name, program.direction(), program.name());
-            }
-        }
-        for version in subdirectories(&self.options.pins)? {
-            entries(&version)?.iter().try_for_each(|pin| remove_pin(pin))?;
-        }
-        Ok(())
-    }
-
     fn link_path(&self, program: Program, link: u32) -> PathBuf {
         self.links.join(link_name(program, link))
     }
+}
+
+/// Detaches every program of any agent, whatever link it is attached to. What is held by
+/// this process alone goes when it ends.
+pub fn detach_all(pins: &Path) -> Result<(), DataplaneError> {
+    let links = nix::net::if_::if_nameindex().map_err(DataplaneError::Links)?;
+    for name in links.iter().filter_map(|link| link.name().to_str().ok()) {
+        for program in Program::ALL {
+            // Mostly there is none.
+            let _ = tc::qdisc_detach_program(name, program.direction(), program.name());
+        }
+    }
+    for version in subdirectories(pins)? {
+        entries(&version)?.iter().try_for_each(|pin| remove_pin(pin))?;
+        // With something in it that is not ours, it stays.
+        let _ = fs::remove_dir(version);
+    }
+    let _ = fs::remove_dir(pins);
+    Ok(())
 }
 
 /// What is in a directory of pins.
@@ -289,7 +290,12 @@ fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
 
 /// The directories of all versions of the maps' layout.
 fn subdirectories(pins: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
-    Ok(entries(pins)?.into_iter().filter(|path| path.is_dir()).collect())
+    let is_version = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        let number = name.and_then(|name| name.strip_prefix('v'));
+        number.is_some_and(|number| number.parse::<u32>().is_ok()) && path.is_dir()
+    };
+    Ok(entries(pins)?.into_iter().filter(is_version).collect())
 }
 
 /// Under which name a link is pinned.

@@ -24,6 +24,7 @@ use aya::{Ebpf, EbpfError, EbpfLoader};
 use firewall_common::abi::{CACHED_ANSWERS, CACHED_CLIENTS};
 use thiserror::Error;
 
+pub use self::attach::detach_all;
 use self::attach::{Attachment, Program, pin_directory};
 use self::maps::{Maps, MapsError};
 
@@ -89,6 +90,9 @@ pub enum DataplaneError {
         /// Why.
         error: io::Error,
     },
+    /// The kernel does not tell which links there are.
+    #[error("cannot read links: {0}")]
+    Links(nix::Error),
     /// The object cannot be loaded.
     #[error("cannot load the kernel programs (are you root?): {0}")]
     Load(#[from] EbpfError),

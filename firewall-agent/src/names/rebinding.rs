@@ -25,13 +25,14 @@ const PRIVATE_SUFFIXES: [&str; 12] = [
     "test",
 ];
 
-/// Networks that are somebody's own: RFC 1918, RFC 6598, RFC 2544.
-const OWN_V4: [(Ipv4Addr, u8); 5] = [
+/// Networks that are somebody's own: RFC 1918, RFC 6598, RFC 2544, RFC 6890.
+const OWN_V4: [(Ipv4Addr, u8); 6] = [
     (Ipv4Addr::new(10, 0, 0, 0), 8),
     (Ipv4Addr::new(172, 16, 0, 0), 12),
     (Ipv4Addr::new(192, 168, 0, 0), 16),
     (Ipv4Addr::new(100, 64, 0, 0), 10),
     (Ipv4Addr::new(198, 18, 0, 0), 15),
+    (Ipv4Addr::new(192, 0, 0, 0), 24),
 ];
 
 /// Which names may lead into private networks.
@@ -113,12 +114,14 @@ fn place_v6(address: Ipv6Addr) -> Place {
         let [c, d] = segments[2].to_be_bytes();
         return place_v4(Ipv4Addr::new(a, b, c, d));
     }
-    let is_nowhere = address.is_unspecified()
-        || address.is_loopback()
-        || address.is_multicast()
-        || address.is_unicast_link_local();
-    // fec0::/10 was for sites (RFC 3879), fc00::/7 is for them now.
-    let is_own = address.is_unique_local() || segments[0] & 0xffc0 == 0xfec0;
+    // ::/96 has the unspecified address, loopback, and IPv4 in a form that was given up (RFC
+    // 4291, 2.5.5.1).
+    let is_nowhere = bits >> 32 == 0 || address.is_multicast() || address.is_unicast_link_local();
+    // fec0::/10 was for sites (RFC 3879), fc00::/7 is for them now; 64:ff9b:1::/48 is for a
+    // translator of one's own (RFC 8215).
+    let is_own = address.is_unique_local()
+        || segments[0] & 0xffc0 == 0xfec0
+        || segments.starts_with(&[0x64, 0xff9b, 1]);
     match (is_nowhere, is_own) {
         (true, _) => Place::Nowhere,
         (false, true) => Place::Own,
@@ -138,7 +141,9 @@ mod tests {
             assert_eq!(guard.allows(name, address), expected, "{name} {address}");
         };
         let public = "www.example.com";
-        for address in ["198.51.100.7", "9.255.255.255", "11.0.0.0", "172.32.0.0", "2001:db8::7"] {
+        for address in
+            ["198.51.100.7", "9.255.255.255", "11.0.0.0", "172.32.0.0", "192.0.2.1", "2001:db8::7"]
+        {
             check(public, address, true);
         }
         let own = [
@@ -150,6 +155,8 @@ mod tests {
             "100.64.0.1",
             "100.127.255.255",
             "198.18.0.1",
+            "192.0.0.8",
+            "64:ff9b:1::c633:6407",
             "fd09:24ef:4179::a89:b",
             "fc00::1",
             "fec0::1",
@@ -181,6 +188,8 @@ mod tests {
             "ff02::1",
             "::ffff:127.0.0.1",
             "64:ff9b::7f00:1",
+            "::10.0.0.1",
+            "::198.51.100.7",
         ];
         for address in nowhere {
             check(public, address, false);

@@ -44,7 +44,7 @@ pub fn lint(family: Family, ruleset: &Ruleset) -> Vec<Lint> {
             add(
                 "",
                 format!("never decides: {} first", match_first(&numbers)),
-                "move it in front of them, or take it out".to_owned(),
+                "move it further up, or take it out".to_owned(),
             );
         }
         one(family, rule, &mut add);
@@ -104,7 +104,7 @@ fn one(family: Family, rule: &Rule, add: &mut impl FnMut(&str, String, String)) 
     if rule.action == Action::Accept && !rule.dns && ports.is_some() && any_protocol {
         add(
             "dstports",
-            "accepts these ports of TCP and of UDP".to_owned(),
+            "this accepts ports of TCP and of UDP".to_owned(),
             "for one of them, put `proto=tcp` or `proto=udp` in front of `dstports`".to_owned(),
         );
     }
@@ -138,11 +138,11 @@ fn network(option: &str, text: &str, add: &mut impl FnMut(&str, String, String))
     };
     if network.prefix_len() == 0 {
         let hint = format!("without `{option}` it is the same; for one address leave `/0` out");
-        add(option, "is every address there is".to_owned(), hint);
+        add(option, format!("`{option}={text}` is every address there is"), hint);
     } else if network.trunc() != network {
         add(
             option,
-            format!("is the whole network {}, not one address", network.trunc()),
+            format!("`{option}={text}` is the whole network {}", network.trunc()),
             format!("for the address alone write `{option}={}`", network.addr()),
         );
     }
@@ -153,10 +153,10 @@ fn host(name: &str, add: &mut impl FnMut(&str, String, String)) {
     let last = name.rsplit('.').next().unwrap_or(name);
     let instead = "write the address with `dst4` or `dst6` instead".to_owned();
     if let Some((suffix, why)) = NOWHERE.iter().find(|(suffix, _)| *suffix == last) {
-        add("dsthost", format!("will hardly be resolved: `.{suffix}` {why}"), instead);
+        add("dsthost", format!("`{name}` will hardly be resolved: `.{suffix}` {why}"), instead);
     } else if !name.contains('.') {
-        let what = "will hardly be resolved: a name without a dot is known in one network only";
-        add("dsthost", what.to_owned(), "write the whole name, like `www.example.com`".to_owned());
+        let what = format!("`{name}` will hardly be resolved: it has no dot");
+        add("dsthost", what, "write the whole name, like `www.example.com`".to_owned());
     }
 }
 

@@ -7,6 +7,7 @@
 //! than the user wrote.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
@@ -187,18 +188,24 @@ fn take(family: Family, entry: &Entry, parsed: &mut Parsed) -> Result<(), Mispla
     if entry.value.len() > MAX_VALUE {
         return Err((Problem::TooLong, 0..0));
     }
-    let is_second = if entry.key == POLICY {
+    let twice = || whole(Problem::KeyTwice(entry.key.clone()));
+    if entry.key == POLICY {
         let action = action(&entry.value).map_err(whole)?;
-        parsed.default.replace(action).is_some()
-    } else {
-        let number = rule_number(&entry.key).map_err(whole)?;
-        let rule = rule(family, number, &entry.value)?;
-        parsed.rules.insert(number, rule).is_some()
-    };
-    if is_second {
-        return Err(whole(Problem::KeyTwice(entry.key.clone())));
+        if parsed.default.is_some() {
+            return Err(twice());
+        }
+        parsed.default = Some(action);
+        return Ok(());
     }
-    Ok(())
+    let number = rule_number(&entry.key).map_err(whole)?;
+    let rule = rule(family, number, &entry.value)?;
+    match parsed.rules.entry(number) {
+        Occupied(_) => Err(twice()),
+        Vacant(place) => {
+            place.insert(rule);
+            Ok(())
+        }
+    }
 }
 
 fn rule_number(key: &str) -> Result<u16, Problem> {

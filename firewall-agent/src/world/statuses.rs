@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use super::{InForce, Live, Standing, World};
-use crate::events::Question;
+use crate::events::{ClientId, Question};
 use crate::names::Moment;
 use crate::rules::check::ProvedPolicy;
 use crate::rules::hidden::{self, Never};
@@ -63,6 +63,15 @@ impl World {
     pub fn states(&self) -> Vec<State> {
         let all = self.standings().into_iter();
         all.map(|(address, present)| self.state(address, present).0).collect()
+    }
+
+    /// Generation and number of rules of each client's policy.
+    pub fn policies(&self) -> BTreeMap<ClientId, (u32, u32)> {
+        let policies = self.clients.iter().filter_map(|(client, in_force)| {
+            let rules = self.live(client.address)?.ruleset.rules.len();
+            Some((*client, (in_force.generation, u32::try_from(rules).unwrap_or(u32::MAX))))
+        });
+        policies.collect()
     }
 
     /// All clients, and addresses with rules but no vif.

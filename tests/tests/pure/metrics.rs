@@ -12,7 +12,7 @@ fn counted(packets: u64) -> CounterStatus {
     CounterStatus { packets, bytes: 100 * packets }
 }
 
-fn rule(action: &str, packets: u64) -> RuleStatus {
+pub fn rule(action: &str, packets: u64) -> RuleStatus {
     RuleStatus {
         number: 0,
         text: format!("action={action}"),
@@ -59,7 +59,14 @@ pub fn status() -> Status {
         counters: [("blocked".to_owned(), counted(7))].into(),
         ..client()
     };
-    let absent = ClientStatus { vif: None, state: State::Absent, audit: None, ..client() };
+    let absent = ClientStatus {
+        address: "10.137.0.14".parse().expect("an address"),
+        vif: None,
+        vif_index: None,
+        state: State::Absent,
+        audit: None,
+        ..client()
+    };
     Status {
         schema: SCHEMA,
         agent: AgentStatus {

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use firewall_agent::events::{
-    Answer, ClientId, Effect, Event, Failure, Installation, Links, Outcome, Question, Remembered,
-    Vif,
+    Answer, ClientId, Effect, Event, Failure, Installation, Links, Notice, Outcome, Question,
+    Remembered, Vif,
 };
 use firewall_agent::names::rebinding::Guard;
 use firewall_agent::rules::check::PolicyTables;
@@ -32,7 +32,11 @@ pub struct Stage {
     pub in_force: BTreeMap<ClientId, Installation>,
     asked: Vec<String>,
     published: BTreeMap<IpAddr, BTreeMap<String, BTreeSet<IpAddr>>>,
-    reads_flows: bool,
+    pub reads_flows: bool,
+    /// What stands in the log about names.
+    pub told: Vec<String>,
+    /// Servers that were set, each time.
+    pub servers: Vec<Vec<IpAddr>>,
     pub now: Duration,
 }
 
@@ -44,6 +48,8 @@ impl Stage {
             asked: Vec::new(),
             published: BTreeMap::new(),
             reads_flows: false,
+            told: Vec::new(),
+            servers: Vec::new(),
             now: seconds(100_000),
         };
         let vifs = (7..).zip(clients).map(|(index, client)| Vif {
@@ -70,6 +76,14 @@ impl Stage {
                 }
                 Effect::Publish { client, names } => drop(self.published.insert(client, names)),
                 Effect::ReadFlows => self.reads_flows = true,
+                Effect::SetServers(servers) => self.servers.push(servers),
+                Effect::Tell(Notice::Name { question, added, gone }) => {
+                    self.told.push(format!("{}: +{added:?} -{gone:?}", question.name));
+                }
+                Effect::Tell(Notice::NameProblem { question, why }) => {
+                    let why = why.unwrap_or_else(|| "well".to_owned());
+                    self.told.push(format!("{}: {why}", question.name));
+                }
                 _ => {}
             }
         }
@@ -99,7 +113,7 @@ impl Stage {
     }
 
     /// What the kernel says is open, by a client.
-    fn in_use(&mut self, client: &str, destinations: &[&str]) {
+    pub fn in_use(&mut self, client: &str, destinations: &[&str]) {
         let flow = |it: &&str| (address(client), address(it));
         let flows = destinations.iter().map(flow).collect();
         self.step(Event::InUse { flows, now: self.now });
@@ -110,7 +124,7 @@ impl Stage {
         self.step(Event::Time(self.now));
     }
 
-    fn take_asked(&mut self) -> Vec<String> {
+    pub fn take_asked(&mut self) -> Vec<String> {
         std::mem::take(&mut self.asked)
     }
 
@@ -125,7 +139,7 @@ impl Stage {
     }
 
     #[track_caller]
-    fn check(&self, client: &str, expected: &[(&str, u16, bool)]) {
+    pub fn check(&self, client: &str, expected: &[(&str, u16, bool)]) {
         for (to, port, expected) in expected {
             let id = self.in_force.keys().find(|it| it.address == address(client));
             let found = self.accepts(*id.expect("a client"), address(to), *port);
@@ -134,7 +148,7 @@ impl Stage {
     }
 }
 
-const CLIENT: &str = "10.137.0.1";
+pub const CLIENT: &str = "10.137.0.1";
 
 #[test]
 fn addresses_alone_are_live_at_once_and_names_fill_in() {

@@ -79,6 +79,8 @@ fn edges_do_not_know_each_other_or_decide() {
         "dataplane",
         "resolvers",
         "conntrack",
+        "dns",
+        "memory",
         "control",
         "service",
         "desktop",

@@ -22,8 +22,8 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::world::*;
 
-const DENIED: SocketAddr = SocketAddr::new(SERVER4, 82);
-const ALLOWED: SocketAddr = SocketAddr::new(SERVER4, 83);
+pub const DENIED: SocketAddr = SocketAddr::new(SERVER4, 82);
+pub const ALLOWED: SocketAddr = SocketAddr::new(SERVER4, 83);
 
 /// What can happen to an agent that has nothing wrong with it, and to vifs.
 #[derive(Clone, Copy, Debug)]
@@ -146,7 +146,12 @@ impl Scene<'_> {
 }
 
 /// Sends what is denied and what is allowed, until it is done; returns how much was allowed.
-fn send(client: &Client, allowed: &EchoServer, done: &AtomicBool, sent: &AtomicU64) -> Result<()> {
+pub fn send(
+    client: &Client,
+    allowed: &EchoServer,
+    done: &AtomicBool,
+    sent: &AtomicU64,
+) -> Result<()> {
     client.namespace().run(|| {
         let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
         socket.set_nonblocking(true)?;

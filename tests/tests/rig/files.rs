@@ -63,10 +63,11 @@ fn show_and_status_tell_what_is_in_force() -> Result<()> {
     assert_eq!(code, 0, "{text}");
     assert!(text.starts_with("10.137.0.12 on vif12.0: live, generation "), "{text}");
     let line = |number: &str| {
-        let mut lines = text.lines().filter(|line| line.trim_start().starts_with(number));
-        lines.next().unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(" ")
+        let mut lines = text.lines().skip_while(|line| !line.trim_start().starts_with(number));
+        lines.by_ref().take(2).map(str::trim).collect::<Vec<_>>().join(" ")
     };
-    assert_eq!(line("0001"), "0001 action=accept proto=icmp 1 packet, 58 bytes");
+    let ping = line("0001");
+    assert!(ping.starts_with("0001  action=accept proto=icmp 1 packet, 58 bytes, last "), "{text}");
     assert!(line("0000").ends_with("dstports=443-443 0 packets, 0 bytes"), "{text}");
     let (_, json) = cli(&agent, &["show", "10.137.0.12", "--json"])?;
     let json: serde_json::Value = serde_json::from_str(&json)?;
@@ -82,7 +83,7 @@ fn show_and_status_tell_what_is_in_force() -> Result<()> {
         .arg(world.rig.bpffs().join("firewall"))
         .output()?;
     assert_eq!(output.status.code(), Some(3));
-    let text = String::from_utf8(output.stderr)?;
+    let text = String::from_utf8(output.stdout)?;
     assert!(text.contains("1 vif goes on"), "{text}");
     Ok(())
 }

@@ -205,6 +205,10 @@ fn monitor_ends_with_the_agent_and_with_a_signal() -> Result<()> {
     let socket = agent.socket();
     agent.kill()?;
     assert_eq!(left_alone.ended()?, 3);
+    // Nor is `top` for pipes.
+    let top = Command::new(binary()?).args(["top", "--socket"]).arg(&socket).output()?;
+    assert_eq!(top.status.code(), Some(2));
+    assert!(String::from_utf8(top.stderr)?.contains("status --json"));
     let nobody = Command::new(binary()?).args(["monitor", "--socket"]).arg(socket).output()?;
     assert_eq!(nobody.status.code(), Some(3));
     Ok(())

@@ -131,13 +131,15 @@ impl Named {
     }
 }
 
-fn serve(rig: &Rig, address: &str) -> Result<EchoServer> {
+/// A server on port 443 in the internet.
+pub fn serve(rig: &Rig, address: &str) -> Result<EchoServer> {
     let address = address.parse()?;
     rig.add_internet_address(address)?;
     EchoServer::start(rig.internet(), SocketAddr::new(address, 443))
 }
 
-fn servers(rig: &Rig, addresses: &[&str]) -> Result<()> {
+/// Lets a netvm use these DNS servers.
+pub fn servers(rig: &Rig, addresses: &[&str]) -> Result<()> {
     let lines = addresses.iter().map(|address| format!("nameserver {address}\n"));
     let aside = rig.directory().join("resolv.conf.new");
     fs::write(&aside, lines.collect::<String>())?;

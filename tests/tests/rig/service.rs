@@ -138,7 +138,7 @@ fn prepare_closes_a_netvm_that_never_had_an_agent_and_mounts_a_place_for_pins() 
 }
 
 /// What `table ip qubes` does on Qubes OS.
-fn masquerade(rig: &Rig) -> Result<()> {
+pub fn masquerade(rig: &Rig) -> Result<()> {
     rig.netvm().nft(
         "table inet others { chain translate { \
          type nat hook postrouting priority srcnat; oifname \"eth0\" masquerade; }; }",

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use firewall_common::verdict::{Reason, Verdict};
 
-use crate::cli::colour::{BAD, GOOD, ODD, painted};
+use crate::cli::colour::{BAD, Colours, GOOD, ODD};
 use crate::explanation::{
     Connection, Explained, Explanation, ICMP, ICMPV6, Judgement, Outcome, PacketStatus, TCP, UDP,
 };
@@ -18,16 +18,16 @@ const SHOWN_OF_MANY: usize = 8;
 const DNS: u16 = 53;
 
 /// One packet.
-pub fn explained(it: &Explained, all: bool) -> String {
+pub fn explained(it: &Explained, all: bool, colours: Colours) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
-    let _ = writeln!(text, "{}: {}", what(it), outcome(it));
-    let _ = writeln!(text, "  {}", why(it));
+    let _ = writeln!(text, "{}: {}", what(it), outcome(it, colours));
+    let _ = writeln!(text, "  {}", wrapped(&why(it), 2));
     if it.agree == Some(false) {
-        let _ = writeln!(text, "{}", disagreement(it));
+        let _ = writeln!(text, "{}", disagreement(it, colours));
     }
     if let Some(agent) = it.agent.as_ref().filter(|agent| !agent.tried.is_empty()) {
-        rules(&mut text, agent, all);
+        rules(&mut text, agent, all, colours);
     } else if let Some(agent) = it.agent.as_ref().filter(|_| it.judgement.reason == "default") {
         let default = agent.default.as_deref().unwrap_or("drop");
         let _ = writeln!(text, "\n  There are no rules; the default is {default}.");
@@ -74,12 +74,12 @@ fn service(packet: &PacketStatus) -> String {
     }
 }
 
-fn outcome(it: &Explained) -> String {
+fn outcome(it: &Explained, colours: Colours) -> String {
     match it.outcome {
-        Outcome::Forwarded => painted(GOOD, "forwarded"),
-        Outcome::Local => painted(GOOD, "for the netvm itself"),
-        Outcome::Rejected => painted(BAD, "BLOCKED, with an ICMP error"),
-        Outcome::Dropped => painted(BAD, "BLOCKED silently"),
+        Outcome::Forwarded => colours.paint(GOOD, "forwarded"),
+        Outcome::Local => colours.paint(GOOD, "for the netvm itself"),
+        Outcome::Rejected => colours.paint(BAD, "BLOCKED, with an ICMP error"),
+        Outcome::Dropped => colours.paint(BAD, "BLOCKED silently"),
     }
 }
 
@@ -91,7 +91,7 @@ fn why(it: &Explained) -> String {
     let rule = match (it.agent.as_ref().and_then(|agent| agent.rule), it.judgement.rule_index) {
         (Some(number), _) => format!("rule {number:04}"),
         (None, Some(index)) => format!("the rule with index {index}"),
-        (None, None) => "a rule".to_owned(),
+        (None, None) => "the default".to_owned(),
     };
     let does = match verdict {
         Verdict::Accept => "accepts it",
@@ -99,6 +99,18 @@ fn why(it: &Explained) -> String {
         Verdict::Pass => "has no say",
         Verdict::Audit => "denies it, but the client is audited, so it passes",
     };
+    if it.agent.as_ref().is_some_and(|agent| agent.to_client) && it.outcome == Outcome::Dropped {
+        return format!(
+            "Because {} is another client: {rule} {does}, but nftables lets no new connection \
+             from one client to another.",
+            it.packet.map_or(String::new(), |packet| packet.destination.to_string())
+        );
+    }
+    if it.connection == Some(Connection::Answers) && verdict == Verdict::Reject {
+        return "Because it answers a connection that was opened towards the client. Its rules \
+                would deny it, but are about what the client opens itself."
+            .to_owned();
+    }
     match reason {
         Reason::Rule => format!("Because {rule} is the first that matches, and {does}."),
         Reason::Default => format!("Because no rule matches, and the default {does}."),
@@ -176,7 +188,7 @@ fn meaning(reason: Reason) -> &'static str {
     }
 }
 
-fn disagreement(it: &Explained) -> String {
+fn disagreement(it: &Explained, colours: Colours) -> String {
     let said = |judgement: &Judgement| {
         let Judgement { verdict, reason, rule_index, generation } = judgement;
         let rule = rule_index.map(|index| format!(" with index {index}")).unwrap_or_default();
@@ -184,7 +196,7 @@ fn disagreement(it: &Explained) -> String {
     };
     let agent = it.agent.as_ref().map(|agent| said(&agent.judgement)).unwrap_or_default();
     let kernel = it.kernel.as_ref().map(said).unwrap_or_default();
-    painted(
+    colours.paint(
         BAD,
         &format!(
             "\n  THE KERNEL SAYS SOMETHING ELSE, and the kernel decides. This is a bug.\n    \
@@ -195,7 +207,7 @@ fn disagreement(it: &Explained) -> String {
 }
 
 /// The rules that were tried.
-fn rules(text: &mut String, agent: &Explanation, all: bool) {
+fn rules(text: &mut String, agent: &Explanation, all: bool, colours: Colours) {
     let _ = writeln!(text, "\n  Rules in order, the first that matches decides:");
     let count = agent.tried.len();
     let is_cut = count > MOST_TRIED && !all;
@@ -209,7 +221,7 @@ fn rules(text: &mut String, agent: &Explanation, all: bool) {
         }
         let _ = writeln!(text, "    {:04}  {}", rule.number, wrapped(&rule.text, 10));
         if rule.differs.is_empty() {
-            let _ = writeln!(text, "          {}", painted(ODD, "matches: this one decides"));
+            let _ = writeln!(text, "          {}", colours.paint(ODD, "matches: this one decides"));
         } else {
             let whys: Vec<&str> = rule.differs.iter().map(|it| it.why.as_str()).collect();
             let _ = writeln!(text, "          no: {}", wrapped(&whys.join("; "), 14));
@@ -220,7 +232,7 @@ fn rules(text: &mut String, agent: &Explanation, all: bool) {
         (None, _) => {
             let default = agent.default.as_deref().unwrap_or("drop");
             let _ = writeln!(text, "    else  action={default}");
-            let _ = writeln!(text, "          {}", painted(ODD, "the default decides"));
+            let _ = writeln!(text, "          {}", colours.paint(ODD, "the default decides"));
         }
         (Some(_), 0) => {}
         (Some(_), 1) => {

@@ -1,0 +1,203 @@
+//! What is in force although no agent runs, as far as the kernel's tables tell, and what
+//! they cannot tell.
+//! Never guesses: a rule's text is shown only as what a file says now.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::path::Path;
+
+use firewall_common::abi::{Client, Counter, SETTLING, STATE_BLOCKED, STATE_POLICY, STATE_WAITING};
+use serde::Serialize;
+
+use super::text::counted;
+use crate::dataplane::inspect::{self, Inspection};
+use crate::rules::Ruleset;
+use crate::sources::files;
+use crate::status::{CounterStatus, SCHEMA};
+
+/// Everything that is in force.
+#[derive(Debug, Serialize)]
+pub struct Remains {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// Why the agent does not tell.
+    pub agent_problem: String,
+    /// Vifs with a pinned program.
+    pub vifs: Vec<RemainingVif>,
+}
+
+/// A vif with a program.
+#[derive(Debug, Serialize)]
+pub struct RemainingVif {
+    /// Its interface index.
+    pub index: u32,
+    /// Its name, if it is still there.
+    pub name: Option<String>,
+    /// Why the tables of its program cannot be read.
+    pub problem: Option<String>,
+    /// Its clients.
+    pub clients: Vec<RemainingClient>,
+}
+
+/// What is in force for a client.
+#[derive(Debug, Serialize)]
+pub struct RemainingClient {
+    /// Its address.
+    pub address: IpAddr,
+    /// `live`, `blocked`, `waiting` or `unknown`.
+    pub state: &'static str,
+    /// Whether what it may not send is dropped and not rejected for now.
+    pub settling: bool,
+    /// Whether it is audited, unless that has ended by itself.
+    pub audited: bool,
+    /// Number of its policy.
+    pub generation: u32,
+    /// The rules that can decide, by their index.
+    pub rules: Vec<RemainingRule>,
+    /// Packets by reason, where no rule had a say.
+    pub counters: BTreeMap<&'static str, CounterStatus>,
+}
+
+/// A rule, known by its index only.
+#[derive(Debug, Serialize)]
+pub struct RemainingRule {
+    /// Its index.
+    pub index: u32,
+    /// What the client's file of rules says at this index now, if there is one.
+    pub text_now: Option<String>,
+    /// Packets it decided.
+    pub counter: CounterStatus,
+}
+
+/// Looks at the tables of all pinned programs.
+pub fn remains(why: String, pins: &Path, rules: &Path, client: Option<IpAddr>) -> Remains {
+    let vifs = inspect::pinned(pins).into_iter().map(|(index, program)| {
+        let tables = program.and_then(Inspection::of_program);
+        let clients = tables.and_then(|tables| clients(&tables, index, rules, client));
+        let name = nix::net::if_::if_indextoname(index).ok();
+        let name = name.and_then(|name| name.into_string().ok());
+        match clients {
+            Ok(clients) => RemainingVif { index, name, problem: None, clients },
+            Err(error) => {
+                RemainingVif { index, name, problem: Some(error.to_string()), clients: Vec::new() }
+            }
+        }
+    });
+    Remains { schema: SCHEMA, agent_problem: why, vifs: vifs.collect() }
+}
+
+fn clients(
+    tables: &Inspection,
+    vif: u32,
+    rules: &Path,
+    wanted: Option<IpAddr>,
+) -> Result<Vec<RemainingClient>, inspect::InspectError> {
+    let all = tables.clients()?.into_iter().filter(|(key, _)| key.vif == vif);
+    let all = all.map(|(key, client)| (IpAddr::from(key.address), client));
+    let wanted = all.filter(|(address, _)| wanted.is_none_or(|wanted| wanted == *address));
+    Ok(wanted.map(|(address, it)| client(tables, address, &it, rules)).collect())
+}
+
+fn client(tables: &Inspection, address: IpAddr, client: &Client, rules: &Path) -> RemainingClient {
+    let state = match client.state & !SETTLING {
+        STATE_POLICY => "live",
+        STATE_BLOCKED => "blocked",
+        STATE_WAITING => "waiting",
+        _ => "unknown",
+    };
+    let is_live = state == "live";
+    let (reasons, counted) = tables.counted(client);
+    let text = files::read_text(&rules.join(address.to_string())).ok();
+    let ruleset = text.and_then(|text| files::ruleset(address, &text).ok());
+    let rules = counted.into_iter().filter(|_| is_live).map(|(index, counter)| RemainingRule {
+        index,
+        text_now: text_at(ruleset.as_ref(), index),
+        counter: status(counter),
+    });
+    RemainingClient {
+        address,
+        state,
+        settling: client.state & SETTLING != 0,
+        audited: client.audit_until != 0,
+        generation: client.generation,
+        rules: rules.collect(),
+        counters: reasons.into_iter().map(|(reason, it)| (reason.name(), status(it))).collect(),
+    }
+}
+
+fn text_at(ruleset: Option<&Ruleset>, index: u32) -> Option<String> {
+    Some(ruleset?.rules.get(usize::try_from(index).ok()?)?.text.clone())
+}
+
+fn status(counter: Counter) -> CounterStatus {
+    let Counter { packets, bytes } = counter;
+    CounterStatus { packets, bytes }
+}
+
+/// As text for people.
+pub fn text(remains: &Remains) -> String {
+    // Writing to a String cannot fail.
+    let mut text = format!("{}\n", remains.agent_problem);
+    if remains.vifs.is_empty() {
+        text.push_str(
+            "No program is pinned either, so nothing is forwarded from any client.\n\
+             (Programs that were attached with clsact have no pins and cannot be seen here.)\n",
+        );
+        return text;
+    }
+    let _ = writeln!(
+        text,
+        "{}; nothing else is forwarded.\n",
+        match remains.vifs.len() {
+            1 => "1 vif goes on with the policies that an earlier agent left".to_owned(),
+            count => format!("{count} vifs go on with the policies that an earlier agent left"),
+        }
+    );
+    for vif in &remains.vifs {
+        let name = vif.name.clone().unwrap_or_else(|| format!("interface {}", vif.index));
+        if let Some(problem) = &vif.problem {
+            let _ = writeln!(text, "{name}: {problem}");
+        }
+        vif.clients.iter().for_each(|client| of_client(&mut text, &name, client));
+    }
+    let states: BTreeSet<&str> =
+        remains.vifs.iter().flat_map(|vif| &vif.clients).map(|client| client.state).collect();
+    text.push_str("\nThe kernel's tables cannot tell:\n");
+    if states.contains("live") {
+        text.push_str(
+            "  the rules' texts and numbers: an index counts the rules from 0 as they were\n  \
+             when the policy was made, and what stands behind \"now\" may be newer;\n  \
+             rules that can never decide; where names led, and how old that is;\n",
+        );
+    }
+    if states.contains("blocked") {
+        text.push_str("  why a client is blocked;\n");
+    }
+    text.push_str("  whether rules have changed since. Start the service to have all of it.\n");
+    text
+}
+
+fn of_client(text: &mut String, vif: &str, client: &RemainingClient) {
+    let RemainingClient { address, state, settling, audited, generation, rules, counters } = client;
+    let state = match *state {
+        "blocked" => "BLOCKED, everything is rejected",
+        "waiting" => "waiting for rules, everything is dropped",
+        other => other,
+    };
+    let _ = write!(text, "{address} on {vif}: {state}, generation {generation}");
+    if *audited {
+        let _ = write!(text, ", AUDITED unless that has ended by now");
+    }
+    if *settling {
+        let _ = write!(text, ", what is denied is dropped and not rejected");
+    }
+    text.push('\n');
+    for RemainingRule { index, text_now, counter } in rules {
+        let now = text_now.as_ref().map(|it| format!("  now: {it}")).unwrap_or_default();
+        let _ = writeln!(text, "  the rule with index {index}{now}\n        {}", counted(counter));
+    }
+    for (reason, counter) in counters {
+        let _ = writeln!(text, "  {reason}: {}", counted(counter));
+    }
+}

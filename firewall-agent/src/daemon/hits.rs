@@ -1,0 +1,83 @@
+//! When rules last decided about a packet: counters are looked at now and then, and when one
+//! has moved is remembered. The kernel keeps no times, which would cost every packet.
+//! Never counts anything itself.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use crate::events::ClientId;
+use crate::names::Moment;
+
+/// What was seen of one client's counters.
+#[derive(Default)]
+struct Seen {
+    generation: u32,
+    /// Packets at the last look, and when there were more than before.
+    counters: Vec<(u64, Option<Moment>)>,
+}
+
+/// What was seen of all counters.
+#[derive(Default)]
+pub(super) struct Hits {
+    clients: HashMap<ClientId, Seen>,
+}
+
+impl Hits {
+    /// Takes in the counters of a client, in an order that stays the same. With each
+    /// generation they begin anew.
+    pub fn look(
+        &mut self,
+        client: ClientId,
+        generation: u32,
+        packets: impl Iterator<Item = u64>,
+        now: Moment,
+    ) {
+        let seen = self.clients.entry(client).or_default();
+        if seen.generation != generation {
+            *seen = Seen { generation, counters: Vec::new() };
+        }
+        for (index, packets) in packets.enumerate() {
+            match seen.counters.get_mut(index) {
+                Some((before, last)) if *before != packets => {
+                    (*before, *last) = (packets, Some(now));
+                }
+                Some(_) => {}
+                None => seen.counters.push((packets, (packets > 0).then_some(now))),
+            }
+        }
+    }
+
+    /// How long ago a counter had moved when it was looked at, if it ever has.
+    pub fn age(&self, client: ClientId, index: usize, now: Moment) -> Option<Duration> {
+        let (_, last) = self.clients.get(&client)?.counters.get(index)?;
+        last.map(|last| now.saturating_sub(last))
+    }
+
+    /// Forgets clients that are gone.
+    pub fn keep(&mut self, is_there: impl Fn(&ClientId) -> bool) {
+        self.clients.retain(|client, _| is_there(client));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_counter_that_moves_is_as_old_as_the_look_that_saw_it() {
+        let client = ClientId { vif: 1, address: [10, 137, 0, 12].into() };
+        let at = Duration::from_secs;
+        let mut hits = Hits::default();
+        let mut look = |generation, packets: [u64; 2], second| {
+            hits.look(client, generation, packets.into_iter(), at(second));
+            [0, 1].map(|index| hits.age(client, index, at(100)).map(|age| age.as_secs()))
+        };
+        assert_eq!(look(1, [0, 0], 10), [None, None]);
+        assert_eq!(look(1, [0, 5], 20), [None, Some(80)]);
+        assert_eq!(look(1, [1, 5], 30), [Some(70), Some(80)]);
+        assert_eq!(look(1, [2, 5], 40), [Some(60), Some(80)]);
+        assert_eq!(look(2, [0, 5], 50), [None, Some(50)]);
+        hits.keep(|_| false);
+        assert_eq!(hits.age(client, 1, at(100)), None);
+    }
+}

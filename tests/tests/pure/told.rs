@@ -1,0 +1,211 @@
+//! What people read, word by word, and what scripts read, field by field. After a change
+//! that is meant, FIREWALL_BLESS=1 writes the expected texts anew.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use firewall_agent::cli::colour::Colours;
+use firewall_agent::cli::explain::text::explained;
+use firewall_agent::cli::{check, text};
+use firewall_agent::events::{Event, Links, SourceError, Vif};
+use firewall_agent::explanation::{Connection, Explained, Outcome, PacketStatus};
+use firewall_agent::sources::files;
+use firewall_agent::status::SCHEMA;
+use firewall_agent::world::World;
+use firewall_agent::world::explaining::Circumstances;
+use firewall_tests::packets::{TCP, UDP};
+
+const CLIENT: &str = "10.137.0.12";
+const RULES: &str = "policy = drop\n\
+    0000 = action=drop dst4=192.168.0.0/16\n\
+    0001 = action=accept dst4=198.51.100.0/24 proto=tcp dstports=443-443\n\
+    0002 = action=accept dst4=198.51.100.7 proto=tcp dstports=443-443\n\
+    0003 = action=accept specialtarget=dns\n\
+    0004 = action=accept dsthost=git.example proto=tcp dstports=22-22\n\
+    0005 = action=accept proto=icmp\n\
+    commit\n";
+
+fn address(text: &str) -> IpAddr {
+    text.parse().expect("an address")
+}
+
+/// Compares a text with the file that holds what it should be.
+#[track_caller]
+fn check(name: &str, found: &str) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pure/expected");
+    let path: PathBuf = directory.join(name);
+    if std::env::var_os("FIREWALL_BLESS").is_some() {
+        fs::write(&path, found).expect("a file that can be written");
+    }
+    let expected = fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(found, expected, "{name}: FIREWALL_BLESS=1 takes what is there for right");
+}
+
+/// An agent's memory with one client that has these rules, and one that has none.
+fn world(rules: &str) -> World {
+    let mut world = World::default();
+    let client = address(CLIENT);
+    world.step(Event::AllRules([].into()));
+    let of_clients = vec![address("192.0.2.53")];
+    world.step(Event::Servers { of_clients, own: Vec::new() });
+    let addresses = [client, address("10.137.0.13")].into();
+    let vifs = vec![Vif { index: 7, name: "vif12.0".to_owned(), addresses }];
+    let locals = [address("10.137.0.1")].into();
+    world.step(Event::Links(Links { vifs, locals, ..Links::default() }));
+    let rules = files::ruleset(client, rules).map_err(|error| SourceError {
+        origin: "rules.d/10.137.0.12".to_owned(),
+        error: Box::new(error),
+    });
+    world.step(Event::Rules { client, rules: Some(rules) });
+    world
+}
+
+fn packet(from: &str, to: &str, protocol: u8, port: u16) -> PacketStatus {
+    PacketStatus {
+        source: address(from),
+        destination: address(to),
+        protocol,
+        port,
+        source_port: None,
+        later_fragment: false,
+        neighbour: None,
+    }
+}
+
+/// All that is said about a packet, with tables in the kernel that say the same.
+fn told(world: &World, packet: &PacketStatus, connection: Option<Connection>) -> Explained {
+    let circumstances = Circumstances {
+        guards_neighbours: false,
+        is_settling: &|_| false,
+        mode: "standalone",
+        seconds: 0,
+    };
+    let agent = world.explain(packet.source, &packet.packet(), &circumstances).remove(0);
+    Explained {
+        schema: SCHEMA,
+        client: packet.source,
+        name: None,
+        packet: Some(*packet),
+        outcome: Outcome::of(&agent.judgement, connection, agent.to_client),
+        judgement: agent.judgement.clone(),
+        kernel: Some(agent.judgement.clone()),
+        agent: Some(agent),
+        agent_problem: None,
+        kernel_problem: None,
+        agree: Some(true),
+        connection,
+        connection_problem: None,
+    }
+}
+
+fn as_text(explanations: &[Explained]) -> String {
+    let texts = explanations.iter().map(|it| explained(it, false, Colours::NONE));
+    texts.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn explanations_read_as_they_should() {
+    let live = world(RULES);
+    let (web, lan) = ("198.51.100.7", "192.168.1.1");
+    check("explain-accepted.txt", &as_text(&[told(&live, &packet(CLIENT, web, TCP, 443), None)]));
+    check("explain-rule.txt", &as_text(&[told(&live, &packet(CLIENT, lan, TCP, 443), None)]));
+    check("explain-default.txt", &as_text(&[told(&live, &packet(CLIENT, web, UDP, 443), None)]));
+    let dns = packet(CLIENT, "10.139.1.1", UDP, 53);
+    check("explain-dns.txt", &as_text(&[told(&live, &dns, None)]));
+    let gateway = packet(CLIENT, "10.137.0.1", TCP, 8082);
+    check("explain-local.txt", &as_text(&[told(&live, &gateway, None)]));
+    let answer = packet(CLIENT, web, TCP, 40_000);
+    let answers = Some(Connection::Answers);
+    check("explain-answer.txt", &as_text(&[told(&live, &answer, answers)]));
+    let waiting = packet("10.137.0.13", web, TCP, 443);
+    check("explain-waiting.txt", &as_text(&[told(&live, &waiting, None)]));
+    let all = world("policy = drop\n0000 = action=accept\ncommit\n");
+    let other = packet(CLIENT, "10.137.0.13", TCP, 22);
+    check("explain-other-client.txt", &as_text(&[told(&all, &other, None)]));
+    let blocked = world("policy = drop\n0000 = action=accept proto=tpc\ncommit\n");
+    let https = packet(CLIENT, web, TCP, 443);
+    check("explain-blocked.txt", &as_text(&[told(&blocked, &https, None)]));
+    let mut wrong = told(&live, &https, None);
+    if let Some(kernel) = &mut wrong.kernel {
+        kernel.rule_index = Some(4);
+    }
+    wrong.agree = Some(false);
+    check("explain-disagreement.txt", &as_text(&[wrong]));
+    let many: String =
+        (0..60).map(|it| format!("{it:04} = action=drop dst4=10.9.{it}.0/24\n")).collect();
+    let many = world(&format!("policy = drop\n{many}0060 = action=accept\ncommit\n"));
+    check("explain-many.txt", &as_text(&[told(&many, &https, None)]));
+}
+
+#[test]
+fn rules_are_shown_with_what_hides_them() {
+    let world = world(RULES);
+    let shown = world.client_statuses().into_iter();
+    let shown = shown.map(|it| text::details(&it, &[], Colours::NONE));
+    check("show.txt", &shown.collect::<Vec<_>>().join("\n"));
+}
+
+#[test]
+fn mistakes_in_a_file_are_told_with_their_place_and_what_to_write() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pure/expected");
+    let text = fs::read_to_string(directory.join("mistakes.rules")).expect("a file");
+    let report = check::report(Path::new("mistakes.rules"), address(CLIENT), &text);
+    check("check.txt", &check::rendered(&report, Colours::NONE));
+    let json = serde_json::to_string_pretty(&report).expect("JSON");
+    check("check.json", &(json + "\n"));
+    let right = check::report(Path::new("right.rules"), address(CLIENT), "policy = drop\ncommit\n");
+    check("check-right.txt", &check::rendered(&right, Colours::NONE));
+}
+
+#[test]
+fn no_line_is_wider_than_a_terminal() {
+    let live = world(RULES);
+    for (to, protocol, port) in [("198.51.100.7", TCP, 443), ("192.168.1.1", UDP, 53)] {
+        let told = as_text(&[told(&live, &packet(CLIENT, to, protocol, port), None)]);
+        assert!(told.lines().all(|line| line.chars().count() <= 80), "{told}");
+    }
+}
+
+#[test]
+fn every_field_of_the_json_is_documented() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path: &str| fs::read_to_string(root.join(path)).expect("text");
+    let documented = read("docs/json.md");
+    assert!(documented.contains(&format!("`schema` is {SCHEMA}")));
+    for file in ["status.rs", "explanation.rs", "cli/remains.rs", "cli/check.rs"] {
+        let source = read(&format!("firewall-agent/src/{file}"));
+        let types = source.split("#[derive(").skip(1);
+        let is_told = |it: &&str| it.split(')').next().is_some_and(|it| it.contains("Serialize"));
+        let types = types.filter(is_told);
+        let types = types.filter_map(|it| it.split_once('{')?.1.split_once("\n}"));
+        let mut count = 0;
+        for (body, _) in types {
+            for line in body.lines().filter(|line| line.starts_with("    ") && line.ends_with(','))
+            {
+                let line = line.trim().trim_start_matches("pub ");
+                let Some((field, _)) = line.split_once(": ") else { continue };
+                if field.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
+                    let is_skipped = (file, field) == ("cli/check.rs", "place");
+                    let is_there = documented.contains(&format!("`{field}`"));
+                    assert!(
+                        is_there || is_skipped,
+                        "docs/json.md does not tell of `{field}` ({file})"
+                    );
+                    count += 1;
+                }
+            }
+        }
+        assert!(count > 5, "{file}: {count}");
+    }
+}
+
+#[test]
+fn the_json_of_explain_is_as_documented() {
+    let live = world(RULES);
+    let explained = told(&live, &packet(CLIENT, "198.51.100.7", TCP, 443), None);
+    let json = serde_json::to_string_pretty(&[explained]).expect("JSON");
+    check("explain.json", &(json.clone() + "\n"));
+    let back: Vec<Explained> = serde_json::from_str(&json).expect("its own JSON");
+    assert_eq!(back[0].outcome, Outcome::Forwarded);
+}
