@@ -10,4 +10,5 @@ mod program {
     mod random;
     mod swap;
     mod verdicts;
+    mod weight;
 }
