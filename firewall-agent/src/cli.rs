@@ -1,5 +1,5 @@
 //! Arguments, and what a person sees.
-//! Never talks to the kernel.
+//! Never changes anything in the kernel.
 
 pub mod ask;
 pub mod audit;

@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
@@ -14,10 +15,12 @@ use crate::totals::{Totals, problems};
 
 type Labels<'a> = &'a [(&'a str, &'a str)];
 
-/// Writes all metrics aside first, so that there is always a whole file.
+/// Writes all metrics aside first, so that there is always a whole file. Anybody may read it,
+/// whatever the umask: a collector is seldom root.
 pub fn write(path: &Path, status: &Status) -> io::Result<()> {
     let aside = path.with_extension("new");
     fs::write(&aside, text(status)?)?;
+    fs::set_permissions(&aside, fs::Permissions::from_mode(0o644))?;
     fs::rename(aside, path)
 }
 

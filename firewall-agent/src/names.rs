@@ -161,7 +161,11 @@ impl Names {
     /// Takes over what an earlier agent knew, as far as it is not too old.
     pub fn recall(&mut self, remembered: Vec<Remembered>, now: Moment) {
         let usable = remembered.into_iter().filter(|it| it.at <= now && now - it.at <= OLDEST);
-        self.remembered = usable.map(|it| (it.question.clone(), it)).collect();
+        let usable = usable.map(|mut it| {
+            it.leaving.retain(|_, since| *since <= now);
+            (it.question.clone(), it)
+        });
+        self.remembered = usable.collect();
     }
 
     /// Says which names matter from now on. Returns those about which something is known

@@ -9,6 +9,7 @@ pub mod fragments;
 pub mod frames;
 pub mod generate;
 mod icmp;
+pub mod interpreter;
 mod leftovers;
 pub mod machine;
 pub mod manager;
@@ -26,6 +27,7 @@ pub mod stock;
 pub mod traffic;
 pub mod twins;
 mod wait;
+pub mod weight;
 
 /// How often a random test goes round: `normally`, or as often as `soak` says where
 /// `cargo xtask test --soak` asks for patience.

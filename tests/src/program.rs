@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
-use aya::programs::{ProgramFd, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions};
 use firewall_agent::dataplane::maps::Maps;
 use firewall_agent::dataplane::{Attach, Options, load_object};
 use firewall_agent::events::{ClientId, Installation};
@@ -94,6 +94,11 @@ impl Program {
     /// A loaded program, to be called by another.
     pub fn descriptor(&mut self, name: &str) -> Result<&ProgramFd> {
         Ok(self.classifier(name)?.fd()?)
+    }
+
+    /// What the kernel tells about a loaded program.
+    pub fn info(&mut self, name: &str) -> Result<ProgramInfo> {
+        Ok(self.classifier(name)?.info()?)
     }
 
     /// Instructions that the verifier walked through.

@@ -74,6 +74,8 @@ pub struct Sender {
     interface: u32,
     entry: Entry,
     processor: Processor,
+    /// Before all ordinary threads.
+    first: bool,
 }
 
 impl Sender {
@@ -111,13 +113,20 @@ impl Sender {
         fill(&mut ebpf, &traffic.hosts)?;
         xdp(&mut ebpf, "source")?.load()?;
         let (namespace, processor) = (namespace.clone(), Processor::Last);
-        Ok(Self { ebpf, namespace, interface, entry, processor })
+        Ok(Self { ebpf, namespace, interface, entry, processor, first: true })
     }
 
     /// The same from another processor than the last one.
     #[must_use]
     pub fn on(mut self, processor: Processor) -> Self {
         self.processor = processor;
+        self
+    }
+
+    /// The same as an ordinary thread.
+    #[must_use]
+    pub fn yielding(mut self) -> Self {
+        self.first = false;
         self
     }
 
@@ -130,10 +139,13 @@ impl Sender {
         if self.entry == Entry::ComeIn {
             context[CONTEXT_INTERFACE..][..4].copy_from_slice(&self.interface.to_ne_bytes());
         }
-        let processor = self.processor;
+        let (processor, first) = (self.processor, self.first);
         let program = xdp(&mut self.ebpf, "source")?;
         self.namespace.run(|| {
-            alone_on(processor)?;
+            stay_on(processor)?;
+            if first {
+                go_first()?;
+            }
             let options = TestRunOptions {
                 data_in: Some(&[0; LENGTH]),
                 ctx_in: Some(&context),
@@ -219,7 +231,7 @@ impl Sink {
     }
 }
 
-/// One packet whose destination is another one whenever it is judged.
+/// One packet whose destination or source is another one whenever it is judged.
 pub struct Shuffled {
     ebpf: Ebpf,
     frame: Vec<u8>,
@@ -228,10 +240,19 @@ pub struct Shuffled {
 impl Shuffled {
     /// A packet, the hosts that it may be for, and the program that judges it.
     pub fn new(frame: &[u8], hosts: &[IpAddr], judge: &ProgramFd) -> Result<Self> {
-        let address_at: u32 = match hosts.first() {
-            Some(IpAddr::V4(_)) => 30,
-            Some(IpAddr::V6(_)) => 50,
-            None => bail!("no host to send to"),
+        Self::at(frame, hosts, judge, [30, 50])
+    }
+
+    /// The same with one source after another.
+    pub fn by_source(frame: &[u8], hosts: &[IpAddr], judge: &ProgramFd) -> Result<Self> {
+        Self::at(frame, hosts, judge, [26, 34])
+    }
+
+    fn at(frame: &[u8], hosts: &[IpAddr], judge: &ProgramFd, [v4, v6]: [u32; 2]) -> Result<Self> {
+        let address_at = match hosts.first() {
+            Some(IpAddr::V4(_)) => v4,
+            Some(IpAddr::V6(_)) => v6,
+            None => bail!("no address to put in"),
         };
         let mut ebpf = EbpfLoader::new()
             .btf(None)
@@ -264,6 +285,11 @@ pub enum Processor {
 
 /// Makes the calling thread stay on one processor, and go before all ordinary threads.
 pub fn alone_on(processor: Processor) -> Result<()> {
+    stay_on(processor)?;
+    go_first()
+}
+
+fn stay_on(processor: Processor) -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
     let mut all = (0..CpuSet::count()).filter(|it| allowed.is_set(*it).unwrap_or(false));
@@ -273,7 +299,10 @@ pub fn alone_on(processor: Processor) -> Result<()> {
     };
     let mut one = CpuSet::new();
     one.set(chosen.context("no processor")?)?;
-    sched_setaffinity(this, &one)?;
+    Ok(sched_setaffinity(this, &one)?)
+}
+
+fn go_first() -> Result<()> {
     let priority = libc::sched_param { sched_priority: 1 };
     // SAFETY: the pointer is to a whole `sched_param`, which is only read.
     let outcome = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };

@@ -11,4 +11,5 @@ mod program {
     mod random;
     mod swap;
     mod verdicts;
+    mod weight;
 }

@@ -15,6 +15,7 @@ mod pure {
     mod packets;
     mod policies;
     mod rules;
+    mod targets;
     mod tidy;
     mod told;
     mod top;

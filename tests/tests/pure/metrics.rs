@@ -1,6 +1,8 @@
 //! Metrics, as a monitoring system reads them.
 
 use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
 
 use firewall_agent::metrics;
 use firewall_agent::status::{
@@ -105,4 +107,21 @@ fn each_packet_of_a_client_is_in_one_total() {
 fn metrics_are_in_prometheus_text_format() {
     let text = String::from_utf8(metrics::text(&status()).expect("metrics")).expect("text");
     assert_eq!(text, include_str!("metrics.prom"));
+}
+
+#[test]
+fn whoever_collects_metrics_may_read_them() -> std::io::Result<()> {
+    let directory = std::env::temp_dir().join(format!("firewall-metrics-{}", std::process::id()));
+    fs::create_dir(&directory)?;
+    let (path, aside) = (directory.join("firewall.prom"), directory.join("firewall.new"));
+    // As a strict umask makes it.
+    fs::write(&aside, "half of an earlier agent's")?;
+    fs::set_permissions(&aside, fs::Permissions::from_mode(0o600))?;
+    let written = metrics::write(&path, &status());
+    let mode = fs::metadata(&path).map(|it| it.permissions().mode() & 0o777);
+    let text = fs::read_to_string(&path);
+    fs::remove_dir_all(&directory)?;
+    written?;
+    assert_eq!((mode?, text?.as_str()), (0o644, include_str!("metrics.prom")));
+    Ok(())
 }

@@ -370,13 +370,15 @@ fn what_an_earlier_agent_knew_is_used_until_something_newer_is_known() {
         let mut stage = Stage::new(&[CLIENT]);
         let question = Question { name: "a.example".to_owned(), family: Family::V4 };
         let at = stage.now - seconds(age);
-        let leaving = [(address("192.0.2.6"), at)].into();
+        // One of them left in the future: nobody wrote that but by mistake.
+        let leaving = [(address("192.0.2.6"), at), (address("192.0.2.5"), Duration::MAX)].into();
         let known = Remembered { question, addresses: [address("192.0.2.7")].into(), at, leaving };
         stage.step(Event::Remembered { names: vec![known], now: stage.now });
         stage.rules(CLIENT, &["action=accept dsthost=a.example"]);
         assert_eq!(stage.take_asked(), ["a.example IPv4"], "what is old is asked at once");
         stage.fail("a.example");
-        stage.check(CLIENT, &[("192.0.2.7", 80, used), ("192.0.2.6", 80, used)]);
+        let known = [("192.0.2.7", 80, used), ("192.0.2.6", 80, used), ("192.0.2.5", 80, false)];
+        stage.check(CLIENT, &known);
         stage.answer("a.example", &["192.0.2.8"], 60);
         stage.check(CLIENT, &[("192.0.2.8", 80, true)]);
     };

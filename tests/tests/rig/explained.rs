@@ -1,7 +1,7 @@
 //! What `explain` and `show` say, against what becomes of real packets.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -12,7 +12,8 @@ use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::{Rule, Ruleset};
 use firewall_tests::packets;
 use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
-use firewall_tests::rig::{ClientSpec, Rig};
+use firewall_tests::rig::{ClientSpec, Rig, UPLINK_V4, UPLINK_V6};
+use firewall_tests::server::EchoServer;
 
 use super::world::*;
 
@@ -213,5 +214,31 @@ fn what_goes_on_without_an_agent_is_shown_and_explained() -> Result<()> {
     std::fs::write(&file, "policy = drop\n0000 = action=accept dstports=80\ncommit\n")?;
     assert_eq!(cli(&world.rig, &["check", &file])?.0, 1);
     assert_eq!(cli(&world.rig, &["check", "/nowhere/10.137.0.12"])?.0, 2);
+    Ok(())
+}
+
+#[test]
+fn an_answer_to_a_connection_towards_a_client_is_explained_as_one() -> Result<()> {
+    let world = World::new("answers")?;
+    // Without NAT, and with a way back, the internet can open connections to the client.
+    let agent = Agent::start(&world.rig, &["--mode", "qubes"])?;
+    agent.wait_for_vif(world.client.vif())?;
+    world.put(&agent, &[])?;
+    let internet = world.rig.internet();
+    let netvm = [UPLINK_V4.to_string(), UPLINK_V6.to_string()];
+    internet.ip(&["route", "add", &world.v4.to_string(), "via", &netvm[0]])?;
+    internet.ip(&["-6", "route", "add", &world.v6.to_string(), "via", &netvm[1]])?;
+    for client in [world.v4, world.v6] {
+        let address = SocketAddr::new(client, 7);
+        let _server = EchoServer::start(world.client.namespace(), address)?;
+        let flow = internet.run(|| Ok(TcpStream::connect_timeout(&address, PATIENCE)?))?;
+        let (code, said) = explain(&world.rig, client, &format!("{}/tcp", flow.local_addr()?))?;
+        assert_eq!(said.connection, Some(Connection::Answers), "{said:#?}");
+        assert_eq!((code, said.outcome, said.agree), (0, Said::Forwarded, Some(true)));
+        assert_eq!(said.judgement.verdict, "reject");
+        // What the client opens itself to the same port is no answer.
+        let (code, said) = explain(&world.rig, client, &format!("{}/udp", flow.local_addr()?))?;
+        assert_eq!((code, said.outcome), (1, Said::Rejected), "{said:#?}");
+    }
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use firewall_agent::totals::Totals;
 use firewall_tests::agent::{Agent, PATIENCE};
 use firewall_tests::probe::{Outcome, Probe, SILENCE};
 
@@ -26,9 +25,10 @@ fn metrics_say_what_counters_say_of_real_packets() -> Result<()> {
         assert_eq!(Probe::udp(from, SocketAddr::new(server, 443)).run(SILENCE)?, prohibited);
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let totals = Totals::of(&agent.client(client)?);
-            let (accepted, denied) = (totals.accepted.packets, totals.denied.packets);
-            ensure!(accepted > 0 && denied > 0, "{totals:?}");
+            let status = agent.client(client)?;
+            let [accepted, denied] =
+                [status.rules[0].counter, status.default_counter].map(|counter| counter.packets);
+            ensure!(accepted > 0 && denied > 0, "{status:?}");
             let of = |verdict, packets| {
                 format!(
                     "firewall_agent_client_packets_total{{client=\"{client}\",vif=\"vif12.0\",\

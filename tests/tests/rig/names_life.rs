@@ -19,7 +19,7 @@ use super::named::{DNS, Named, ONE, TWO};
 use super::world::{PROHIBITED4, PROHIBITED6, SERVER6};
 
 const DNS2: &str = "198.51.100.54";
-const DNS3: &str = "198.51.100.55";
+const DNS3: &str = "2001:db8:1::55";
 const ACCEPT_A: [&str; 1] = ["action=accept dsthost=a.example proto=tcp"];
 
 fn some(address: &str, ttl: u32) -> Reply {

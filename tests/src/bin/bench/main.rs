@@ -1,23 +1,40 @@
 //! Measurements: `cargo xtask bench`.
 //! Never asserts a time: it prints what it saw, with the spread, and what it means.
 
+mod document;
+mod flood;
 mod machine;
 mod net;
 mod peers;
+mod plots;
 mod prog;
+mod scale;
 mod show;
 mod statistics;
 mod tcp;
+mod update;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use firewall_tests::weight;
+
+use crate::show::Report;
 
 /// Measures the firewall on this machine.
+///
+/// Without a command it measures everything, which takes a quarter of an hour, and writes
+/// what it found into docs/performance.md and the directory docs/performance.
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
 struct Arguments {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    /// Print JSON instead of tables.
+    #[arg(long, global = true)]
+    json: bool,
+    /// Everything in fewer rounds, for a first look.
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(Subcommand)]
@@ -31,12 +48,62 @@ enum Command {
     /// TCP through a netvm, beside other firewalls in the same rounds: connections, single
     /// bytes there and back, and bulk.
     Tcp(tcp::Options),
+    /// What one client notices while another one floods the netvm with what it must not
+    /// send.
+    Flood(flood::Options),
+    /// How long new rules take to be in force, and whether a packet is ever misjudged while
+    /// they are replaced.
+    Update(update::Options),
+    /// What more rules and more clients cost, to put in force and for each packet.
+    Scale(scale::Options),
+    /// What the programs and some packets weigh, by no clock, beside the baseline.
+    Baseline {
+        /// Make what they weigh now the baseline.
+        #[arg(long)]
+        accept: bool,
+    },
 }
 
 fn main() -> Result<()> {
-    match Arguments::parse().command {
-        Command::Prog(options) => prog::run(&options),
-        Command::Net(options) => net::run(&options),
-        Command::Tcp(options) => tcp::run(&options),
+    let Arguments { command, json, quick } = Arguments::parse();
+    let Some(command) = command else {
+        return document::everything(quick);
+    };
+    let report = measure(&command)?;
+    if json {
+        println!("{}", serde_json::to_string_pretty(&report.json)?);
+    } else {
+        println!("{}\n\n{}", report.text, machine::machine());
     }
+    Ok(())
+}
+
+fn measure(command: &Command) -> Result<Report> {
+    match command {
+        Command::Prog(options) => prog::run(options),
+        Command::Net(options) => net::run(options),
+        Command::Tcp(options) => tcp::run(options),
+        Command::Flood(options) => flood::run(options),
+        Command::Update(options) => update::run(options),
+        Command::Scale(options) => scale::run(options),
+        Command::Baseline { accept } => baseline(*accept),
+    }
+}
+
+fn baseline(accept: bool) -> Result<Report> {
+    let now = weight::measure()?;
+    let mut text = Vec::new();
+    if let Ok(then) = weight::baseline() {
+        let (heavier, lighter) = weight::compare(&now, &then);
+        text.extend(heavier.iter().map(|sentence| format!("heavier: {sentence}")));
+        text.extend(lighter.iter().map(|sentence| format!("lighter: {sentence}")));
+    }
+    if text.is_empty() {
+        text.push("as heavy as the baseline".to_owned());
+    }
+    if accept {
+        weight::accept(&now)?;
+        text.push("accepted; say why in the commit".to_owned());
+    }
+    Ok(Report { text: text.join("\n"), json: serde_json::to_value(&now)? })
 }

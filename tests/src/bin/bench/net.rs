@@ -1,7 +1,6 @@
 //! The whole way of a packet through a netvm, for each kind of traffic and each firewall.
 //! Never takes a figure for good whose packets did not go where they should.
 
-use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -13,8 +12,8 @@ use firewall_tests::traffic::{self, Direction, Entry, Opened, Sender, Sink, Traf
 use serde_json::json;
 
 use crate::machine::machine;
-use crate::peers::{ALL, Firewall, Side, UPLINK_MAC, WITHOUT_RULES, hosts};
-use crate::show;
+use crate::peers::{ALL, DENIED, Firewall, Side, UPLINK_MAC, WITHOUT_RULES, hosts};
+use crate::show::{self, Report};
 use crate::statistics::Samples;
 
 /// How to measure.
@@ -39,9 +38,6 @@ pub struct Options {
     /// only from where its driver hands them to the stack.
     #[arg(long)]
     whole_veth: bool,
-    /// Print JSON instead of tables.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Kinds of traffic. All of it is UDP without payload to speak of.
@@ -69,7 +65,6 @@ const TRIAL: u32 = 256;
 const ARRIVING: (f64, f64) = (0.999, 1.01);
 /// More than the agent and the kernel answer at once.
 const BURST: u32 = 4_096;
-const DENIED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 200, 0, 1));
 
 impl Kind {
     fn name(self) -> &'static str {
@@ -216,8 +211,8 @@ fn until_arrived(sink: &Sink, before: u64, expected: u64) -> Result<u64> {
     }
 }
 
-/// Measures, and prints.
-pub fn run(options: &Options) -> Result<()> {
+/// Measures.
+pub fn run(options: &Options) -> Result<Report> {
     let firewalls = if options.only.is_empty() { &ALL[..] } else { &options.only };
     let kinds = if options.traffic.is_empty() { &KINDS[..] } else { &options.traffic };
     let rounds = if options.quick { options.rounds.min(7) } else { options.rounds };
@@ -250,13 +245,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     progress.finish_and_clear();
     roads.sort_by_key(|road| firewalls.iter().position(|it| *it == road.side.firewall));
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&report(&roads, kinds))?);
-    } else {
-        kinds.iter().for_each(|kind| print(&roads, *kind));
-        println!("{}; {rounds} rounds", machine());
-    }
-    Ok(())
+    let text = kinds.iter().map(|kind| table(&roads, *kind)).collect::<Vec<_>>().join("\n\n");
+    Ok(Report { text, json: report(&roads, kinds) })
 }
 
 /// What firewalls of one kind of traffic are compared with.
@@ -270,7 +260,7 @@ fn lanes(roads: &[Road], kind: Kind) -> impl Iterator<Item = (Firewall, &Lane)> 
     roads.iter().filter_map(move |road| Some((road.side.firewall, &road.lanes[lane(road)?])))
 }
 
-fn print(roads: &[Road], kind: Kind) {
+fn table(roads: &[Road], kind: Kind) -> String {
     let nat = of(roads, kind, |it| it == Firewall::Nat);
     let stock = of(roads, kind, |it| it == Firewall::Stock(10));
     let row = |(firewall, lane): (Firewall, &Lane)| {
@@ -301,7 +291,7 @@ fn print(roads: &[Road], kind: Kind) {
         "to stock-10",
         "arrived",
     ];
-    println!("{}\n", show::table(header, lanes(roads, kind).map(row).collect()));
+    show::table(header, lanes(roads, kind).map(row).collect()).to_string()
 }
 
 fn report(roads: &[Road], kinds: &[Kind]) -> serde_json::Value {
@@ -327,5 +317,5 @@ fn report(roads: &[Road], kinds: &[Kind]) -> serde_json::Value {
         json!({ "traffic": kind.name(), "firewalls": rows })
     };
     let kinds: Vec<_> = kinds.iter().map(of_kind).collect();
-    json!({ "schema": 1, "machine": machine(), "net": kinds })
+    json!({ "machine": machine(), "net": kinds })
 }

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Command, Stdio};
 use std::str::FromStr;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use firewall_tests::agent::Agent;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::rig::{Client, ClientSpec, INTERNET_V4, Rig, UPLINK};
@@ -192,13 +192,40 @@ impl Side {
         }
     }
 
+    /// Attaches the firewall to one more client, which has rules as many and the same.
+    pub fn deny(&mut self, client: &Client, address: IpAddr) -> Result<()> {
+        let ruleset = ruleset(self.firewall.rules().unwrap_or_default(), self.proto);
+        match (self.firewall, &self.agent) {
+            (Firewall::Stock(_), _) => {
+                let inside = self.rig.netvm();
+                let chain = netvm(&[(client, address)]).rules(address, &ruleset);
+                // It makes a client the only one that has rules.
+                let keep = "flush chain ip qubes-firewall qubes-forward\n";
+                let name = format!("qbs-{}", address.to_string().replace('.', "-"));
+                inside.nft(&format!("add chain ip qubes-firewall {name}\n"))?;
+                inside.nft(&chain.replace(keep, ""))
+            }
+            (Firewall::Hash(_) | Firewall::Intervals(_), _) => self
+                .rig
+                .netvm()
+                .nft(&format!("add rule ip expert forward ip saddr {address} jump client")),
+            (_, Some(agent)) => {
+                agent.wait_for_vif(client.vif())?;
+                agent.put(address, &ruleset)
+            }
+            _ => bail!("`{}` has no rules for another client", self.firewall),
+        }
+    }
+
     fn stock(&self, ruleset: &Ruleset) -> Result<()> {
-        let netvm = Netvm {
-            vifs: vec![(self.client.vif().to_owned(), vec![self.address])],
-            absent: Vec::new(),
-            resolvers: Vec::new(),
-        };
+        let netvm = netvm(&[(&self.client, self.address)]);
         self.rig.netvm().nft(&netvm.stock())?;
+        self.put_stock(ruleset)
+    }
+
+    /// Replaces the client's rules as today's firewall does.
+    pub fn put_stock(&self, ruleset: &Ruleset) -> Result<()> {
+        let netvm = netvm(&[(&self.client, self.address)]);
         self.rig.netvm().nft(&netvm.rules(self.address, ruleset))
     }
 
@@ -230,6 +257,11 @@ impl Side {
         ensure!(restore.wait()?.success(), "iptables refuses");
         Ok(())
     }
+}
+
+fn netvm(clients: &[(&Client, IpAddr)]) -> Netvm {
+    let vif = |(client, address): &(&Client, IpAddr)| (client.vif().to_owned(), vec![*address]);
+    Netvm { vifs: clients.iter().map(vif).collect(), absent: Vec::new(), resolvers: Vec::new() }
 }
 
 const MASQUERADE: &str = "table ip nat {
@@ -283,6 +315,9 @@ pub fn ruleset(rules: usize, proto: Proto) -> Ruleset {
     };
     Ruleset { default_accept: false, rules: hosts(rules).iter().map(rule).collect() }
 }
+
+/// A host that no rule names.
+pub const DENIED: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 200, 0, 1));
 
 /// The host of the last rule.
 pub fn last_host(firewall: Firewall) -> Result<IpAddr> {

@@ -20,7 +20,7 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
 use crate::machine::machine;
-use crate::show;
+use crate::show::{self, Report};
 use crate::statistics::Samples;
 
 /// How to measure.
@@ -32,9 +32,6 @@ pub struct Options {
     /// Fewer rounds and sizes, for a first look.
     #[arg(long)]
     quick: bool,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    json: bool,
 }
 
 const SIZES: [usize; 5] = [10, 100, 1_000, 10_000, 100_000];
@@ -79,15 +76,10 @@ struct Lane {
     spread: Samples,
 }
 
-/// Measures, and prints.
-pub fn run(options: &Options) -> Result<()> {
+/// Measures.
+pub fn run(options: &Options) -> Result<Report> {
     let measured = measure(options)?;
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&measured.report())?);
-    } else {
-        println!("{}\n{}", measured.table(), machine());
-    }
-    Ok(())
+    Ok(Report { text: measured.table().to_string(), json: measured.report() })
 }
 
 /// What was measured.
@@ -310,8 +302,7 @@ impl Measured {
         });
         let cases: Vec<Value> = std::iter::once(lane("empty", &self.empty)).chain(cases).collect();
         json!({
-            "schema": 2, "machine": machine(), "verified_instructions": self.verified,
-            "prog": cases,
+            "machine": machine(), "verified_instructions": self.verified, "prog": cases,
         })
     }
 }

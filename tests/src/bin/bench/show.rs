@@ -7,6 +7,15 @@ use anyhow::Result;
 use comfy_table::presets::NOTHING;
 use comfy_table::{CellAlignment, Table};
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+/// What one kind of measurement found.
+pub struct Report {
+    /// For people.
+    pub text: String,
+    /// For programs.
+    pub json: Value,
+}
 
 /// A table whose first column is a name, and all others numbers.
 pub fn table<const N: usize>(header: [&str; N], rows: Vec<Vec<String>>) -> Table {

@@ -11,6 +11,11 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// More of the same.
+    pub fn extend(&mut self, more: Self) {
+        self.0.extend(more.0);
+    }
+
     /// The smallest.
     pub fn minimum(&self) -> f64 {
         self.quantile(0.0)

@@ -17,7 +17,7 @@ use socket2::SockRef;
 
 use crate::machine::machine;
 use crate::peers::{self, Firewall, Side};
-use crate::show;
+use crate::show::{self, Report};
 use crate::statistics::Samples;
 
 /// How to measure.
@@ -32,9 +32,6 @@ pub struct Options {
     /// Only these firewalls, like `nat,stock-10,ours-1000`; any number of rules will do.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Firewall>,
-    /// Print JSON instead of a table.
-    #[arg(long)]
-    json: bool,
 }
 
 /// Connections, or bytes there and back, of one measurement.
@@ -80,7 +77,8 @@ impl Quantity {
         self.p99.add(all.quantile(0.99));
     }
 
-    fn report(&self) -> Value {
+    /// As JSON.
+    pub fn report(&self) -> Value {
         json!({
             "p50_min_ns": self.p50.minimum(), "p50_ns": self.p50.median(),
             "p99_ns": self.p99.median(),
@@ -88,16 +86,10 @@ impl Quantity {
     }
 }
 
-/// Measures, and prints.
-pub fn run(options: &Options) -> Result<()> {
+/// Measures.
+pub fn run(options: &Options) -> Result<Report> {
     let roads = measure(options)?;
-    if options.json {
-        println!("{}", serde_json::to_string_pretty(&report(&roads))?);
-    } else {
-        print(&roads);
-        println!("{}", machine());
-    }
-    Ok(())
+    Ok(Report { text: table(&roads), json: report(&roads) })
 }
 
 fn measure(options: &Options) -> Result<Vec<Road>> {
@@ -256,7 +248,7 @@ fn find(roads: &[Road], firewall: Firewall) -> Option<&Road> {
     roads.iter().find(|road| road.side.firewall == firewall)
 }
 
-fn print(roads: &[Road]) {
+fn table(roads: &[Road]) -> String {
     let nat = find(roads, Firewall::Nat);
     let row = |road: &Road| {
         let to = |of: fn(&Road) -> &Samples| {
@@ -290,7 +282,7 @@ fn print(roads: &[Road]) {
         "to nat",
         "bytes a packet",
     ];
-    println!("{}", show::table(header, roads.iter().map(row).collect()));
+    show::table(header, roads.iter().map(row).collect()).to_string()
 }
 
 fn report(roads: &[Road]) -> Value {
@@ -310,5 +302,5 @@ fn report(roads: &[Road]) -> Value {
         })
     };
     let rows: Vec<Value> = roads.iter().map(row).collect();
-    json!({ "schema": 1, "machine": machine(), "tcp": rows })
+    json!({ "machine": machine(), "tcp": rows })
 }

@@ -1,0 +1,420 @@
+//! A program's own instructions, run in user space on the kernel's real maps, to count what
+//! a packet costs where no clock can tell: instructions, calls, look-ups.
+//! Never writes to a map: what a program changes is gone when its run ends.
+//!
+//! Addresses are a region's number in the upper 32 bits and an offset in the lower, so that
+//! a program that errs is an error here and not a crash. Semantics: RFC 9669.
+
+use std::collections::BTreeMap;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use aya::maps::{MapFd, MapInfo};
+use aya::programs::ProgramInfo;
+use aya_obj::Object;
+use aya_obj::generated::{
+    bpf_attr__bindgen_ty_2, bpf_attr__bindgen_ty_2__bindgen_ty_1, bpf_cmd, bpf_insn,
+};
+use nix::errno::Errno;
+use nix::libc;
+
+/// What one run of a program came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Run {
+    /// What the program returned.
+    pub verdict: i32,
+    /// Instructions that were executed.
+    pub instructions: u64,
+    /// Calls of each helper, by its number.
+    pub calls: BTreeMap<i32, u64>,
+    /// Look-ups in each map.
+    pub lookups: BTreeMap<String, u64>,
+}
+
+/// A program with its maps.
+pub struct Interpreter {
+    code: Vec<bpf_insn>,
+    maps: Vec<Map>,
+}
+
+struct Map {
+    name: String,
+    descriptor: MapFd,
+    info: MapInfo,
+}
+
+/// Size of `struct __sk_buff`, and offsets in it (uapi/linux/bpf.h).
+const CONTEXT: usize = 192;
+const CONTEXT_LENGTH: usize = 0;
+const CONTEXT_PROTOCOL: usize = 16;
+const CONTEXT_INGRESS: usize = 36;
+const CONTEXT_INTERFACE: usize = 40;
+const STACK: u64 = 512;
+/// More than any packet may take.
+const MOST_STEPS: u64 = 1_000_000;
+/// Offset at which handles of maps are told from regions.
+const MAPS: u64 = 1 << 62;
+
+const MAP_LOOKUP: i32 = 1;
+const MAP_UPDATE: i32 = 2;
+const MAP_DELETE: i32 = 3;
+const TIME: i32 = 5;
+const RANDOM: i32 = 7;
+const PROCESSOR: i32 = 8;
+const LOAD_BYTES: i32 = 26;
+const RESERVE: i32 = 131;
+const SUBMIT: i32 = 132;
+const DISCARD: i32 = 133;
+
+impl Interpreter {
+    /// Takes a program out of an object, with the maps of its twin that the kernel loaded.
+    pub fn new(object: &[u8], name: &str, loaded: &ProgramInfo) -> Result<Self> {
+        let mut object = Object::parse(object)?;
+        let mut maps = Vec::new();
+        for id in loaded.map_ids()?.context("the kernel does not tell maps")? {
+            let info = MapInfo::from_id(id)?;
+            let name = info.name_as_str().unwrap_or_default().to_owned();
+            maps.push(Map { name, descriptor: info.fd()?, info });
+        }
+        // A map's number here takes the place of its descriptor.
+        let number = |name: &str| maps.iter().position(|map| is_short_for(&map.name, name));
+        let known = object.maps.clone();
+        let known = known
+            .iter()
+            .map(|(name, map)| (name.as_str(), number(name).map_or(-1, |it| it as i32), map));
+        let text = object.functions.keys().map(|(section, _)| *section).collect();
+        object.relocate_maps(known, &text)?;
+        object.relocate_calls(&text)?;
+        let program = object.programs.get(name).context("no such program")?;
+        let function = object.functions.get(&program.function_key()).context("no code")?;
+        Ok(Self { code: function.instructions.clone(), maps })
+    }
+
+    /// Runs it on one frame that came in by an interface.
+    pub fn run(&self, frame: &[u8], interface: u32) -> Result<Run> {
+        let mut context = vec![0; CONTEXT];
+        let mut set = |at: usize, value: u32| {
+            context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
+        };
+        set(CONTEXT_LENGTH, u32::try_from(frame.len())?);
+        set(CONTEXT_INGRESS, interface);
+        set(CONTEXT_INTERFACE, interface);
+        let ethertype = frame.get(12..14).context("no Ethernet header")?;
+        set(CONTEXT_PROTOCOL, u32::from(u16::from_ne_bytes(ethertype.try_into()?)));
+        let mut machine = Machine {
+            interpreter: self,
+            frame,
+            regions: vec![Vec::new(), context, vec![0; STACK as usize]],
+            registers: [0; 11],
+            inner: Vec::new(),
+            run: Run::default(),
+        };
+        machine.registers[1] = 1 << 32;
+        machine.registers[10] = (2 << 32) + STACK;
+        machine.execute(0)?;
+        machine.run.verdict = machine.registers[0] as i32;
+        Ok(machine.run)
+    }
+}
+
+/// The kernel cuts names off after 15 bytes.
+fn is_short_for(short: &str, name: &str) -> bool {
+    short == name || short.len() == 15 && name.starts_with(short)
+}
+
+struct Machine<'a> {
+    interpreter: &'a Interpreter,
+    frame: &'a [u8],
+    regions: Vec<Vec<u8>>,
+    registers: [u64; 11],
+    /// Maps that were found in maps, with the name of the outer one.
+    inner: Vec<Map>,
+    run: Run,
+}
+
+impl Machine<'_> {
+    /// From an instruction to the end of its function.
+    fn execute(&mut self, from: usize) -> Result<()> {
+        let mut next = from;
+        loop {
+            let at = next;
+            let step = *self.interpreter.code.get(at).context("ran off the end")?;
+            next += 1;
+            self.run.instructions += 1;
+            ensure!(self.run.instructions < MOST_STEPS, "it does not end");
+            let (to, from) = (usize::from(step.dst_reg()), usize::from(step.src_reg()));
+            let offset = i64::from(step.off);
+            let jump = |by: i64| usize::try_from(next as i64 + by).context("a wild jump");
+            let operand =
+                if step.code & 8 != 0 { self.registers[from] } else { i64::from(step.imm) as u64 };
+            match step.code & 7 {
+                // 64 bits of a constant, or a map, or a place in a map's only value.
+                0 => {
+                    let upper = self.interpreter.code.get(next).context("half a constant")?.imm;
+                    next += 1;
+                    self.registers[to] = match from {
+                        0 => u64::from(step.imm as u32) | u64::from(upper as u32) << 32,
+                        1 => MAPS + u64::try_from(step.imm).context("an unknown map")?,
+                        2 => {
+                            let map = MAPS + u64::try_from(step.imm).context("an unknown map")?;
+                            self.value(map, &0_u32.to_ne_bytes())?.context("no globals")?
+                                + u64::from(upper as u32)
+                        }
+                        _ => bail!("constant of kind {from} at {at}"),
+                    };
+                }
+                1 => {
+                    let address = self.registers[from].wrapping_add(offset as u64);
+                    ensure!(step.code & 0xe0 == 0x60, "load {:#x} at {at}", step.code);
+                    self.registers[to] = self.load(address, width(step.code))?;
+                }
+                2 | 3 => {
+                    let address = self.registers[to].wrapping_add(offset as u64);
+                    let width = width(step.code);
+                    let value = if step.code & 7 == 2 {
+                        i64::from(step.imm) as u64
+                    } else {
+                        self.registers[from]
+                    };
+                    match (step.code & 0xe0, step.imm) {
+                        (0x60, _) => self.store(address, width, value)?,
+                        (0xc0, 0) => {
+                            let sum = self.load(address, width)?.wrapping_add(value);
+                            self.store(address, width, sum)?;
+                        }
+                        // Exchange, with and without a comparison before.
+                        (0xc0, 0xe1) => {
+                            self.registers[from] = self.load(address, width)?;
+                            self.store(address, width, value)?;
+                        }
+                        (0xc0, 0xf1) => {
+                            let old = self.load(address, width)?;
+                            if old == self.registers[0] {
+                                self.store(address, width, value)?;
+                            }
+                            self.registers[0] = old;
+                        }
+                        _ => bail!("store {:#x} at {at}", step.code),
+                    }
+                }
+                4 if step.code >> 4 == 13 => {
+                    let swap = step.code & 8 != 0;
+                    self.registers[to] = in_order(self.registers[to], step.imm, swap)?;
+                }
+                4 => {
+                    let (one, other) = (self.registers[to] as u32, operand as u32);
+                    let value = calculate32(step.code >> 4, one, other, step.off);
+                    self.registers[to] =
+                        u64::from(value.with_context(|| format!("{:#x} at {at}", step.code))?);
+                }
+                7 if step.code >> 4 == 13 => {
+                    self.registers[to] = in_order(self.registers[to], step.imm, true)?;
+                }
+                7 => {
+                    let value = calculate64(step.code >> 4, self.registers[to], operand, step.off);
+                    self.registers[to] =
+                        value.with_context(|| format!("{:#x} at {at}", step.code))?;
+                }
+                _ => match (step.code & 7, step.code >> 4) {
+                    (5, 0) => next = jump(offset)?,
+                    (6, 0) => next = jump(i64::from(step.imm))?,
+                    (5, 8) if from == 1 => {
+                        let saved = self.registers;
+                        self.regions.push(vec![0; STACK as usize]);
+                        self.registers[10] = ((self.regions.len() as u64 - 1) << 32) + STACK;
+                        self.execute(jump(i64::from(step.imm))?)?;
+                        self.registers[6..].copy_from_slice(&saved[6..]);
+                    }
+                    (5, 8) => {
+                        *self.run.calls.entry(step.imm).or_default() += 1;
+                        self.registers[0] = self.call(step.imm)?;
+                    }
+                    (5, 9) => return Ok(()),
+                    (class, code) => {
+                        let (one, other) = match class {
+                            5 => (self.registers[to], operand),
+                            _ => (
+                                i64::from(self.registers[to] as i32) as u64,
+                                i64::from(operand as i32) as u64,
+                            ),
+                        };
+                        if holds(code, one, other).with_context(|| format!("jump {code}"))? {
+                            next = jump(offset)?;
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    fn call(&mut self, helper: i32) -> Result<u64> {
+        let [_, one, two, three, four, ..] = self.registers;
+        match helper {
+            MAP_LOOKUP => {
+                let key_size = self.map(one)?.info.key_size() as usize;
+                let name = self.map(one)?.name.clone();
+                *self.run.lookups.entry(name).or_default() += 1;
+                let key = self.bytes(two, key_size)?.to_vec();
+                Ok(self.value(one, &key)?.unwrap_or(0))
+            }
+            LOAD_BYTES => {
+                let (offset, length) = (two as u32 as usize, four as u32 as usize);
+                match self.frame.get(offset..offset + length) {
+                    Some(bytes) => {
+                        self.bytes(three, length)?.copy_from_slice(bytes);
+                        Ok(0)
+                    }
+                    None => Ok(-i64::from(libc::EFAULT) as u64),
+                }
+            }
+            RESERVE => self.region(vec![0; two as usize]),
+            // Long after any budget was used up.
+            TIME => Ok(1 << 60),
+            MAP_UPDATE | MAP_DELETE | RANDOM | PROCESSOR | SUBMIT | DISCARD => Ok(0),
+            _ => bail!("helper {helper} is not known here; tests/src/interpreter.rs wants it"),
+        }
+    }
+
+    fn map(&self, handle: u64) -> Result<&Map> {
+        let number = handle.checked_sub(MAPS).context("not a map")? as usize;
+        let outer = &self.interpreter.maps;
+        let inner = || self.inner.get(number - outer.len());
+        outer.get(number).or_else(inner).context("no such map")
+    }
+
+    /// A copy of the value behind a key; of a map in a map, its handle.
+    fn value(&mut self, handle: u64, key: &[u8]) -> Result<Option<u64>> {
+        let map = self.map(handle)?;
+        let Some(value) = lookup(map, key)? else {
+            return Ok(None);
+        };
+        if is_outer(&map.info) {
+            let info = MapInfo::from_id(u32::from_ne_bytes(value[..4].try_into()?))?;
+            let name = format!("{}, inner", map.name);
+            self.inner.push(Map { name, descriptor: info.fd()?, info });
+            let number = self.interpreter.maps.len() + self.inner.len() - 1;
+            return Ok(Some(MAPS + number as u64));
+        }
+        self.region(value).map(Some)
+    }
+
+    fn region(&mut self, bytes: Vec<u8>) -> Result<u64> {
+        self.regions.push(bytes);
+        Ok((self.regions.len() as u64 - 1) << 32)
+    }
+
+    fn bytes(&mut self, address: u64, length: usize) -> Result<&mut [u8]> {
+        let (region, offset) = ((address >> 32) as usize, address as u32 as usize);
+        let region = self.regions.get_mut(region);
+        let bytes = region.and_then(|region| region.get_mut(offset..offset + length));
+        bytes.with_context(|| format!("no {length} bytes at {address:#x}"))
+    }
+
+    fn load(&mut self, address: u64, width: usize) -> Result<u64> {
+        let mut value = [0; 8];
+        value[..width].copy_from_slice(self.bytes(address, width)?);
+        Ok(u64::from_le_bytes(value))
+    }
+
+    fn store(&mut self, address: u64, width: usize, value: u64) -> Result<()> {
+        self.bytes(address, width)?.copy_from_slice(&value.to_le_bytes()[..width]);
+        Ok(())
+    }
+}
+
+/// Bytes that a load or store is about.
+fn width(code: u8) -> usize {
+    [4, 2, 1, 8][usize::from(code >> 3 & 3)]
+}
+
+/// The lowest bits, in the other order of bytes if they shall be.
+fn in_order(value: u64, bits: i32, swap: bool) -> Result<u64> {
+    Ok(match (bits, swap) {
+        (16, true) => u64::from((value as u16).swap_bytes()),
+        (32, true) => u64::from((value as u32).swap_bytes()),
+        (64, true) => value.swap_bytes(),
+        (16, false) => u64::from(value as u16),
+        (32, false) => u64::from(value as u32),
+        (64, false) => value,
+        _ => bail!("an order of {bits} bits"),
+    })
+}
+
+fn calculate32(code: u8, one: u32, other: u32, offset: i16) -> Option<u32> {
+    Some(match (code, offset) {
+        (12, 0) => (one as i32).wrapping_shr(other) as u32,
+        (6, 0) => one.wrapping_shl(other),
+        (7, 0) => one.wrapping_shr(other),
+        (11, 8) => i32::from(other as i8) as u32,
+        (11, 16) => i32::from(other as i16) as u32,
+        (8, 0) => (one as i32).wrapping_neg() as u32,
+        _ => calculate64(code, one.into(), other.into(), offset)? as u32,
+    })
+}
+
+fn calculate64(code: u8, one: u64, other: u64, offset: i16) -> Option<u64> {
+    Some(match (code, offset) {
+        (0, 0) => one.wrapping_add(other),
+        (1, 0) => one.wrapping_sub(other),
+        (2, 0) => one.wrapping_mul(other),
+        (3, 0) => one.checked_div(other).unwrap_or(0),
+        (4, 0) => one | other,
+        (5, 0) => one & other,
+        (6, 0) => one.wrapping_shl(other as u32),
+        (7, 0) => one.wrapping_shr(other as u32),
+        (8, 0) => one.wrapping_neg(),
+        (9, 0) => one.checked_rem(other).unwrap_or(one),
+        (10, 0) => one ^ other,
+        (11, 0) => other,
+        (11, 8) => i64::from(other as i8) as u64,
+        (11, 16) => i64::from(other as i16) as u64,
+        (11, 32) => i64::from(other as i32) as u64,
+        (12, 0) => (one as i64).wrapping_shr(other as u32) as u64,
+        _ => return None,
+    })
+}
+
+/// Whether a jump is taken. Numbers of 32 bits come with their sign, which keeps the order
+/// of unsigned ones as well.
+fn holds(code: u8, one: u64, other: u64) -> Option<bool> {
+    let signed = (one as i64, other as i64);
+    Some(match code {
+        1 => one == other,
+        2 => one > other,
+        3 => one >= other,
+        4 => one & other != 0,
+        5 => one != other,
+        6 => signed.0 > signed.1,
+        7 => signed.0 >= signed.1,
+        10 => one < other,
+        11 => one <= other,
+        12 => signed.0 < signed.1,
+        13 => signed.0 <= signed.1,
+        _ => return None,
+    })
+}
+
+fn is_outer(info: &MapInfo) -> bool {
+    use aya::maps::MapType;
+    matches!(info.map_type(), Ok(MapType::ArrayOfMaps | MapType::HashOfMaps))
+}
+
+/// The value behind a key, as the kernel has it.
+fn lookup(map: &Map, key: &[u8]) -> Result<Option<Vec<u8>>> {
+    ensure!(key.len() == map.info.key_size() as usize, "a key of {} bytes", key.len());
+    let mut value = vec![0; map.info.value_size() as usize];
+    let attributes = bpf_attr__bindgen_ty_2 {
+        map_fd: u32::try_from(map.descriptor.as_fd().as_raw_fd())?,
+        key: key.as_ptr() as u64,
+        __bindgen_anon_1: bpf_attr__bindgen_ty_2__bindgen_ty_1 { value: value.as_mut_ptr() as u64 },
+        flags: 0,
+    };
+    let (command, size) = (bpf_cmd::BPF_MAP_LOOKUP_ELEM, size_of_val(&attributes));
+    // SAFETY: key and value are as long as the kernel itself says, and outlive the call.
+    let outcome = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size) };
+    match Errno::result(outcome) {
+        Ok(_) => Ok(Some(value)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("cannot read `{}`", map.name)),
+    }
+}
