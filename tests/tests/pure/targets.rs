@@ -72,6 +72,11 @@ fn pcapng(kind: u16, packet: &[u8]) -> Vec<u8> {
     [block(0x0a0d_0d0a, section), block(1, interface), block(6, enhanced)].concat()
 }
 
+/// One frame.
+fn only(frame: &[u8]) -> Vec<Vec<u8>> {
+    vec![frame.to_vec()]
+}
+
 #[test]
 fn packets_are_read_from_digits_and_from_capture_files() {
     let frame = packets::plain(address("10.137.0.12"), address("192.0.2.1"), packets::TCP, 443);
@@ -81,9 +86,9 @@ fn packets_are_read_from_digits_and_from_capture_files() {
         bytes.iter().map(|byte| format!("{byte:02X}")).collect::<Vec<_>>().join(between)
     };
     let digits = |text: String| frames(&text).expect("a packet");
-    assert_eq!(digits(hex(&frame, "")), [frame.clone()]);
-    assert_eq!(digits(hex(&frame, ":")), [frame.clone()]);
-    assert_eq!(digits(hex(bare, " ")), [dressed.clone()]);
+    assert_eq!(digits(hex(&frame, "")), only(&frame));
+    assert_eq!(digits(hex(&frame, ":")), only(&frame));
+    assert_eq!(digits(hex(bare, " ")), only(&dressed));
     assert!(frames("abc").is_err() && frames("").is_err() && frames("no.pcap").is_err());
 
     let directory = tempfile::tempdir().expect("a directory");
@@ -101,9 +106,9 @@ fn packets_are_read_from_digits_and_from_capture_files() {
         (113, &cooked, &dressed),
         (276, &cooked_2, &dressed),
     ] {
-        assert_eq!(file(&pcap(kind, bytes, bytes.len())).expect("pcap"), [expected.clone()]);
+        assert_eq!(file(&pcap(kind, bytes, bytes.len())).expect("pcap"), only(expected));
         let kind = u16::try_from(kind).expect("small");
-        assert_eq!(file(&pcapng(kind, bytes)).expect("pcapng"), [expected.clone()]);
+        assert_eq!(file(&pcapng(kind, bytes)).expect("pcapng"), only(expected));
     }
     // What the recorder cut off counts as zeros: the headers are what matters.
     let cut = file(&pcap(1, &frame, 40)).expect("a cut packet");
