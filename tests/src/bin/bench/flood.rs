@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use firewall_tests::oracle::Proto;
 use firewall_tests::rig::ClientSpec;
 use firewall_tests::shots::VIF;
@@ -46,6 +46,8 @@ const BEGINNING: Duration = Duration::from_millis(50);
 const WATCH: Duration = Duration::from_millis(200);
 /// Connections between two looks at the clock.
 const SOME: usize = 50;
+/// How often a flood may turn out too short.
+const TRIES: usize = 5;
 /// Packets that are sent to find out how many a flood has.
 const TRIAL: u32 = 20_000;
 
@@ -115,20 +117,33 @@ impl Place {
     }
 
     fn measure(&mut self) -> Result<()> {
-        let Self { road, sender, packets, .. } = self;
-        let quiet = watch(road)?;
-        let (flooded, packet) = thread::scope(|scope| -> Result<_> {
-            let flood = scope.spawn(|| sender.send(*packets));
-            thread::sleep(BEGINNING);
-            let flooded = watch(road)?;
-            ensure!(!flood.is_finished(), "the flood ended too early");
-            let packet = flood.join().map_err(|_| anyhow::anyhow!("the flood panicked"))??;
-            Ok((flooded, packet))
-        })?;
+        let quiet = watch(&self.road)?;
+        let (flooded, packet) = self.watch_flooded()?;
         self.packet.add(packet.as_nanos() as f64);
         self.quiet.add(&quiet);
         self.flooded.add(&flooded);
         Ok(())
+    }
+
+    /// Connections while the flood lasts, and the time that one of its packets took.
+    fn watch_flooded(&mut self) -> Result<(Samples, Duration)> {
+        let Self { road, sender, packets, .. } = self;
+        for _ in 0..TRIES {
+            let (flooded, lasted, packet) = thread::scope(|scope| -> Result<_> {
+                let flood = scope.spawn(|| sender.send(*packets));
+                thread::sleep(BEGINNING);
+                let flooded = watch(road)?;
+                let lasted = !flood.is_finished();
+                let packet = flood.join().map_err(|_| anyhow!("the flood panicked"))??;
+                Ok((flooded, lasted, packet))
+            })?;
+            if lasted {
+                return Ok((flooded, packet));
+            }
+            // What was watched was not a flood throughout.
+            *packets += *packets / 2;
+        }
+        bail!("the flood always ends too early")
     }
 }
 
