@@ -1,6 +1,6 @@
 //! A program's own instructions, run in user space on the kernel's real maps, to count what
 //! a packet costs where no clock can tell: instructions, calls, look-ups.
-//! Never writes to a map: what a program changes is gone when its run ends.
+//! Never writes to a map: what a program changes, nobody else sees.
 //!
 //! Addresses are a region's number in the upper 32 bits and an offset in the lower, so that
 //! a program that errs is an error here and not a crash. Semantics: RFC 9669.
@@ -90,8 +90,9 @@ impl Interpreter {
         Ok(Self { code: function.instructions.clone(), maps })
     }
 
-    /// Runs it on one frame that came in by an interface.
-    pub fn run(&self, frame: &[u8], interface: u32) -> Result<Run> {
+    /// Runs it twice on one frame that came in by an interface. The second time it finds in
+    /// the maps what it wrote the first time.
+    pub fn run_twice(&self, frame: &[u8], interface: u32) -> Result<[Run; 2]> {
         let mut context = vec![0; CONTEXT];
         let mut set = |at: usize, value: u32| {
             context[at..at + 4].copy_from_slice(&value.to_ne_bytes());
@@ -104,16 +105,22 @@ impl Interpreter {
         let mut machine = Machine {
             interpreter: self,
             frame,
-            regions: vec![Vec::new(), context, vec![0; STACK as usize]],
+            // No address is 0.
+            regions: vec![Vec::new()],
             registers: [0; 11],
             inner: Vec::new(),
+            values: BTreeMap::new(),
             run: Run::default(),
         };
-        machine.registers[1] = 1 << 32;
-        machine.registers[10] = (2 << 32) + STACK;
-        machine.execute(0)?;
-        machine.run.verdict = machine.registers[0] as i32;
-        Ok(machine.run)
+        let mut once = || -> Result<Run> {
+            machine.run = Run::default();
+            machine.registers[1] = machine.region(context.clone())?;
+            machine.registers[10] = machine.region(vec![0; STACK as usize])? + STACK;
+            machine.execute(0)?;
+            machine.run.verdict = machine.registers[0] as i32;
+            Ok(machine.run.clone())
+        };
+        Ok([once()?, once()?])
     }
 }
 
@@ -129,6 +136,8 @@ struct Machine<'a> {
     registers: [u64; 11],
     /// Maps that were found in maps, with the name of the outer one.
     inner: Vec<Map>,
+    /// Where values of maps are, by map and key.
+    values: BTreeMap<(u64, Vec<u8>), u64>,
     run: Run,
 }
 
@@ -282,8 +291,19 @@ impl Machine<'_> {
         outer.get(number).or_else(inner).context("no such map")
     }
 
-    /// A copy of the value behind a key; of a map in a map, its handle.
+    /// A copy of the value behind a key, always the same one; of a map in a map, its handle.
     fn value(&mut self, handle: u64, key: &[u8]) -> Result<Option<u64>> {
+        if let Some(known) = self.values.get(&(handle, key.to_vec())) {
+            return Ok(Some(*known));
+        }
+        let found = self.fetch(handle, key)?;
+        if let Some(found) = found {
+            self.values.insert((handle, key.to_vec()), found);
+        }
+        Ok(found)
+    }
+
+    fn fetch(&mut self, handle: u64, key: &[u8]) -> Result<Option<u64>> {
         let map = self.map(handle)?;
         let Some(value) = lookup(map, key)? else {
             return Ok(None);
