@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result};
 use firewall_agent::explanation::{Connection, Explained, Outcome as Said};
 use firewall_agent::status::ClientStatus;
 use firewall_tests::agent::{Agent, PATIENCE, binary};
+use firewall_tests::dns::Reply;
 use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::{Rule, Ruleset};
 use firewall_tests::packets;
@@ -15,6 +16,7 @@ use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use firewall_tests::rig::{ClientSpec, Rig, UPLINK_V4, UPLINK_V6};
 use firewall_tests::server::EchoServer;
 
+use super::named::{Named, ONE, TWO};
 use super::world::*;
 
 /// The agent's command line in the netvm: exit code, standard output and error.
@@ -240,5 +242,30 @@ fn an_answer_to_a_connection_towards_a_client_is_explained_as_one() -> Result<()
         let (code, said) = explain(&world.rig, client, &format!("{}/udp", flow.local_addr()?))?;
         assert_eq!((code, said.outcome), (1, Said::Rejected), "{said:#?}");
     }
+    Ok(())
+}
+
+#[test]
+fn a_name_is_explained_by_each_address_that_the_agent_knows() -> Result<()> {
+    let named = Named::new("explname")?;
+    named.dns.say("a.example", Reply::addresses("a.example", 3600, &[ONE, TWO]));
+    named.rules(&["action=drop proto=udp", "action=accept dsthost=a.example proto=tcp"])?;
+    named.leads("a.example", &[ONE, TWO])?;
+    let client = named.world.v4.to_string();
+    for (to, code, outcome) in
+        [("a.example:443/tcp", 0, Said::Forwarded), ("a.example:443/udp", 1, Said::Rejected)]
+    {
+        let arguments = ["explain", "--from", &client, "--to", to, "--json"];
+        let (exit, json, error) = cli(&named.world.rig, &arguments)?;
+        let all: Vec<Explained> = serde_json::from_str(&json).with_context(|| error)?;
+        assert_eq!(exit, code, "{to}");
+        let to = all.iter().filter_map(|it| Some(it.packet.as_ref()?.destination.to_string()));
+        assert_eq!(to.collect::<Vec<_>>(), [ONE, TWO]);
+        for explained in all {
+            assert_eq!(explained.name.as_deref(), Some("a.example"));
+            assert_eq!((explained.outcome, explained.agree), (outcome, Some(true)));
+        }
+    }
+    named.check("as it was said", &[(ONE, Outcome::Accepted), (TWO, Outcome::Accepted)]);
     Ok(())
 }

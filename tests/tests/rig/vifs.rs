@@ -230,3 +230,42 @@ fn a_thousand_vifs_that_come_and_go_leave_nothing() -> Result<()> {
     println!("before: {memory} KiB, after: {} KiB", agent.memory("RssAnon")?);
     Ok(())
 }
+
+#[test]
+fn a_vif_is_policed_in_whatever_order_it_comes_and_under_another_name_too() -> Result<()> {
+    let world = World::new("orders")?;
+    let agent = world.start()?;
+    let netvm = world.rig.netvm();
+    let rules = Ruleset { default_accept: false, rules: vec![udp_443()] };
+    // Link, address and rules in every order; 20 to 25.
+    let orders = ["lar", "lra", "alr", "arl", "rla", "ral"];
+    for (order, number) in orders.iter().zip(20..) {
+        let spec = ClientSpec::numbered(number);
+        let client = world.rig.add_link(&spec)?;
+        for step in order.chars() {
+            match step {
+                'l' => world.rig.set_up(&client)?,
+                'a' => world.rig.add_addresses(&client)?,
+                _ => spec.addresses().into_iter().try_for_each(|address| {
+                    write_rules(world.rig.directory(), address, &rules.file())
+                })?,
+            }
+        }
+        // The neighbour entry by which the agent knows the client comes last, with the routes.
+        world.rig.add_routes(&client)?;
+        agent.wait_for_vif(client.vif())?;
+        for address in spec.addresses() {
+            agent.wait_for_state(address, State::Live)?;
+        }
+        check_policed(client.namespace(), order);
+    }
+    world.put(&agent, &[udp_443()])?;
+    check_policed(world.client.namespace(), "before");
+    let before = attached(&agent, world.client.vif())?;
+    netvm.ip(&["link", "set", world.client.vif(), "name", "vif99.7"])?;
+    agent.wait_for("the new name", |_| {
+        attached(&agent, "vif99.7").is_ok_and(|now| now.is_some() && now == before)
+    })?;
+    check_policed(world.client.namespace(), "renamed");
+    Ok(())
+}
