@@ -54,6 +54,48 @@ impl<T: Pod> MappedArray<T> {
     }
 }
 
+/// A BPF array of which only what is being written is in the agent's memory, since every
+/// page that is mapped counts as the agent's.
+pub struct StagedArray<T> {
+    map: MapData,
+    length: usize,
+    _element: PhantomData<T>,
+}
+
+impl<T: Pod> StagedArray<T> {
+    /// An array of `length` elements.
+    pub fn new(map: MapData, length: usize) -> Self {
+        Self { map, length, _element: PhantomData }
+    }
+
+    /// Stores elements from `start` on. Only for elements that no packet can see.
+    pub fn store(
+        &mut self,
+        start: u32,
+        values: impl ExactSizeIterator<Item = T>,
+    ) -> io::Result<()> {
+        let start = usize::try_from(start).map_err(|_| out_of_bounds())?;
+        let count = values.len();
+        if count == 0 {
+            return Ok(());
+        }
+        if start.checked_add(count).is_none_or(|end| end > self.length) {
+            return Err(out_of_bounds());
+        }
+        let stride = MappedArray::<T>::STRIDE;
+        let offset = u64::try_from(start * stride).map_err(|_| out_of_bounds())?;
+        let file = self.map.fd().as_fd().as_raw_fd();
+        let memory = MmapOptions::new().offset(offset).len(count * stride).map_raw(file)?;
+        for (index, value) in (0..count).zip(values) {
+            let element: *mut T = memory.as_mut_ptr().wrapping_add(index * stride).cast();
+            // SAFETY: inside the mapping, aligned to 8 bytes, and no reference to it exists;
+            // any bytes are a valid T for the kernel, which checks every access.
+            unsafe { element.write_volatile(value) };
+        }
+        Ok(())
+    }
+}
+
 impl MappedArray<Counter> {
     /// What was counted so far. Packets and bytes are read one after the other, so a
     /// packet that comes in between is in one of them only.

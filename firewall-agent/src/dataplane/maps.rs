@@ -25,7 +25,7 @@ use thiserror::Error;
 
 use super::addresses::AddressSet;
 use super::epoch::Epoch;
-use super::mapped::MappedArray;
+use super::mapped::{MappedArray, StagedArray};
 use super::ranges::Ranges;
 use crate::events::{ClientId, Installation};
 use crate::rules::compile::Policy;
@@ -83,8 +83,8 @@ pub struct Maps {
     live: MappedArray<u32>,
     records: MappedArray<Client>,
     policies: ArrayOfMaps<MapData, Trie>,
-    classes: MappedArray<Class>,
-    segments: MappedArray<Segment>,
+    classes: StagedArray<Class>,
+    segments: StagedArray<Segment>,
     locals: AddressSet,
     connected: AddressSet,
     counters: MappedArray<Counter>,
@@ -124,6 +124,17 @@ fn take_mapped<T: aya::Pod>(
     }
 }
 
+fn take_staged<T: aya::Pod>(
+    ebpf: &mut aya::Ebpf,
+    name: &'static str,
+    length: usize,
+) -> Result<StagedArray<T>, MapsError> {
+    match ebpf.take_map(name) {
+        Some(Map::Array(map)) => Ok(StagedArray::new(map, length)),
+        _ => Err(MapsError::Missing(name)),
+    }
+}
+
 /// All indices of a table whose first `reserved` are not handed out.
 fn indices(reserved: u32, size: usize) -> Ranges {
     Ranges::new(reserved..u32::try_from(size).unwrap_or(u32::MAX))
@@ -138,8 +149,8 @@ impl Maps {
             live: take_mapped(ebpf, "LIVE", MAX_CLIENTS)?,
             records: take_mapped(ebpf, "INSTALLED", MAX_INSTALLED)?,
             policies: take(ebpf, "POLICIES")?,
-            classes: take_mapped(ebpf, "CLASSES", MAX_CLASSES)?,
-            segments: take_mapped(ebpf, "SEGMENTS", MAX_SEGMENTS)?,
+            classes: take_staged(ebpf, "CLASSES", MAX_CLASSES)?,
+            segments: take_staged(ebpf, "SEGMENTS", MAX_SEGMENTS)?,
             locals: AddressSet::new(take(ebpf, "LOCALS")?, take(ebpf, "LOCALS_FILTER")?),
             connected: AddressSet::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
             counters: take_mapped(ebpf, "COUNTERS", MAX_COUNTERS)?,
