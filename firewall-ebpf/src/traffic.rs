@@ -56,7 +56,7 @@ static JUDGE: ProgramArray<1> = ProgramArray::new();
 #[btf_map]
 static NEXT: Array<u32, 1> = Array::new();
 
-/// Frames that came to a sink. Kernel adds, user space reads.
+/// UDP packets that came to a sink. Kernel adds, user space reads.
 #[btf_map]
 static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
@@ -151,14 +151,27 @@ pub fn pass(_: XdpContext) -> u32 {
     XDP_PASS
 }
 
-/// Counts what arrives, and ends it.
+/// Counts what arrives, and ends it. Kernels have things to say to each other as well, but
+/// not by UDP.
 #[classifier]
-pub fn sink(_: TcContext) -> i32 {
-    if let Some(arrived) = ARRIVED.get_ptr_mut(0) {
+pub fn sink(context: TcContext) -> i32 {
+    if is_udp(&context)
+        && let Some(arrived) = ARRIVED.get_ptr_mut(0)
+    {
         // SAFETY: inside the map's value, which belongs to this processor.
         unsafe { *arrived += 1 };
     }
     TC_ACT_SHOT
+}
+
+#[inline(always)]
+fn is_udp(context: &TcContext) -> bool {
+    let protocol_at = match context.load::<u16>(12) {
+        Ok(ethertype) if ethertype == 0x0800_u16.to_be() => 23,
+        Ok(ethertype) if ethertype == 0x86dd_u16.to_be() => 20,
+        Ok(_) | Err(_) => return false,
+    };
+    context.load::<u8>(protocol_at) == Ok(17)
 }
 
 #[panic_handler]

@@ -208,7 +208,8 @@ pub fn open(namespace: &Namespace, interface: &str) -> Result<Opened> {
     Ok(Opened { _ebpf: ebpf })
 }
 
-/// Counts what an interface receives, and ends it, until this is dropped.
+/// Counts the UDP packets that an interface receives, and ends all it receives, until this is
+/// dropped.
 pub struct Sink {
     ebpf: Ebpf,
 }
@@ -223,7 +224,7 @@ impl Sink {
         Ok(Self { ebpf })
     }
 
-    /// Frames so far.
+    /// UDP packets so far.
     pub fn count(&self) -> Result<u64> {
         let map = self.ebpf.map("ARRIVED").context("no ARRIVED")?;
         let counts: PerCpuArray<&MapData, u64> = PerCpuArray::try_from(map)?;

@@ -9,27 +9,34 @@ use clap::Parser as _;
 
 use crate::machine::machine;
 use crate::show::Report;
-use crate::{Arguments, measure, plots};
+use crate::{Arguments, plots};
 
 /// The commands, in the order in which they are run.
 const ALL: [&str; 6] = ["prog", "net", "tcp", "flood", "update", "scale"];
 
 /// Measures everything, and writes it down.
 pub fn everything(quick: bool) -> Result<()> {
-    let directory = docs().join("performance");
-    fs::create_dir_all(&directory)?;
     for (number, name) in ALL.iter().enumerate() {
         eprintln!("{name}: {} of {}", number + 1, ALL.len());
         let words = ["bench", name].into_iter().chain(quick.then_some("--quick"));
         let command = Arguments::parse_from(words).command.context("no command")?;
-        let Report { text, json } = measure(&command).context(*name)?;
-        println!("{text}\n");
-        fs::write(directory.join(format!("{name}.json")), format!("{json:#}\n"))?;
-        let lines = text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
-        put(name, &format!("```text\n{lines}\n```"))?;
-        plots::draw(name, &json, &directory)?;
+        let report = command.measure().context(*name)?;
+        println!("{}\n", report.text);
+        write(name, &report)?;
     }
-    put("machine", &machine())
+    Ok(())
+}
+
+/// Writes one kind of measurement down.
+pub fn write(name: &str, report: &Report) -> Result<()> {
+    let Report { text, json } = report;
+    let lines = text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
+    put(name, &format!("```text\n{lines}\n```"))?;
+    put("machine", &machine())?;
+    let directory = docs().join("performance");
+    fs::create_dir_all(&directory)?;
+    fs::write(directory.join(format!("{name}.json")), format!("{json:#}\n"))?;
+    plots::draw(name, json, &directory)
 }
 
 /// Replaces what is between two marks of the document.

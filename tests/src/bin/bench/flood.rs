@@ -44,8 +44,6 @@ const FIREWALLS: [Firewall; 6] = [
 const FLOOD: Duration = Duration::from_millis(350);
 const BEGINNING: Duration = Duration::from_millis(50);
 const WATCH: Duration = Duration::from_millis(200);
-/// Connections between two looks at the clock.
-const SOME: usize = 50;
 /// How often a flood may turn out too short.
 const TRIES: usize = 5;
 /// Packets that are sent to find out how many a flood has.
@@ -117,7 +115,7 @@ impl Place {
     }
 
     fn measure(&mut self) -> Result<()> {
-        let quiet = watch(&self.road)?;
+        let quiet = self.road.side.client.namespace().run(|| watch(&self.road))?;
         let (flooded, packet) = self.watch_flooded()?;
         self.packet.add(packet.as_nanos() as f64);
         self.quiet.add(&quiet);
@@ -129,13 +127,17 @@ impl Place {
     fn watch_flooded(&mut self) -> Result<(Samples, Duration)> {
         let Self { road, sender, packets, .. } = self;
         for _ in 0..TRIES {
-            let (flooded, lasted, packet) = thread::scope(|scope| -> Result<_> {
-                let flood = scope.spawn(|| sender.send(*packets));
-                thread::sleep(BEGINNING);
-                let flooded = watch(road)?;
-                let lasted = !flood.is_finished();
-                let packet = flood.join().map_err(|_| anyhow!("the flood panicked"))??;
-                Ok((flooded, lasted, packet))
+            // In the namespace before the flood begins: to enter it would take as long as
+            // the flood.
+            let (flooded, lasted, packet) = road.side.client.namespace().run(|| {
+                thread::scope(|scope| {
+                    let flood = scope.spawn(|| sender.send(*packets));
+                    thread::sleep(BEGINNING);
+                    let flooded = watch(road)?;
+                    let lasted = !flood.is_finished();
+                    let packet = flood.join().map_err(|_| anyhow!("the flood panicked"))??;
+                    Ok((flooded, lasted, packet))
+                })
             })?;
             if lasted {
                 return Ok((flooded, packet));
@@ -147,14 +149,10 @@ impl Place {
     }
 }
 
-/// Connections for a while.
+/// Connections for a while, in the client's namespace.
 fn watch(road: &Road) -> Result<Samples> {
-    let mut all = Samples::default();
     let start = Instant::now();
-    while start.elapsed() < WATCH {
-        all.extend(road.connect(SOME)?);
-    }
-    Ok(all)
+    road.connect(|_| start.elapsed() < WATCH)
 }
 
 fn table(places: &[Place]) -> String {

@@ -14,7 +14,9 @@ mod statistics;
 mod tcp;
 mod update;
 
-use anyhow::Result;
+use std::thread;
+
+use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
 use firewall_tests::weight;
 
@@ -32,6 +34,9 @@ struct Arguments {
     /// Print JSON instead of tables.
     #[arg(long, global = true)]
     json: bool,
+    /// Write what one command finds into the document as well.
+    #[arg(long, global = true)]
+    write: bool,
     /// Everything in fewer rounds, for a first look.
     #[arg(long)]
     quick: bool,
@@ -64,30 +69,52 @@ enum Command {
     },
 }
 
+impl Command {
+    /// How it is called, and where its findings are in the document.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Prog(_) => "prog",
+            Self::Net(_) => "net",
+            Self::Tcp(_) => "tcp",
+            Self::Flood(_) => "flood",
+            Self::Update(_) => "update",
+            Self::Scale(_) => "scale",
+            Self::Baseline { .. } => "baseline",
+        }
+    }
+
+    /// In a thread of its own: some go before all ordinary threads, and whatever is started
+    /// after them must not.
+    fn measure(&self) -> Result<Report> {
+        let measure = || match self {
+            Self::Prog(options) => prog::run(options),
+            Self::Net(options) => net::run(options),
+            Self::Tcp(options) => tcp::run(options),
+            Self::Flood(options) => flood::run(options),
+            Self::Update(options) => update::run(options),
+            Self::Scale(options) => scale::run(options),
+            Self::Baseline { accept } => baseline(*accept),
+        };
+        let outcome = thread::scope(|scope| scope.spawn(measure).join());
+        outcome.map_err(|_| anyhow!("`{}` panicked", self.name()))?
+    }
+}
+
 fn main() -> Result<()> {
-    let Arguments { command, json, quick } = Arguments::parse();
+    let Arguments { command, json, write, quick } = Arguments::parse();
     let Some(command) = command else {
         return document::everything(quick);
     };
-    let report = measure(&command)?;
+    let report = command.measure()?;
     if json {
         println!("{}", serde_json::to_string_pretty(&report.json)?);
     } else {
         println!("{}\n\n{}", report.text, machine::machine());
     }
-    Ok(())
-}
-
-fn measure(command: &Command) -> Result<Report> {
-    match command {
-        Command::Prog(options) => prog::run(options),
-        Command::Net(options) => net::run(options),
-        Command::Tcp(options) => tcp::run(options),
-        Command::Flood(options) => flood::run(options),
-        Command::Update(options) => update::run(options),
-        Command::Scale(options) => scale::run(options),
-        Command::Baseline { accept } => baseline(*accept),
+    if write {
+        document::write(command.name(), &report)?;
     }
+    Ok(())
 }
 
 fn baseline(accept: bool) -> Result<Report> {

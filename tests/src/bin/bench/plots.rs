@@ -96,7 +96,10 @@ fn lines(path: &Path, title: &str, x: &str, y: &str, all: &[Series]) -> Result<(
             .x_label_area_size(42)
             .y_label_area_size(64)
             .build_cartesian_2d(across, up)?;
-        chart.configure_mesh().x_desc(x).y_desc(y).light_line_style(TRANSPARENT).draw()?;
+        let whole = |value: &f64| format!("{value:.0}");
+        let mesh = &mut chart.configure_mesh();
+        mesh.x_label_formatter(&whole).y_label_formatter(&whole);
+        mesh.x_desc(x).y_desc(y).light_line_style(TRANSPARENT).draw()?;
         for (number, (name, points)) in all.iter().enumerate() {
             let color = Palette99::pick(number).to_rgba();
             let dots = points.iter().map(|it| Circle::new(*it, 3, color.filled()));

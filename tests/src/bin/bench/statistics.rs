@@ -11,9 +11,9 @@ impl Samples {
         self.0.push(value);
     }
 
-    /// More of the same.
-    pub fn extend(&mut self, more: Self) {
-        self.0.extend(more.0);
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
     }
 
     /// The smallest.

@@ -155,27 +155,26 @@ impl Road {
         Ok(road)
     }
 
-    /// Some connections, opened and torn down.
-    pub fn connect(&self, times: usize) -> Result<Samples> {
-        let Self { side, server, listener, .. } = self;
-        side.client.namespace().run(|| {
-            alone_on(Processor::Last)?;
-            let mut all = Samples::default();
-            for _ in 0..times {
-                let start = Instant::now();
-                let stream = TcpStream::connect(server)?;
-                all.add(start.elapsed().as_nanos() as f64);
-                // A reset leaves nothing behind that could run out.
-                SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
-                drop(stream);
-                while listener.accept().is_ok() {}
-            }
-            Ok(all)
-        })
+    /// Connections, opened and torn down as long as more are wanted. To be called in the
+    /// client's namespace.
+    pub fn connect(&self, more: impl Fn(&Samples) -> bool) -> Result<Samples> {
+        alone_on(Processor::Last)?;
+        let mut all = Samples::default();
+        while more(&all) {
+            let start = Instant::now();
+            let stream = TcpStream::connect(self.server)?;
+            all.add(start.elapsed().as_nanos() as f64);
+            // A reset leaves nothing behind that could run out.
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO))?;
+            drop(stream);
+            while self.listener.accept().is_ok() {}
+        }
+        Ok(all)
     }
 
     fn connects(&mut self) -> Result<()> {
-        let all = self.connect(TIMES)?;
+        let inside = self.side.client.namespace();
+        let all = inside.run(|| self.connect(|all| all.count() < TIMES))?;
         self.connect.add(&all);
         Ok(())
     }

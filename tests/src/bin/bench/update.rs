@@ -235,8 +235,9 @@ fn swap(swaps: usize) -> Result<Swapped> {
 }
 
 impl Swapped {
-    fn misjudged(&self) -> u64 {
-        self.accepted.0.abs_diff(self.accepted.1) + self.denied.1
+    /// Packets that both policies accept and that did not arrive.
+    fn lost(&self) -> i128 {
+        i128::from(self.accepted.0) - i128::from(self.accepted.1)
     }
 }
 
@@ -254,13 +255,14 @@ fn table(places: &[Place], swapped: &Swapped) -> String {
     };
     let header = ["new rules", "tighter ms", "most", "looser ms", "most", "agent MiB"];
     format!(
-        "{}\n\n{} swaps under load: {} packets that both policies accept, {} that both deny, {} \
-         misjudged",
+        "{}\n\n{} swaps under load: of {} packets that both policies accept {} were lost, of {} \
+         that both deny {} came through",
         show::table(header, places.iter().map(row).collect()),
         swapped.swaps,
         swapped.accepted.0,
+        swapped.lost(),
         swapped.denied.0,
-        swapped.misjudged(),
+        swapped.denied.1,
     )
 }
 
@@ -279,6 +281,6 @@ fn report(places: &[Place], swapped: &Swapped) -> Value {
     json!({
         "machine": machine(), "update": rows, "swaps": swapped.swaps,
         "packets_both_accept": swapped.accepted.0, "packets_both_deny": swapped.denied.0,
-        "misjudged": swapped.misjudged(),
+        "lost": swapped.lost(), "let_through": swapped.denied.1,
     })
 }
