@@ -74,7 +74,9 @@ fn status_and_show_tell_all_about_every_name() -> Result<()> {
     named.leads("c.example", &[ONE, TWO])?;
     named.until("b.example", "fails", |name| name.failures == 1)?;
     let (text, code) = told(&named, &["status"])?;
-    let names: Vec<&str> = text.lines().skip_while(|it| !it.starts_with("names")).collect();
+    let names = text.lines().skip_while(|it| !it.starts_with("names"));
+    // A client's own IPv6 chatter may have been counted by now, or not.
+    let names: Vec<&str> = names.filter(|it| !it.starts_with("packets of no client")).collect();
     let client = named.world.v4;
     let refused = "no public address: 10.1.1.1; accept rules leave it out";
     let a = format!("10.1.1.1 (N s, not for accept rules), {ONE} (N s); {refused}");
