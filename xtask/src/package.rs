@@ -113,10 +113,16 @@ fn fill(stage: &Path, kind: Kind, agent: &Path) -> Result<()> {
     for name in DOCUMENTS {
         put(&root().join(name), &format!("usr/share/doc/firewall-agent/{name}"), 0o644)?;
     }
-    for entry in fs::read_dir(root().join("docs"))? {
-        let path = entry?.path();
-        let name = path.file_name().context("no name")?.to_string_lossy();
-        put(&path, &format!("usr/share/doc/firewall-agent/docs/{name}"), 0o644)?;
+    // The guides, and the plots in one of them.
+    for directory in ["docs", "docs/performance"] {
+        for entry in fs::read_dir(root().join(directory))? {
+            let path = entry?.path();
+            let name = path.file_name().context("no name")?.to_string_lossy();
+            if path.is_file() {
+                let to = format!("usr/share/doc/firewall-agent/{directory}/{name}");
+                put(&path, &to, 0o644)?;
+            }
+        }
     }
     let (from, to) = kind.license();
     put(&root().join(from), to, 0o644)?;
