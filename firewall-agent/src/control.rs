@@ -25,6 +25,10 @@ use crate::status::Status;
 
 /// Longest question, in bytes.
 const MAX_REQUEST: u64 = 4096;
+/// Who listens at the socket may be what a killed agent was about to start, which holds its
+/// files for a moment more.
+const ATTEMPTS: u32 = 20;
+const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 /// How long a slow asker may take.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -108,8 +112,13 @@ impl Listener {
     /// a tokio runtime.
     pub fn bind(path: &Path) -> Result<Self, ControlError> {
         let failed = |error| ControlError::Io { path: path.to_owned(), error };
-        if UnixStream::connect(path).is_ok() {
-            return Err(ControlError::AlreadyRunning(path.to_owned()));
+        let mut attempts = 0;
+        while UnixStream::connect(path).is_ok() {
+            attempts += 1;
+            if attempts == ATTEMPTS {
+                return Err(ControlError::AlreadyRunning(path.to_owned()));
+            }
+            std::thread::sleep(BETWEEN_ATTEMPTS);
         }
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;

@@ -183,7 +183,9 @@ const RPM: [&str; 3] = ["rpm", "--force-debian", "--nodeps"];
 
 /// The version of the agent that a unit runs.
 fn running(machine: &Machine, unit: &str) -> Result<String> {
-    let pid = machine.property(unit, "MainPID")?;
+    // Whoever restarts it need not wait until it has.
+    let show = ["systemctl", "show", "--value", "--property", "MainPID", unit];
+    let pid = machine.wait_for(&show, |pid| pid.trim() != "0")?.trim().to_owned();
     let program = machine.run(&["readlink", &format!("/proc/{pid}/exe")])?;
     ensure!(program.trim() == "/usr/bin/firewall-agent", "{unit} runs {program}");
     Ok(pid)
