@@ -176,6 +176,11 @@ pub struct Run {
     /// How programs are attached to interfaces.
     #[arg(long, default_value = "auto")]
     pub attach: Attach,
+    /// Drop what is to be dropped in native XDP, before the kernel has spent anything on it,
+    /// where the driver of a vif has that (none of Qubes' drivers does) and Linux is 5.18 or
+    /// newer. Against floods. On a veth it takes large packets away, and TCP gets slow.
+    #[arg(long)]
+    pub xdp: bool,
     /// Drop ARP and IPv6 neighbour discovery in which a client speaks for addresses that
     /// are not its own, router advertisements and redirects. Off by default: Windows and
     /// other HVM guests may announce addresses that dom0 does not know of.
@@ -264,6 +269,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             names: memory,
             private_name: private,
             attach,
+            xdp,
             guard_neighbours,
             reject_rate,
             metrics,
@@ -274,7 +280,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             "--open-on-stop goes with mode qubes only: elsewhere nothing would translate addresses"
         );
         let dataplane =
-            dataplane::Options { pins, mark_bit, attach, guard_neighbours, reject_rate };
+            dataplane::Options { pins, mark_bit, attach, xdp, guard_neighbours, reject_rate };
         let guard = Guard { private };
         Ok(Self {
             source,

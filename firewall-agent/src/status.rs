@@ -67,7 +67,8 @@ pub struct VifStatus {
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// `tcx` or `clsact`, or nothing if no program is attached.
+    /// `tcx` or `clsact`, with `xdp, ` before it where the XDP stage is; nothing if no program is
+    /// attached.
     pub attached: Option<String>,
     /// Why no program could be attached.
     pub problem: Option<String>,

@@ -10,7 +10,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Version of the layouts in this file. It changes with any of them, and is part of
 /// the name under which links are pinned.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 macro_rules! abi_type {
     (
@@ -146,7 +146,7 @@ abi_type! {
 abi_type! {
     /// What is, was or will be in force for one client. Never changed while packets can
     /// see it: one store of its index into the map `LIVE` replaces one by another.
-    Client: 24 bytes {
+    Client: 28 bytes {
         /// One of the `STATE_` constants, with or without [`SETTLING`]; anything else
         /// drops.
         state: u32,
@@ -162,6 +162,9 @@ abi_type! {
         /// seconds since the machine booted (CLOCK_BOOTTIME), so that it ends without an agent;
         /// 0 is not at all.
         audit_until: u32,
+        /// One more than the index of the class that answers for all destinations; 0 is that
+        /// there are several, and the policy's prefixes tell which.
+        only_class: u32,
     }
 }
 
@@ -271,22 +274,11 @@ abi_type! {
     }
 }
 
-abi_type! {
-    /// How many drop records a vif may still send in the current second.
-    RecordBudget: 16 bytes {
-        /// Start of the second, in nanoseconds of the monotonic clock.
-        since: u64,
-        /// Records sent since then.
-        sent: u32,
-        /// Records left out since the last one sent.
-        suppressed: u32,
-    }
-}
-
 /// Drop records that one vif can cause in a second; the counters count all packets.
 pub const RECORDS_PER_SECOND: u32 = 20;
 
-/// Denied packets of one client that are handed on at once, to be rejected.
+/// Denied packets of one client that are handed on at once, to be rejected, beside those
+/// that fit into 10 milliseconds.
 pub const REJECT_BURST: u64 = 2_000;
 
 /// Most clients (vif and address) at once.
@@ -295,8 +287,8 @@ pub const MAX_CLIENTS: usize = 4096;
 pub const MAX_INSTALLED: usize = 2 * MAX_CLIENTS;
 /// Most addresses that belong to clients, whether these are there or not.
 pub const MAX_CONNECTED: usize = 8192;
-/// Most interfaces at once.
-pub const MAX_VIFS: usize = 4096;
+/// Budgets of drop records; a power of two.
+pub const MAX_BUDGETS: usize = 4096;
 /// Most different policies at once, 8 bytes each.
 pub const MAX_POLICIES: usize = 4096;
 /// Most classes of all policies together, 40 bytes each in the kernel.

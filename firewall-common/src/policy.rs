@@ -58,7 +58,9 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         return Decision::stray(Verdict::Drop, Reason::UnknownSource);
     };
     let is_judged = client.state & !SETTLING == STATE_POLICY && !packet.later_fragment;
-    if is_judged && let Some(answer) = tables.recall(&client, packet) {
+    // A policy of one class answers as soon by itself.
+    let is_kept = is_judged && client.only_class == 0;
+    if is_kept && let Some(answer) = tables.recall(&client, packet) {
         return judged(tables, &client, &answer);
     }
     if packet.destination.is_multicast() || tables.is_local(&packet.destination) {
@@ -76,10 +78,16 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     if packet.later_fragment {
         return Decision::on(&client, Verdict::Pass, Reason::Fragment);
     }
-    let Some(answer) = answer(tables, client.policy, packet) else {
+    let answer = match client.only_class.checked_sub(1) {
+        Some(class) => answer_of(tables, class, packet),
+        None => answer(tables, client.policy, packet),
+    };
+    let Some(answer) = answer else {
         return Decision::on(&client, Verdict::Drop, Reason::Inconsistent);
     };
-    tables.keep(&client, packet, &answer);
+    if is_kept {
+        tables.keep(&client, packet, &answer);
+    }
     judged(tables, &client, &answer)
 }
 
@@ -125,11 +133,17 @@ fn speaks_for_others(tables: &impl Tables, vif: u32, packet: &Packet) -> bool {
     }
 }
 
-/// The segment that answers for a packet: of the class of its destination and the wider
-/// class behind it, the one with the lower rule, which is the first match.
+/// The segment that answers for a packet.
 #[inline(always)]
 pub fn answer(tables: &impl Tables, policy: u32, packet: &Packet) -> Option<Segment> {
-    let class = tables.class(tables.class_of(policy, &packet.destination)?)?;
+    answer_of(tables, tables.class_of(policy, &packet.destination)?, packet)
+}
+
+/// The same of one class and the wider class behind it: the one with the lower rule, which
+/// is the first match.
+#[inline(always)]
+fn answer_of(tables: &impl Tables, class: u32, packet: &Packet) -> Option<Segment> {
+    let class = tables.class(class)?;
     let narrow = segment_for(tables, &class, packet)?;
     if class.wider == NO_CLASS {
         return Some(narrow);

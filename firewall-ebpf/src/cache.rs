@@ -28,7 +28,6 @@ struct CachedClient {
     epoch: u64,
     key: ClientKey,
     client: Client,
-    unused: u32,
 }
 
 /// Bits of a policy's slot.
@@ -83,7 +82,7 @@ pub fn keep_client(epoch: u64, key: &ClientKey, client: &Client) {
     let Some(entry) = CLIENT_CACHE.get_ptr_mut(client_slot(key)) else {
         return;
     };
-    let new = CachedClient { epoch, key: *key, client: *client, unused: 0 };
+    let new = CachedClient { epoch, key: *key, client: *client };
     // SAFETY: inside the map's value, which is this processor's own.
     unsafe { entry.write(new) };
 }

@@ -12,29 +12,29 @@ mod maps;
 mod report;
 mod skb;
 mod uplink;
+mod xdp;
 
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
-use aya_ebpf::macros::classifier;
-use aya_ebpf::programs::TcContext;
-use firewall_common::packet::{self, Frame};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use firewall_common::packet;
 use firewall_common::policy;
 use firewall_common::verdict::Verdict;
 
 use crate::maps::KernelMaps;
 use crate::skb::Skb;
+use crate::xdp::Buffer;
 
 /// tcx or clsact ingress of a vif: every packet that a client sends.
 #[classifier]
 pub fn from_client(context: TcContext) -> i32 {
     let skb = Skb::new(&context);
     let frame = packet::parse(&skb);
-    let decision = policy::decide(&KernelMaps::now(), skb.interface(), &frame);
-    let decision = budget::limit(&skb, decision);
-    let packet = match &frame {
-        Ok(Frame::Ip(packet)) => Some(packet),
-        Ok(Frame::Arp { .. }) | Err(_) => None,
-    };
-    report::report(&context, &skb, packet, &decision);
+    let decision = policy::decide(&KernelMaps::now(), skb.arrival().interface, &frame);
+    let now = budget::time_of(&decision);
+    let decision = budget::limit(skb.arrival(), decision, now, true);
+    report::report(&context, skb.arrival(), &frame, &decision, now);
     let marked = match decision.verdict {
         Verdict::Accept | Verdict::Audit => true,
         Verdict::Reject | Verdict::Pass => false,
@@ -42,6 +42,22 @@ pub fn from_client(context: TcContext) -> i32 {
     };
     skb.set_marked(marked);
     TC_ACT_UNSPEC
+}
+
+/// Native XDP of a vif, where that is wanted and there is such a thing: drops early what
+/// `from_client` would drop, and leaves everything else to it.
+#[xdp(frags)]
+pub fn from_client_early(context: XdpContext) -> u32 {
+    let buffer = Buffer::new(&context);
+    let frame = packet::parse(&buffer);
+    let decision = policy::decide(&KernelMaps::now(), buffer.arrival().interface, &frame);
+    let now = budget::time_of(&decision);
+    let decision = budget::limit(buffer.arrival(), decision, now, false);
+    if decision.verdict != Verdict::Drop {
+        return XDP_PASS;
+    }
+    report::report(&context, buffer.arrival(), &frame, &decision, now);
+    XDP_DROP
 }
 
 /// tcx or clsact ingress of every other interface: nobody else has a client's address.

@@ -11,13 +11,14 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf};
 use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
 use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
-    Address, Class, Client, ClientKey, Counter, DropRecord, FILTER_WORDS, MAX_CLASSES, MAX_CLIENTS,
-    MAX_CONNECTED, MAX_COUNTERS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES,
-    MAX_SEGMENTS, MAX_VIFS, RECORDS_BYTES, RecordBudget, Segment,
+    Address, Class, Client, ClientKey, Counter, DropRecord, FILTER_WORDS, MAX_BUDGETS, MAX_CLASSES,
+    MAX_CLIENTS, MAX_CONNECTED, MAX_COUNTERS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES,
+    MAX_PREFIXES, MAX_SEGMENTS, RECORDS_BYTES, Segment,
 };
 use firewall_common::packet::Packet;
 use firewall_common::policy::Tables;
 
+use crate::budget::RecordBudget;
 use crate::cache;
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -57,7 +58,7 @@ static CLASSES: Array<Class, MAX_CLASSES, MMAPABLE> = Array::new();
 static SEGMENTS: Array<Segment, MAX_SEGMENTS, MMAPABLE> = Array::new();
 
 /// When the next denied packet of a client fits into its budget, by index of the client,
-/// in nanoseconds of the monotonic clock. Kernel writes.
+/// in nanoseconds of the coarse clock. Kernel writes.
 #[btf_map]
 pub static REJECT_BUDGETS: Array<u64, MAX_CLIENTS> = Array::new();
 
@@ -88,9 +89,10 @@ pub static COUNTERS: Array<Counter, MAX_COUNTERS, MMAPABLE> = Array::new();
 #[btf_map]
 pub static RECORDS: RingBuf<DropRecord, RECORDS_BYTES> = RingBuf::new();
 
-/// Rate limit of drop records by interface. Agent adds and removes entries, kernel changes them.
+/// Rate limit of drop records, by the lowest bits of an interface's index: a look-up there is
+/// no call, and two interfaces whose indices are so far apart share one. Kernel writes.
 #[btf_map]
-pub static RECORD_BUDGETS: HashMap<u32, RecordBudget, MAX_VIFS> = HashMap::new();
+pub static RECORD_BUDGETS: Array<RecordBudget, MAX_BUDGETS> = Array::new();
 
 /// Whether ARP and neighbour discovery are judged; 0 is no. The agent sets it before
 /// loading.

@@ -3,27 +3,44 @@
 
 use core::arch::asm;
 
+use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
-use aya_ebpf::programs::TcContext;
 use aya_log_ebpf::error;
-use firewall_common::abi::{Address, DropRecord, RECORDS_PER_SECOND};
-use firewall_common::packet::{Packet, Source as _};
+use firewall_common::abi::{Address, DropRecord};
+use firewall_common::packet::Frame;
 use firewall_common::verdict::{Decision, Reason, Verdict, reason_counter};
 
-use crate::maps::{COUNTERS, RECORD_BUDGETS, RECORDS, SECOND};
-use crate::skb::Skb;
+use crate::budget;
+use crate::maps::{COUNTERS, RECORDS};
+
+/// What is known of a packet beside its bytes.
+#[derive(Clone, Copy)]
+pub struct Arrival {
+    /// Index of the interface.
+    pub interface: u32,
+    /// Length of the frame in bytes.
+    pub length: u32,
+    /// How many packets on a wire it stands for (segmentation offload); 0 is one.
+    pub segments: u32,
+}
 
 /// Counts one verdict, and sends a drop record where there is something to tell.
 #[inline(always)]
-pub fn report(context: &TcContext, skb: &Skb<'_>, packet: Option<&Packet>, decision: &Decision) {
-    count(skb, decision);
+pub fn report(
+    context: &impl EbpfContext,
+    arrival: &Arrival,
+    frame: &Result<Frame, Reason>,
+    decision: &Decision,
+    now: u64,
+) {
+    count(arrival, decision);
     match decision.verdict {
         Verdict::Accept | Verdict::Pass => {}
         Verdict::Drop if decision.reason == Reason::LinkLocal => {}
-        Verdict::Reject | Verdict::Drop => record(skb, packet, decision),
+        Verdict::Reject | Verdict::Drop => record(arrival, frame, decision, now),
         Verdict::Audit => {
-            count_too(skb, decision, Reason::Audit);
-            record(skb, packet, decision);
+            count_too(arrival, decision, Reason::Audit);
+            record(arrival, frame, decision, now);
         }
     }
     if decision.reason == Reason::Inconsistent {
@@ -33,24 +50,24 @@ pub fn report(context: &TcContext, skb: &Skb<'_>, packet: Option<&Packet>, decis
 
 /// Counts a packet a second time, for a reason that is not what its rule says.
 #[inline(always)]
-pub fn count_too(skb: &Skb<'_>, decision: &Decision, reason: Reason) {
-    add_to(reason_counter(decision.counters, reason), skb);
+pub fn count_too(arrival: &Arrival, decision: &Decision, reason: Reason) {
+    add_to(reason_counter(decision.counters, reason), arrival);
 }
 
 #[inline(always)]
-fn count(skb: &Skb<'_>, decision: &Decision) {
-    add_to(decision.counter(), skb);
+fn count(arrival: &Arrival, decision: &Decision) {
+    add_to(decision.counter(), arrival);
 }
 
 #[inline(always)]
-fn add_to(index: u32, skb: &Skb<'_>) {
+fn add_to(index: u32, arrival: &Arrival) {
     let Some(counter) = COUNTERS.get_ptr_mut(index) else {
         return;
     };
     // SAFETY: inside the map's value, aligned to 8 bytes.
-    unsafe { add(&raw mut (*counter).packets, skb.segments()) };
+    unsafe { add(&raw mut (*counter).packets, u64::from(arrival.segments.max(1))) };
     // SAFETY: as above.
-    unsafe { add(&raw mut (*counter).bytes, u64::from(skb.length())) };
+    unsafe { add(&raw mut (*counter).bytes, u64::from(arrival.length)) };
 }
 
 /// Adds to a word that other processors add to at the same time. The core library has no
@@ -68,25 +85,25 @@ unsafe fn add(word: *mut u64, value: u64) {
 }
 
 #[inline(always)]
-fn record(skb: &Skb<'_>, packet: Option<&Packet>, decision: &Decision) {
-    // SAFETY: the helper takes nothing and only returns a number.
-    let time = unsafe { bpf_ktime_get_ns() };
-    let Some(suppressed) = take_budget(skb.interface(), time) else {
+fn record(arrival: &Arrival, frame: &Result<Frame, Reason>, decision: &Decision, now: u64) {
+    let Some(suppressed) = budget::take_record(arrival.interface, now) else {
         return;
     };
     let Some(mut entry) = RECORDS.reserve(0) else {
         return;
     };
-    let (source, destination, source_port, destination_port, protocol) = match packet {
-        Some(it) => (it.source, it.destination, it.source_port, it.port, it.number),
-        None => (Address { words: [0; 4] }, Address { words: [0; 4] }, 0, 0, 0),
+    let (source, destination, source_port, destination_port, protocol) = match frame {
+        Ok(Frame::Ip(it)) => (it.source, it.destination, it.source_port, it.port, it.number),
+        Ok(Frame::Arp { .. }) | Err(_) => (Address::NONE, Address::NONE, 0, 0, 0),
     };
+    // SAFETY: the helper takes nothing and only returns a number.
+    let time = unsafe { bpf_ktime_get_ns() };
     entry.write(DropRecord {
         time,
-        vif: skb.interface(),
+        vif: arrival.interface,
         generation: decision.generation,
         rule: decision.rule,
-        length: skb.length(),
+        length: arrival.length,
         suppressed,
         source_port,
         destination_port,
@@ -98,25 +115,4 @@ fn record(skb: &Skb<'_>, packet: Option<&Packet>, decision: &Decision) {
         reserved: [0; 5],
     });
     entry.submit(0);
-}
-
-/// Whether one more record of this vif may go out now, and how many did not since the
-/// last one. Two processors may race here; then a record more or less goes out.
-#[inline(always)]
-fn take_budget(vif: u32, time: u64) -> Option<u32> {
-    let budget = RECORD_BUDGETS.get_ptr_mut(vif)?;
-    // SAFETY: the verifier knows the entry's bounds; a race costs accuracy, not safety.
-    let budget = unsafe { &mut *budget };
-    if time.wrapping_sub(budget.since) >= SECOND {
-        budget.since = time;
-        budget.sent = 0;
-    }
-    if budget.sent >= RECORDS_PER_SECOND {
-        budget.suppressed = budget.suppressed.wrapping_add(1);
-        return None;
-    }
-    budget.sent += 1;
-    let suppressed = budget.suppressed;
-    budget.suppressed = 0;
-    Some(suppressed)
 }

@@ -7,6 +7,8 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use firewall_common::packet::Source;
 
+use crate::report::Arrival;
+
 /// The bit of `skb->mark` that the gate looks for. The agent sets it before loading.
 #[unsafe(no_mangle)]
 static MARK_BIT: Global<u32> = Global::new(1 << 28);
@@ -20,9 +22,7 @@ const PACKET_OTHERHOST: u32 = 3;
 /// offset in every access, and the compiler would share the address of two of them.
 pub struct Skb<'a> {
     context: &'a TcContext,
-    interface: u32,
-    length: u32,
-    segments: u32,
+    arrival: Arrival,
     tag_beside: bool,
     other_host: bool,
 }
@@ -35,27 +35,16 @@ impl<'a> Skb<'a> {
         let skb: &__sk_buff = unsafe { &*context.skb.skb };
         Self {
             context,
-            interface: skb.ifindex,
-            length: skb.len,
-            segments: skb.gso_segs,
+            arrival: Arrival { interface: skb.ifindex, length: skb.len, segments: skb.gso_segs },
             tag_beside: skb.vlan_present != 0,
             other_host: skb.pkt_type == PACKET_OTHERHOST,
         }
     }
 
-    /// Interface index of the vif.
+    /// What is known of it beside its bytes.
     #[inline(always)]
-    pub fn interface(&self) -> u32 {
-        self.interface
-    }
-
-    /// How many packets on a wire this one stands for (segmentation offload).
-    #[inline(always)]
-    pub fn segments(&self) -> u64 {
-        match self.segments {
-            0 => 1,
-            segments => u64::from(segments),
-        }
+    pub fn arrival(&self) -> &Arrival {
+        &self.arrival
     }
 
     /// Sets or clears the mark's bit; the other bits are others'.
@@ -87,7 +76,7 @@ impl Source for Skb<'_> {
 
     #[inline(always)]
     fn length(&self) -> u32 {
-        self.length
+        self.arrival.length
     }
 
     #[inline(always)]

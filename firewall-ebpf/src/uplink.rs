@@ -6,12 +6,12 @@ use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::helpers::bpf_skb_load_bytes_relative;
 use aya_ebpf::programs::TcContext;
 use firewall_common::abi::Address;
-use firewall_common::packet::Packet;
+use firewall_common::packet::{Frame, Packet};
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
 use crate::maps::is_connected;
-use crate::report;
 use crate::skb::Skb;
+use crate::{budget, report};
 
 /// `skb->protocol` (uapi/linux/if_ether.h), as it is in memory.
 const PROTOCOL_IPV4: u32 = 0x0800_u16.to_be() as u32;
@@ -42,7 +42,7 @@ pub enum End {
 #[inline(always)]
 pub fn check(context: &TcContext, end: End) -> i32 {
     let Some((protocol, offset)) = behind_tags(context) else {
-        return drop_for(context, Reason::Tagged, None);
+        return drop_for(context, Reason::Tagged, &Err(Reason::Tagged));
     };
     let Some((source, destination)) = addresses(context, protocol, offset) else {
         return TC_ACT_UNSPEC;
@@ -54,13 +54,15 @@ pub fn check(context: &TcContext, end: End) -> i32 {
     if !is_connected(address) {
         return TC_ACT_UNSPEC;
     }
-    drop_for(context, reason, Some(&Packet::of_addresses(source, destination)))
+    let packet = Packet::of_addresses(source, destination);
+    drop_for(context, reason, &Ok(Frame::Ip(packet)))
 }
 
 #[inline(always)]
-fn drop_for(context: &TcContext, reason: Reason, packet: Option<&Packet>) -> i32 {
+fn drop_for(context: &TcContext, reason: Reason, frame: &Result<Frame, Reason>) -> i32 {
     let decision = Decision::stray(Verdict::Drop, reason);
-    report::report(context, &Skb::new(context), packet, &decision);
+    let now = budget::time_of(&decision);
+    report::report(context, Skb::new(context).arrival(), frame, &decision, now);
     TC_ACT_SHOT
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use aya::maps::{MapData, RingBuf};
-use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use firewall_agent::dataplane::maps::Maps;
 use firewall_agent::dataplane::{Attach, Options, load_object};
 use firewall_agent::events::{ClientId, Installation};
@@ -33,6 +33,10 @@ pub const VIF: u32 = 1;
 const CONTEXT: usize = 192;
 const CONTEXT_MARK: usize = 8;
 const CONTEXT_GSO_SEGMENTS: usize = 164;
+
+/// `enum xdp_action` (uapi/linux/bpf.h).
+const XDP_DROP: u32 = 1;
+const XDP_PASS: u32 = 2;
 
 /// A loaded program with its maps.
 pub struct Program {
@@ -73,22 +77,27 @@ impl Program {
             pins: PathBuf::new(),
             mark_bit: MARK_BIT,
             attach: Attach::Auto,
+            xdp: true,
             guard_neighbours,
             reject_rate,
         };
         let mut ebpf = load_object(&options).context("cannot load the object, are you root?")?;
-        let mut maps = Maps::new(&mut ebpf)?;
-        maps.add_link(VIF)?;
+        let maps = Maps::new(&mut ebpf)?;
         let records = RingBuf::try_from(ebpf.take_map("RECORDS").context("no RECORDS")?)?;
         let mut program = Self { ebpf, maps, records };
         for name in ["from_client", "from_uplink", "to_uplink", "baseline"] {
             program.classifier(name)?.load()?;
         }
+        program.early()?.load()?;
         Ok(program)
     }
 
     fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier> {
         Ok(self.ebpf.program_mut(name).context("no such program")?.try_into()?)
+    }
+
+    fn early(&mut self) -> Result<&mut Xdp> {
+        Ok(self.ebpf.program_mut("from_client_early").context("no such program")?.try_into()?)
     }
 
     /// A loaded program, to be called by another.
@@ -97,8 +106,8 @@ impl Program {
     }
 
     /// What the kernel tells about a loaded program.
-    pub fn info(&mut self, name: &str) -> Result<ProgramInfo> {
-        Ok(self.classifier(name)?.info()?)
+    pub fn info(&self, name: &str) -> Result<ProgramInfo> {
+        Ok(self.ebpf.program(name).context("no such program")?.info()?)
     }
 
     /// Instructions that the verifier walked through.
@@ -109,9 +118,7 @@ impl Program {
 
     /// The number by which the kernel knows the program `from_client`.
     pub fn id(&self) -> Result<u32> {
-        let program = self.ebpf.program("from_client").context("no such program")?;
-        let program: &SchedClassifier = program.try_into()?;
-        Ok(program.info()?.id())
+        Ok(self.info("from_client")?.id())
     }
 
     /// Sends one frame.
@@ -128,6 +135,16 @@ impl Program {
     pub fn send_through(&mut self, program: &str, frame: &[u8]) -> Result<Outcome> {
         let program = self.ebpf.program(program).context("no such program")?;
         Sender(program.try_into()?).send(frame, 0, 0)
+    }
+
+    /// Sends one frame to the XDP stage, and returns whether that drops it.
+    pub fn drops_early(&mut self, frame: &[u8]) -> Result<bool> {
+        let options = TestRunOptions { data_in: Some(frame), ..TestRunOptions::new() };
+        match self.early()?.test_run(options)?.return_value {
+            XDP_DROP => Ok(true),
+            XDP_PASS => Ok(false),
+            other => anyhow::bail!("unknown return code {other}"),
+        }
     }
 
     /// The program and the maps, for using both at the same time.

@@ -4,6 +4,7 @@
 mod program {
     mod audit;
     mod common;
+    mod early;
     mod explained;
     mod fields;
     mod kept;

@@ -6,6 +6,7 @@ mod rig {
     mod clients;
     mod cutting;
     mod cycles;
+    mod early;
     mod errors;
     mod explained;
     mod files;

@@ -5,8 +5,8 @@ use tracing::{error, info, warn};
 
 use super::{Daemon, now};
 use crate::conntrack::{ConntrackError, Flow};
+use crate::dataplane::DataplaneError;
 use crate::dataplane::maps::MapsError;
-use crate::dataplane::{Attach, DataplaneError};
 use crate::events::{Effect, Event};
 use crate::nft::Mode;
 
@@ -148,14 +148,14 @@ impl Daemon {
 fn attached(
     link: u32,
     name: &str,
-    outcome: Result<Attach, DataplaneError>,
+    outcome: Result<String, DataplaneError>,
     otherwise: &str,
 ) -> Event {
     match &outcome {
-        Ok(how) => info!(link = name, how = how.name(), "attached"),
+        Ok(how) => info!(link = name, how, "attached"),
         Err(error) => error!(link = name, %error, "not attached: {otherwise}"),
     }
-    let outcome = outcome.map(|how| how.name().to_owned()).map_err(|error| error.to_string());
+    let outcome = outcome.map_err(|error| error.to_string());
     Event::Attached { link, outcome }
 }
 

@@ -4,19 +4,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io;
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::links::FdLink;
 use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc};
-use firewall_common::abi::ABI_VERSION;
-use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::warn;
 
-use super::{Attach, Dataplane, DataplaneError, with_sources};
+use super::pins::{
+    entries, link_name, pin_directory, pin_link, pinned, remove_pin, subdirectories,
+};
+use super::{Attach, Dataplane, DataplaneError, early};
 
 /// Priority and handle of the clsact filter. Fixed, so that a new agent replaces the
 /// filter of an earlier one instead of adding another.
@@ -58,6 +57,11 @@ impl Program {
     }
 }
 
+/// Names of all programs that links lead to.
+fn names() -> impl Iterator<Item = &'static str> {
+    Program::ALL.into_iter().map(Program::name).chain([early::NAME])
+}
+
 /// What is attached to a link.
 pub(super) struct Attachment {
     how: Attach,
@@ -67,15 +71,16 @@ pub(super) struct Attachment {
 
 impl Dataplane {
     /// Attaches the program to a vif, or takes over what an earlier agent attached there,
-    /// without a moment between the old program and the new one. Returns how.
-    pub fn attach(&mut self, vif: u32, name: &str) -> Result<Attach, DataplaneError> {
-        self.attach_program(Program::FromClient, vif, name)
+    /// without a moment between the old program and the new one. Returns how, in words.
+    pub fn attach(&mut self, vif: u32, name: &str) -> Result<String, DataplaneError> {
+        let how = self.attach_program(Program::FromClient, vif, name)?.name();
+        if self.attach_early(vif, name) { Ok(format!("xdp, {how}")) } else { Ok(how.to_owned()) }
     }
 
     /// The same for the programs that guard clients' addresses on any other link.
-    pub fn attach_uplink(&mut self, uplink: u32, name: &str) -> Result<Attach, DataplaneError> {
+    pub fn attach_uplink(&mut self, uplink: u32, name: &str) -> Result<String, DataplaneError> {
         self.attach_program(Program::FromUplink, uplink, name)?;
-        self.attach_program(Program::ToUplink, uplink, name)
+        Ok(self.attach_program(Program::ToUplink, uplink, name)?.name().to_owned())
     }
 
     fn attach_program(
@@ -86,7 +91,6 @@ impl Dataplane {
     ) -> Result<Attach, DataplaneError> {
         // aya looks the interface up by name; it must be the same before and after.
         expect_index(name, link)?;
-        self.maps.add_link(link)?;
         let attachment = match self.options.attach {
             Attach::Tcx => self.attach_tcx(program, link, name),
             Attach::Clsact => self.attach_clsact(program, name),
@@ -113,7 +117,7 @@ impl Dataplane {
         for version in subdirectories(&self.options.pins)? {
             let is_own = version == self.links && how == Attach::Tcx;
             if !is_own {
-                remove_pin(&version.join(link_name(program, link)))?;
+                remove_pin(&version.join(link_name(program.name(), link)))?;
             }
         }
         if how == Attach::Tcx {
@@ -191,6 +195,7 @@ impl Dataplane {
     /// returns the links whose programs somebody took away.
     pub fn check<'a>(&mut self, name_of: impl Fn(u32) -> Option<&'a str>) -> BTreeSet<u32> {
         self.pin_held();
+        let early: Vec<u32> = self.lost_early().collect();
         let all: Vec<(Program, u32, Attach)> =
             self.attached.iter().map(|(&(which, link), it)| (which, link, it.how)).collect();
         let lost = all.into_iter().filter(|&(which, link, how)| {
@@ -198,7 +203,7 @@ impl Dataplane {
             // Of a link that is gone, or has another name, rtnetlink tells.
             name.is_some_and(|name| !self.is_attached(which, name, how))
         });
-        lost.map(|(_, link, _)| link).collect()
+        lost.map(|(_, link, _)| link).chain(early).collect()
     }
 
     fn is_attached(&mut self, which: Program, name: &str, how: Attach) -> bool {
@@ -224,7 +229,7 @@ impl Dataplane {
             return;
         }
         for (&(which, link), attachment) in &mut self.attached {
-            let pin = self.links.join(link_name(which, link));
+            let pin = self.links.join(link_name(which.name(), link));
             // What cannot be pinned is detached by that; the check finds it.
             let pinned = attachment.held.take().map(|held| pin_link(held, &pin));
             if let Some(Err(error)) = pinned {
@@ -235,17 +240,17 @@ impl Dataplane {
 
     /// Removes what is left of a link that is gone. The kernel detached the programs.
     pub fn forget(&mut self, link: u32) -> Result<(), DataplaneError> {
-        self.maps.remove_link(link);
         self.attached.retain(|(_, attached), _| *attached != link);
-        Program::ALL.into_iter().try_for_each(|program| remove_pin(&self.link_path(program, link)))
+        self.early.remove(&link);
+        names().try_for_each(|name| remove_pin(&self.links.join(link_name(name, link))))
     }
 
     /// Removes pins of links that went while no agent was there to see it.
     pub fn forget_all_but(&mut self, present: &[u32]) -> Result<(), DataplaneError> {
         for path in entries(&self.links)? {
-            let expected = present.iter().any(|link| {
-                Program::ALL.into_iter().any(|program| self.link_path(program, *link) == path)
-            });
+            let expected = present
+                .iter()
+                .any(|link| names().any(|name| self.links.join(link_name(name, *link)) == path));
             if !expected {
                 remove_pin(&path)?;
             }
@@ -254,7 +259,7 @@ impl Dataplane {
     }
 
     fn link_path(&self, program: Program, link: u32) -> PathBuf {
-        self.links.join(link_name(program, link))
+        self.links.join(link_name(program.name(), link))
     }
 }
 
@@ -275,72 +280,6 @@ pub fn detach_all(pins: &Path) -> Result<(), DataplaneError> {
     }
     let _ = fs::remove_dir(pins);
     Ok(())
-}
-
-/// What is in a directory of pins.
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
-    let paths = fs::read_dir(directory)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>());
-    match paths {
-        // Somebody unmounted what it was in.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        paths => paths.map_err(|error| DataplaneError::Pins { path: directory.to_owned(), error }),
-    }
-}
-
-/// The directories of all versions of the maps' layout.
-fn subdirectories(pins: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
-    let is_version = |path: &PathBuf| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        let number = name.and_then(|name| name.strip_prefix('v'));
-        number.is_some_and(|number| number.parse::<u32>().is_ok()) && path.is_dir()
-    };
-    Ok(entries(pins)?.into_iter().filter(is_version).collect())
-}
-
-/// Under which name a link is pinned.
-fn link_name(program: Program, link: u32) -> String {
-    format!("{}-{link}", program.name())
-}
-
-/// Makes the directory for links of this version of the maps' layout.
-pub(super) fn pin_directory(pins: &Path) -> io::Result<PathBuf> {
-    let links = pins.join(format!("v{ABI_VERSION}"));
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(&links)?;
-    if statfs(&links)?.filesystem_type() != BPF_FS_MAGIC {
-        fs::remove_dir(&links)?;
-        return Err(io::Error::other(
-            "not on a BPF file system; mount one with `mount -t bpf bpf /sys/fs/bpf`",
-        ));
-    }
-    Ok(links)
-}
-
-fn pinned(path: &Path) -> Result<Option<PinnedLink>, DataplaneError> {
-    match PinnedLink::from_pin(path) {
-        Ok(link) => Ok(Some(link)),
-        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
-            Ok(None)
-        }
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// Pins a link, so that it stays when this process does not.
-fn pin_link(link: FdLink, pin: &Path) -> Result<(), DataplaneError> {
-    link.pin(pin).map(drop).map_err(|error| DataplaneError::Pins {
-        path: pin.to_owned(),
-        error: io::Error::other(with_sources(&error)),
-    })
-}
-
-fn remove_pin(path: &Path) -> Result<(), DataplaneError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(DataplaneError::Pins { path: path.to_owned(), error })
-        }
-        _ => Ok(()),
-    }
 }
 
 fn expect_index(name: &str, vif: u32) -> Result<(), DataplaneError> {

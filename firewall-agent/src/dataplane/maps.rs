@@ -17,8 +17,8 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{ArrayOfMaps, LpmTrie, Map, MapData, MapError};
 use firewall_common::abi::{
     Address, Class, Client, ClientKey, Counter, MAX_CLASSES, MAX_CLIENTS, MAX_COUNTERS,
-    MAX_INSTALLED, MAX_POLICIES, MAX_SEGMENTS, NO_CLASS, RecordBudget, SETTLING, STATE_BLOCKED,
-    STATE_POLICY, STATE_WAITING, Segment, Span,
+    MAX_INSTALLED, MAX_POLICIES, MAX_SEGMENTS, NO_CLASS, SETTLING, STATE_BLOCKED, STATE_POLICY,
+    STATE_WAITING, Segment, Span,
 };
 use firewall_common::verdict::{Reason, reason_counter, rule_counter};
 use thiserror::Error;
@@ -28,7 +28,9 @@ use super::epoch::Epoch;
 use super::mapped::{MappedArray, StagedArray};
 use super::ranges::Ranges;
 use crate::events::{ClientId, Installation};
+use crate::rules::Family;
 use crate::rules::compile::Policy;
+use crate::rules::resolve::Prefix;
 
 /// Bit of the flags that an LPM trie must have (uapi/linux/bpf.h).
 const BPF_F_NO_PREALLOC: u32 = 1;
@@ -88,7 +90,6 @@ pub struct Maps {
     locals: AddressSet,
     connected: AddressSet,
     counters: MappedArray<Counter>,
-    budgets: aya::maps::HashMap<MapData, u32, RecordBudget>,
     /// Stands in every slot that has no policy: no prefix, so nothing is accepted.
     empty: Trie,
 
@@ -154,7 +155,6 @@ impl Maps {
             locals: AddressSet::new(take(ebpf, "LOCALS")?, take(ebpf, "LOCALS_FILTER")?),
             connected: AddressSet::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
             counters: take_mapped(ebpf, "COUNTERS", MAX_COUNTERS)?,
-            budgets: take(ebpf, "RECORD_BUDGETS")?,
             empty: LpmTrie::create(1, BPF_F_NO_PREALLOC)?,
             free_indices: indices(0, MAX_CLIENTS),
             free_records: indices(0, MAX_INSTALLED),
@@ -211,13 +211,15 @@ impl Maps {
                 .map(|index| index.start),
         };
         let outcome = index.and_then(|index| {
+            let installed = policy.and_then(|it| Some((it, self.installed.get(it)?)));
             staged.client = Client {
                 state: state | SETTLING,
-                policy: policy.and_then(|it| self.installed.get(it)).map_or(0, |it| it.slot),
+                policy: installed.map_or(0, |(_, it)| it.slot),
                 generation,
                 counters: staged.counters.start,
                 index,
                 audit_until: 0,
+                only_class: installed.map_or(0, |(policy, it)| only_class(client, policy, it)),
             };
             self.records.store(staged.record, [staged.client])?;
             self.make_live(client, index, staged.record)
@@ -447,17 +449,6 @@ impl Maps {
         Ok(self.connected.set(addresses)?)
     }
 
-    /// Lets a link's denied packets be reported.
-    pub fn add_link(&mut self, link: u32) -> Result<(), MapsError> {
-        Ok(self.budgets.insert(link, RecordBudget::default(), 0)?)
-    }
-
-    /// The opposite of [`Self::add_link`].
-    pub fn remove_link(&mut self, link: u32) {
-        // It may never have been there.
-        let _ = self.budgets.remove(&link);
-    }
-
     /// What was counted for a reason; for packets without a client if there is none.
     pub fn reason_counter(&self, client: Option<ClientId>, reason: Reason) -> Counter {
         match client.map(|client| self.in_force.get(&client)) {
@@ -478,6 +469,17 @@ impl Maps {
         } else {
             Counter::default()
         }
+    }
+}
+
+/// See [`Client::only_class`]. Of a policy for the client's family the first prefix is the
+/// whole family; of another one, the trie will find nothing.
+fn only_class(client: ClientId, policy: &Policy, installed: &Installed) -> u32 {
+    match policy.prefixes.as_slice() {
+        [(prefix, class)] if *prefix == Prefix::whole(Family::from(client.address)) => {
+            class + installed.classes.start + 1
+        }
+        _ => 0,
     }
 }
 

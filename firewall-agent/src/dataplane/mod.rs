@@ -8,11 +8,13 @@ pub mod records;
 
 mod addresses;
 mod attach;
+mod early;
 mod epoch;
 mod mapped;
+mod pins;
 mod ranges;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::num::NonZeroU64;
 use std::path::PathBuf;
@@ -25,8 +27,9 @@ use firewall_common::abi::{CACHED_ANSWERS, CACHED_CLIENTS};
 use thiserror::Error;
 
 pub use self::attach::detach_all;
-use self::attach::{Attachment, Program, pin_directory};
+use self::attach::{Attachment, Program};
 use self::maps::{Maps, MapsError};
+use self::pins::pin_directory;
 
 /// The kernel programs, compiled by `cargo xtask build-ebpf`; empty if the agent was
 /// built without them.
@@ -67,6 +70,8 @@ pub struct Options {
     pub mark_bit: u32,
     /// How programs are attached.
     pub attach: Attach,
+    /// Whether packets meet the XDP stage first, where a driver has native XDP.
+    pub xdp: bool,
     /// Whether ARP and neighbour discovery from clients are judged.
     pub guard_neighbours: bool,
     /// Denied packets of one client in a second that are handed on to be rejected.
@@ -136,6 +141,8 @@ pub struct Dataplane {
     /// Where links of this version are pinned.
     links: PathBuf,
     attached: BTreeMap<(Program, u32), Attachment>,
+    /// Vifs with an XDP stage.
+    early: BTreeSet<u32>,
     /// The maps.
     pub maps: Maps,
 }
@@ -150,7 +157,7 @@ impl Dataplane {
         for program in Program::ALL {
             program.of(&mut ebpf)?.load()?;
         }
-        Ok(Self { ebpf, options, links, attached: BTreeMap::new(), maps })
+        Ok(Self { ebpf, options, links, attached: BTreeMap::new(), early: BTreeSet::new(), maps })
     }
 
     /// The object, for reading its log.

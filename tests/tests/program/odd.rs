@@ -11,7 +11,7 @@ use firewall_tests::program::Outcome;
 use super::common::*;
 
 /// Frames that never reach the rules, with their reasons.
-fn odd_frames() -> Vec<(&'static str, Vec<u8>, Reason)> {
+pub fn odd_frames() -> Vec<(&'static str, Vec<u8>, Reason)> {
     let tcp = packets::tcp(40000, 443);
     let v4_plain = V4::new(v4(CLIENT4), SERVER4, packets::TCP, &tcp);
     let v6_plain = V6::new(v6(CLIENT6), SERVER6, packets::TCP, &tcp);

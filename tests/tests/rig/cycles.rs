@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use firewall_agent::status::State;
+use firewall_common::abi::ABI_VERSION;
 use firewall_tests::agent::{self, Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::probe::OpenFlow;
@@ -65,7 +66,7 @@ impl Scene<'_> {
             Cycle::Upgrade => {
                 ensure!(self.end()?.terminate()?, "not a clean end");
                 let pins = self.world.rig.bpffs().join("firewall");
-                fs::rename(pins.join("v2"), pins.join("v0"))?;
+                fs::rename(pins.join(format!("v{ABI_VERSION}")), pins.join("v0"))?;
             }
             Cycle::Vif => self.replace_other()?,
             Cycle::VifMeanwhile => {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use firewall_agent::status::State;
+use firewall_common::abi::ABI_VERSION;
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Rule, Ruleset};
 use firewall_tests::probe::{OpenFlow, Outcome};
@@ -43,7 +44,8 @@ fn after_sigkill_policies_go_on_and_a_new_vif_forwards_nothing() -> Result<()> {
     world.check("new agent", v4, v6);
     check(late_client.namespace(), "new agent, new vif", ACCEPTED, SILENT);
     // One program on each vif, not one for each agent; and two on the uplink.
-    let mut pins: Vec<String> = fs::read_dir(world.rig.bpffs().join("firewall/v2"))?
+    let pins = world.rig.bpffs().join(format!("firewall/v{ABI_VERSION}"));
+    let mut pins: Vec<String> = fs::read_dir(pins)?
         .map(|pin| Ok(pin?.file_name().to_string_lossy().into_owned()))
         .collect::<Result<_>>()?;
     pins.sort();

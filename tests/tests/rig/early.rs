@@ -1,0 +1,145 @@
+//! The XDP stage in front of vifs: real drivers, and taps to tell where a packet ended.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr};
+
+use anyhow::{Context as _, Result, ensure};
+use firewall_agent::status::Status;
+use firewall_tests::agent::{Agent, PATIENCE};
+use firewall_tests::frames;
+use firewall_tests::packets;
+use firewall_tests::probe::Outcome;
+use firewall_tests::rig::CLIENT_INTERFACE;
+use firewall_tests::shots::VIF;
+use firewall_tests::traffic::Native;
+use nix::net::if_::if_nametoindex;
+
+use super::world::*;
+
+const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 137, 0, 99));
+
+/// What `world.put` with [`tcp_443`] comes to.
+const WEB: ([Outcome; 4], [Outcome; 4]) = (
+    [Outcome::Accepted, PROHIBITED4, PROHIBITED4, PROHIBITED4],
+    [Outcome::Accepted, PROHIBITED6, PROHIBITED6, PROHIBITED6],
+);
+
+/// Whether a packet with a wrong source gets as far as a tap: behind native XDP and in front
+/// of tc. One with the right source does, whatever its verdict.
+fn reaches_taps(world: &World) -> Result<bool> {
+    let to_vif = |source| {
+        let mut frame = packets::plain(source, SERVER4, packets::UDP, 7);
+        frame[..VIF.len()].copy_from_slice(&VIF);
+        frame
+    };
+    let (wrong, right) = (to_vif(STRANGER), to_vif(world.v4));
+    let mut tap = frames::capture(world.rig.netvm(), world.client.vif())?;
+    let sender = frames::Sender::open(world.client.namespace(), CLIENT_INTERFACE)?;
+    sender.send(&wrong)?;
+    sender.send(&right)?;
+    let first = tap.wait_for(|frame| frame == wrong || frame == right, PATIENCE)?;
+    Ok(first.context("neither packet came")? == wrong)
+}
+
+fn strays(status: &Status) -> u64 {
+    status.strays.get("unknown-source").map_or(0, |counter| counter.packets)
+}
+
+fn attached(status: &Status, vif: &str) -> Option<String> {
+    status.vifs.iter().find(|it| it.name == vif)?.attached.clone()
+}
+
+#[test]
+fn the_xdp_stage_drops_in_front_of_all_else_and_changes_no_verdict() -> Result<()> {
+    let world = World::new("early")?;
+    let vif = world.client.vif();
+    let (v4, v6) = WEB;
+    let agent = world.start()?;
+    world.put(&agent, &[tcp_443()])?;
+    ensure!(reaches_taps(&world)?, "without the stage taps see all");
+    assert_eq!(attached(&agent.status()?, vif).as_deref(), Some("tcx"));
+    agent.kill()?;
+
+    let agent = Agent::start(&world.rig, &["--xdp"])?;
+    agent.wait_for("the stage", |status| attached(status, vif).as_deref() == Some("xdp, tcx"))?;
+    ensure!(!reaches_taps(&world)?, "not dropped by XDP");
+    assert_eq!(strays(&agent.status()?), 1);
+    world.check("behind the stage", v4, v6);
+    agent.kill()?;
+    ensure!(!reaches_taps(&world)?, "not dropped by XDP when the agent is gone");
+    world.check("without an agent", v4, v6);
+
+    // A new one takes it over, with maps of its own.
+    let agent = Agent::start(&world.rig, &["--xdp"])?;
+    agent.wait_for("the stage", |status| attached(status, vif).as_deref() == Some("xdp, tcx"))?;
+    ensure!(!reaches_taps(&world)?, "not dropped by the new agent's XDP");
+    assert_eq!(strays(&agent.status()?), 1);
+    agent.kill()?;
+
+    let agent = world.start()?;
+    assert_eq!(attached(&agent.status()?, vif).as_deref(), Some("tcx"));
+    ensure!(reaches_taps(&world)?, "the stage is still there");
+    world.check("without the stage", v4, v6);
+    Ok(())
+}
+
+#[test]
+fn where_xdp_cannot_be_packets_meet_tc_alone() -> Result<()> {
+    let world = World::new("no_early")?;
+    let vif = world.client.vif();
+    // A driver without native XDP, and a program of somebody else.
+    world.rig.netvm().ip(&["link", "add", "vif77.0", "type", "bridge"])?;
+    world.rig.netvm().ip(&["link", "set", "vif77.0", "up"])?;
+    let others = Native::open(world.rig.netvm(), vif)?;
+    let agent = Agent::start(&world.rig, &["--xdp"])?;
+    for name in [vif, "vif77.0"] {
+        agent.wait_for("attached", |status| attached(status, name).as_deref() == Some("tcx"))?;
+    }
+    assert_eq!(agent.log().matches("no XDP stage").count(), 2, "{}", agent.log());
+    world.put(&agent, &[tcp_443()])?;
+    ensure!(reaches_taps(&world)?, "dropped by a program that does not");
+    let (v4, v6) = WEB;
+    world.check("behind another program", v4, v6);
+    drop(others);
+    Ok(())
+}
+
+#[test]
+fn the_xdp_stage_comes_back_and_goes_with_its_vif_and_with_a_firewall_that_opens() -> Result<()> {
+    let world = World::new("early_ends")?;
+    let vif = world.client.vif();
+    let options = ["--xdp", "--mode", "qubes", "--open-on-stop"];
+    let agent = Agent::start(&world.rig, &options)?;
+    agent.wait_for("the stage", |status| attached(status, vif).as_deref() == Some("xdp, tcx"))?;
+    world.put(&agent, &[tcp_443()])?;
+    ensure!(!reaches_taps(&world)?, "not dropped by XDP");
+    let stages = || -> Result<usize> {
+        let mut stages = 0;
+        for version in fs::read_dir(world.rig.bpffs().join("firewall"))? {
+            let pins = fs::read_dir(version?.path())?.flatten();
+            let names = pins.map(|pin| pin.file_name().to_string_lossy().into_owned());
+            stages += names.filter(|name| name.starts_with("from_client_early-")).count();
+        }
+        Ok(stages)
+    };
+    assert_eq!(stages()?, 1);
+    world.rig.netvm().ip(&["link", "add", "vif78.0", "type", "veth", "peer", "name", "peer78"])?;
+    agent.wait_for("another", |status| attached(status, "vif78.0").is_some())?;
+    assert_eq!(stages()?, 2);
+    world.rig.netvm().ip(&["link", "del", "vif78.0"])?;
+    agent.wait_for("gone", |status| !status.vifs.iter().any(|it| it.name == "vif78.0"))?;
+    assert_eq!(stages()?, 1);
+    // The last reference to the link: the kernel detaches the program.
+    for version in fs::read_dir(world.rig.bpffs().join("firewall"))? {
+        let index = world.rig.netvm().run(|| Ok(if_nametoindex(vif)?))?;
+        fs::remove_file(version?.path().join(format!("from_client_early-{index}")))?;
+    }
+    ensure!(reaches_taps(&world)?, "the stage is still there");
+    agent.wait_for("again", |status| {
+        attached(status, vif).as_deref() == Some("xdp, tcx") && stages().is_ok_and(|it| it == 1)
+    })?;
+    ensure!(!reaches_taps(&world)?, "not dropped by XDP");
+    ensure!(agent.terminate()?, "not a clean end");
+    ensure!(reaches_taps(&world)?, "the stage is still there");
+    Ok(())
+}
