@@ -8,7 +8,7 @@
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::TC_ACT_SHOT;
-use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
 use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_redirect};
 use aya_ebpf::macros::{btf_map, classifier, xdp};
@@ -149,6 +149,12 @@ pub fn shuffle(context: TcContext) -> i32 {
 #[xdp]
 pub fn pass(_: XdpContext) -> u32 {
     XDP_PASS
+}
+
+/// Drops everything, where the driver hands it over.
+#[xdp]
+pub fn swallow(_: XdpContext) -> u32 {
+    XDP_DROP
 }
 
 /// Counts what arrives, and ends it. Kernels have things to say to each other as well, but

@@ -80,7 +80,7 @@ pub struct Sender {
 
 impl Sender {
     /// Packets at an interface of a namespace. An interface that they come in by must be
-    /// [open](open), as must the peer of one that they go out of.
+    /// [open](Native::open), as must the peer of one that they go out of.
     pub fn new(
         traffic: &Traffic,
         direction: Direction,
@@ -194,18 +194,30 @@ impl Traffic {
     }
 }
 
-/// An interface that frames of test runs can come in by, until this is dropped.
-pub struct Opened {
+/// A program in native XDP of an interface, until this is dropped.
+pub struct Native {
     _ebpf: Ebpf,
 }
 
-/// Opens an interface. While it is open, its peer makes no large packets.
-pub fn open(namespace: &Namespace, interface: &str) -> Result<Opened> {
-    let mut ebpf = EbpfLoader::new().btf(None).load(&object()?)?;
-    let program = xdp(&mut ebpf, "pass")?;
-    program.load()?;
-    namespace.run(|| Ok(program.attach(interface, XdpMode::Driver)?))?;
-    Ok(Opened { _ebpf: ebpf })
+impl Native {
+    fn new(namespace: &Namespace, interface: &str, name: &str) -> Result<Self> {
+        let mut ebpf = EbpfLoader::new().btf(None).load(&object()?)?;
+        let program = xdp(&mut ebpf, name)?;
+        program.load()?;
+        namespace.run(|| Ok(program.attach(interface, XdpMode::Driver)?))?;
+        Ok(Self { _ebpf: ebpf })
+    }
+
+    /// Opens an interface, so that frames of test runs can come in by it. Its peer makes no
+    /// large packets meanwhile.
+    pub fn open(namespace: &Namespace, interface: &str) -> Result<Self> {
+        Self::new(namespace, interface, "pass")
+    }
+
+    /// Drops all that an interface receives.
+    pub fn swallow(namespace: &Namespace, interface: &str) -> Result<Self> {
+        Self::new(namespace, interface, "swallow")
+    }
 }
 
 /// Counts the UDP packets that an interface receives, and ends all it receives, until this is

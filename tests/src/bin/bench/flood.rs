@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use firewall_tests::oracle::Proto;
 use firewall_tests::rig::ClientSpec;
 use firewall_tests::shots::VIF;
-use firewall_tests::traffic::{self, Direction, Entry, Opened, Processor, Sender, Traffic};
+use firewall_tests::traffic::{Direction, Entry, Native, Processor, Sender, Traffic};
 use serde_json::{Value, json};
 
 use crate::machine::machine;
@@ -58,7 +58,7 @@ struct Place {
     packet: Samples,
     quiet: Quantity,
     flooded: Quantity,
-    _open: Opened,
+    _open: Native,
 }
 
 /// Measures.
@@ -100,7 +100,7 @@ impl Place {
         let own = spec.v4.context("no IPv4 address")?.into();
         side.deny(&flooder, own)?;
         let inside = side.rig.netvm();
-        let _open = traffic::open(inside, flooder.vif())?;
+        let _open = Native::open(inside, flooder.vif())?;
         let hosts = vec![DENIED];
         let traffic = Traffic { own, hosts, flows: u32::MAX, at_random: false, to: VIF };
         let vif = flooder.vif();

@@ -8,7 +8,7 @@ use firewall_tests::connections;
 use firewall_tests::oracle::Proto;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK, UPLINK_V4};
 use firewall_tests::shots::VIF;
-use firewall_tests::traffic::{self, Direction, Entry, Opened, Sender, Sink, Traffic};
+use firewall_tests::traffic::{Direction, Entry, Native, Sender, Sink, Traffic};
 use serde_json::json;
 
 use crate::machine::machine;
@@ -53,9 +53,12 @@ enum Kind {
     Spread,
     /// Each packet a new flow to a host that no rule names.
     Denied,
+    /// The same, out of the client: through the whole veth, native XDP first.
+    Flood,
 }
 
-const KINDS: [Kind; 5] = [Kind::Established, Kind::Flows, Kind::New, Kind::Spread, Kind::Denied];
+const KINDS: [Kind; 6] =
+    [Kind::Established, Kind::Flows, Kind::New, Kind::Spread, Kind::Denied, Kind::Flood];
 const MANY: u32 = 1_024;
 /// Packets of one measurement: enough for full batches, and not more new flows than ports.
 const PACKETS: (u32, u32) = (256, 20_000);
@@ -74,13 +77,27 @@ impl Kind {
             Self::New => "new",
             Self::Spread => "spread",
             Self::Denied => "denied",
+            Self::Flood => "flood",
         }
     }
 
     fn is_answered(self) -> bool {
         match self {
             Self::Established | Self::Flows => true,
-            Self::New | Self::Spread | Self::Denied => false,
+            Self::New | Self::Spread | Self::Denied | Self::Flood => false,
+        }
+    }
+
+    fn is_denied(self) -> bool {
+        matches!(self, Self::Denied | Self::Flood)
+    }
+
+    /// Whether a firewall has such traffic.
+    fn is_for(self, firewall: Firewall) -> bool {
+        match firewall {
+            Firewall::Drop => self.is_denied(),
+            Firewall::XdpDrop => self == Self::Flood,
+            _ => firewall.rules().is_some() || !self.is_denied(),
         }
     }
 
@@ -94,7 +111,7 @@ impl Kind {
             Self::Flows => (spread, MANY),
             Self::New => (last, u32::MAX),
             Self::Spread => (spread, u32::MAX),
-            Self::Denied => (vec![DENIED], u32::MAX),
+            Self::Denied | Self::Flood => (vec![DENIED], u32::MAX),
         };
         Traffic { own: side.address, hosts, flows, at_random: self == Self::Flows, to: VIF }
     }
@@ -118,17 +135,20 @@ struct Road {
     lanes: Vec<Lane>,
     at_internet: Sink,
     _at_client: Sink,
-    _open: [Opened; 2],
+    _open: Vec<Native>,
 }
 
 impl Road {
     fn new(side: Side, kinds: &[Kind], entry: Entry) -> Result<Self> {
         let inside = side.rig.netvm();
-        let _open = [traffic::open(inside, side.client.vif())?, traffic::open(inside, UPLINK)?];
+        let mut _open = vec![Native::open(inside, UPLINK)?];
+        // There is room for one program, and another one does as well.
+        if !side.firewall.is_in_xdp() {
+            _open.push(Native::open(inside, side.client.vif())?);
+        }
         let at_internet = Sink::new(side.rig.internet(), "eth0")?;
         let _at_client = Sink::new(side.client.namespace(), CLIENT_INTERFACE)?;
-        let filters = side.firewall.rules().is_some();
-        let kinds = kinds.iter().filter(|kind| filters || **kind != Kind::Denied);
+        let kinds = kinds.iter().filter(|kind| kind.is_for(side.firewall));
         let lanes = kinds.map(|kind| Lane::new(*kind, &side, entry)).collect::<Result<_>>()?;
         Ok(Self { side, lanes, at_internet, _at_client, _open })
     }
@@ -148,6 +168,7 @@ impl Road {
 impl Lane {
     fn new(kind: Kind, side: &Side, entry: Entry) -> Result<Self> {
         let traffic = kind.traffic(side);
+        let entry = if kind == Kind::Flood { Entry::GoOut } else { entry };
         let (from, interface) = match entry {
             Entry::ComeIn => (side.rig.netvm(), side.client.vif()),
             Entry::GoOut => (side.client.namespace(), CLIENT_INTERFACE),
@@ -175,18 +196,19 @@ impl Lane {
                 sender.send(flows)?;
             }
         }
+        // Of a flood not the beginning: what a client may have rejected at once is used up.
+        let trial = if self.kind.is_denied() { BURST } else { TRIAL };
+        if self.kind.is_denied() {
+            self.sender.send(BURST)?;
+        }
         if self.packets == 0 {
-            let one = self.sender.send(TRIAL)?;
+            let one = self.sender.send(trial)?;
             let fit = sample.as_nanos() / one.as_nanos().max(1);
             self.packets = u32::try_from(fit)?.clamp(PACKETS.0, PACKETS.1) / 64 * 64;
         }
-        if self.kind == Kind::Denied {
-            // A flood, not its beginning: what a client may have rejected at once is used up.
-            self.sender.send(BURST)?;
-        }
         let before = sink.count()?;
         let duration = self.sender.send(self.packets)?;
-        let expected = if self.kind == Kind::Denied { 0 } else { u64::from(self.packets) };
+        let expected = if self.kind.is_denied() { 0 } else { u64::from(self.packets) };
         let arrived = until_arrived(sink, before, expected)?;
         let part = arrived as f64 / f64::from(self.packets);
         let fits =

@@ -14,16 +14,13 @@ use firewall_tests::agent::Agent;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::rig::{Client, ClientSpec, INTERNET_V4, Rig, UPLINK};
 use firewall_tests::stock::Netvm;
-use firewall_tests::traffic::PORT;
+use firewall_tests::traffic::{Native, PORT, Sink};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 /// Hardware address of the uplink.
 pub const UPLINK_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
 const INTERNET_MAC: &str = "02:00:00:00:00:01";
-
-/// The agent's own default of `--reject-rate`.
-const RATE: &str = "10000";
 
 /// What forwards and filters; a number is that of its rules, one for each host.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +45,12 @@ pub enum Firewall {
     Ours(usize),
     /// The agent, without a limit on how many denied packets it has rejected.
     OursRejecting(usize),
+    /// The agent with its XDP stage.
+    OursXdp(usize),
+    /// A program at tc that drops everything: what no firewall there can go below.
+    Drop,
+    /// The same in native XDP.
+    XdpDrop,
 }
 
 impl fmt::Display for Firewall {
@@ -63,6 +66,9 @@ impl fmt::Display for Firewall {
             Self::OursAccept => write!(to, "ours-accept"),
             Self::Ours(rules) => write!(to, "ours-{rules}"),
             Self::OursRejecting(rules) => write!(to, "rejecting-{rules}"),
+            Self::OursXdp(rules) => write!(to, "xdp-{rules}"),
+            Self::Drop => write!(to, "drop"),
+            Self::XdpDrop => write!(to, "xdp-drop"),
         }
     }
 }
@@ -85,13 +91,16 @@ impl FromStr for Firewall {
             ("iptables", _) => Ok(Self::Iptables(rules()?)),
             ("ours", _) => Ok(Self::Ours(rules()?)),
             ("rejecting", _) => Ok(Self::OursRejecting(rules()?)),
+            ("xdp", "drop") => Ok(Self::XdpDrop),
+            ("xdp", _) => Ok(Self::OursXdp(rules()?)),
+            ("drop", "") => Ok(Self::Drop),
             _ => Err(refusal()),
         }
     }
 }
 
 /// What is measured unless somebody chooses.
-pub const ALL: [Firewall; 15] = [
+pub const ALL: [Firewall; 18] = [
     Firewall::None,
     Firewall::Nat,
     Firewall::Accept,
@@ -107,20 +116,39 @@ pub const ALL: [Firewall; 15] = [
     Firewall::Ours(1_000),
     Firewall::Ours(10_000),
     Firewall::OursRejecting(10),
+    Firewall::OursXdp(10),
+    Firewall::Drop,
+    Firewall::XdpDrop,
 ];
 
 impl Firewall {
-    /// How many rules it has; `None` if it accepts everything.
+    /// How many rules it has; `None` if it does without.
     pub fn rules(self) -> Option<usize> {
         match self {
-            Self::None | Self::Nat | Self::Accept | Self::OursAccept => None,
+            Self::None
+            | Self::Nat
+            | Self::Accept
+            | Self::OursAccept
+            | Self::Drop
+            | Self::XdpDrop => None,
             Self::Stock(rules)
             | Self::Hash(rules)
             | Self::Intervals(rules)
             | Self::Iptables(rules)
             | Self::Ours(rules)
-            | Self::OursRejecting(rules) => Some(rules),
+            | Self::OursRejecting(rules)
+            | Self::OursXdp(rules) => Some(rules),
         }
+    }
+
+    /// Whether anything comes through it.
+    pub fn forwards(self) -> bool {
+        !matches!(self, Self::Drop | Self::XdpDrop)
+    }
+
+    /// Whether it has a program in native XDP.
+    pub fn is_in_xdp(self) -> bool {
+        matches!(self, Self::OursXdp(_) | Self::XdpDrop)
     }
 
     /// Whether packets leave with the netvm's address.
@@ -141,6 +169,9 @@ pub struct Side {
     pub address: IpAddr,
     /// The agent, where there is one.
     pub agent: Option<Agent>,
+    /// What drops everything, where something does.
+    drop: Option<Sink>,
+    xdp_drop: Option<Native>,
     // Behind the agent, so that it goes last.
     /// All that it is in.
     pub rig: Rig,
@@ -165,7 +196,8 @@ impl Side {
         // A rig answers without limits, as tests want it; netvms have the kernel's limits.
         inside.sysctl("net/ipv4/icmp_ratelimit", "1000")?;
         inside.sysctl("net/ipv4/icmp_ratemask", "6168")?;
-        let mut side = Self { firewall, proto, client, address, agent: None, rig };
+        let mut side =
+            Self { firewall, proto, client, address, agent: None, drop: None, xdp_drop: None, rig };
         side.set_up().with_context(|| format!("cannot set up `{firewall}`"))?;
         Ok(side)
     }
@@ -185,10 +217,21 @@ impl Side {
             }
             Firewall::Iptables(rules) => self.iptables(rules),
             Firewall::OursAccept => {
-                self.ours(&Ruleset { default_accept: true, rules: Vec::new() }, RATE)
+                self.ours(&Ruleset { default_accept: true, rules: Vec::new() }, &[])
             }
-            Firewall::Ours(rules) => self.ours(&ruleset(rules, self.proto), RATE),
-            Firewall::OursRejecting(rules) => self.ours(&ruleset(rules, self.proto), "1000000000"),
+            Firewall::Ours(rules) => self.ours(&ruleset(rules, self.proto), &[]),
+            Firewall::OursRejecting(rules) => {
+                self.ours(&ruleset(rules, self.proto), &["--reject-rate", "1000000000"])
+            }
+            Firewall::OursXdp(rules) => self.ours(&ruleset(rules, self.proto), &["--xdp"]),
+            Firewall::Drop => {
+                self.drop = Some(Sink::new(inside, self.client.vif())?);
+                Ok(())
+            }
+            Firewall::XdpDrop => {
+                self.xdp_drop = Some(Native::swallow(inside, self.client.vif())?);
+                Ok(())
+            }
         }
     }
 
@@ -229,10 +272,9 @@ impl Side {
         self.rig.netvm().nft(&netvm.rules(self.address, ruleset))
     }
 
-    fn ours(&mut self, ruleset: &Ruleset, reject_rate: &str) -> Result<()> {
+    fn ours(&mut self, ruleset: &Ruleset, options: &[&str]) -> Result<()> {
         // In this mode the agent leaves translation to others, as on Qubes.
-        let arguments = ["--mode", "qubes", "--reject-rate", reject_rate];
-        let agent = Agent::start(&self.rig, &arguments)?;
+        let agent = Agent::start(&self.rig, &[&["--mode", "qubes"], options].concat())?;
         agent.wait_for_vif(self.client.vif())?;
         agent.put(self.address, ruleset)?;
         self.agent = Some(agent);

@@ -14,7 +14,7 @@ use firewall_tests::oracle::{Proto, Ruleset};
 use firewall_tests::packets::{self, UDP, V4};
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
 use firewall_tests::shots::VIF;
-use firewall_tests::traffic::{self, Direction, Entry, PORT, Processor, Sender, Sink, Traffic};
+use firewall_tests::traffic::{Direction, Entry, Native, PORT, Processor, Sender, Sink, Traffic};
 use serde_json::{Value, json};
 
 use crate::machine::machine;
@@ -199,7 +199,7 @@ fn swap(swaps: usize) -> Result<Swapped> {
     other.rules.drain(..SWAPPED);
     other.rules.extend(one.rules.last().cloned());
     let inside = side.rig.netvm();
-    let _open = [traffic::open(inside, side.client.vif())?, traffic::open(inside, UPLINK)?];
+    let _open = [Native::open(inside, side.client.vif())?, Native::open(inside, UPLINK)?];
     let sink = Sink::new(side.rig.internet(), "eth0")?;
     let mut counts = Vec::new();
     for host in [last_host(side.firewall)?, DENIED] {
