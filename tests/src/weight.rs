@@ -17,7 +17,7 @@ use crate::oracle::{Proto, Rule, Ruleset};
 use crate::packets;
 use crate::program::{Program, VIF};
 
-const PROGRAMS: [&str; 3] = ["from_client", "from_uplink", "to_uplink"];
+const PROGRAMS: [&str; 4] = ["from_client", "from_client_early", "from_uplink", "to_uplink"];
 /// Prefixes of the clients' policies.
 const PREFIXES: u32 = 1_000;
 const PORT: u16 = 443;
@@ -107,9 +107,13 @@ fn put(
         ("to none", client, host(client, 0x0700_0000)),
         ("with a wrong source", stranger, host(client, 0x0800_0000)),
     ];
+    let mut runs = Vec::new();
     for (what, from, destination) in packets {
         let frame = packets::plain(from, destination, packets::TCP, PORT);
-        let runs = interpreter.run_twice(&frame, VIF)?;
+        runs.push((what, interpreter.run_twice(&frame, VIF)?, frame));
+    }
+    // The kernel comes last, since it keeps what it found.
+    for (what, runs, frame) in runs {
         for (run, time) in runs.into_iter().zip(["the first time", "again"]) {
             let handed_on = program.send(&frame)?.handed_on;
             ensure!(handed_on == (run.verdict == -1), "{what}: {run:?}, but the kernel differs");
