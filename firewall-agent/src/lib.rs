@@ -9,7 +9,7 @@
 //! | [`daemon`] | the event loop |
 //! | [`sources`], [`links`], [`resolvers`] | edges that tell what happened |
 //! | [`dataplane`], [`nft`], [`conntrack`] | edges that do what is to be done |
-//! | [`pace`] | changes that come too fast |
+//! | [`pace`], [`watching`] | changes that come too fast; directories that change |
 //! | [`service`], [`desktop`] | edges towards systemd and the user's screen |
 //! | [`prepare`], [`handover`] | what comes before the daemon, and when it goes for good |
 //! | [`control`], [`status`], [`explanation`], [`cli`] | what a person sees, and the way it gets there |
@@ -38,4 +38,5 @@ pub mod service;
 pub mod sources;
 pub mod status;
 pub mod totals;
+pub mod watching;
 pub mod world;

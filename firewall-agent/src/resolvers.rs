@@ -5,9 +5,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use notify::{Event, EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::mpsc;
+use notify::{Event, EventKind};
 use tracing::debug;
+
+use crate::watching::Watching;
 
 /// Where systemd-resolved names the servers behind its stub (systemd-resolved(8)).
 pub const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
@@ -16,23 +17,15 @@ pub const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 pub struct Resolvers {
     file: PathBuf,
     behind_stub: PathBuf,
-    /// Woken whenever something beside one of the files changes.
-    changed: mpsc::Receiver<()>,
-    _watcher: RecommendedWatcher,
+    watching: Watching,
 }
 
 impl Resolvers {
     /// Begins to watch. Files that are not there yet can come; a directory that is not
     /// there cannot be watched, and its file is read when everything is read again.
     pub fn watch(file: &Path, behind_stub: &Path) -> notify::Result<Self> {
-        let (sender, changed) = mpsc::channel(1);
-        let mut watcher = notify::recommended_watcher(move |event: notify::Result<Event>| {
-            let is_read = matches!(event, Ok(Event { kind: EventKind::Access(_), .. }));
-            if !is_read {
-                // Full means that a wake-up is already waiting: nothing is lost.
-                let _ = sender.try_send(());
-            }
-        })?;
+        let mut watching =
+            Watching::new(|event| !matches!(event, Ok(Event { kind: EventKind::Access(_), .. })))?;
         // Whole directories, because the file is mostly replaced and not written; and the
         // one that a symbolic link leads to.
         let files = [Some(file.to_owned()), file.canonicalize().ok(), Some(behind_stub.to_owned())];
@@ -43,17 +36,15 @@ impl Resolvers {
             .filter(|directory| directory.is_dir())
             .collect();
         for directory in directories {
-            watcher.watch(&directory, RecursiveMode::NonRecursive)?;
+            watching.add(&directory)?;
         }
         let (file, behind_stub) = (file.to_owned(), behind_stub.to_owned());
-        Ok(Self { file, behind_stub, changed, _watcher: watcher })
+        Ok(Self { file, behind_stub, watching })
     }
 
     /// Waits until a file may have changed.
     pub async fn changed(&mut self) {
-        if self.changed.recv().await.is_none() {
-            std::future::pending::<()>().await;
-        }
+        self.watching.changed().await;
     }
 
     /// All servers that the file names.

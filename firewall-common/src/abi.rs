@@ -73,10 +73,7 @@ impl Address {
     #[inline(always)]
     pub const fn filter_bit(&self) -> (u32, u64) {
         let [a, b, c, d] = self.words;
-        let word = ((a ^ c) as u64) << 32 | (b ^ d) as u64;
-        // Multiplication moves every bit up to those that are used.
-        let hash = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let hash = (hash ^ hash >> 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f) >> 32;
+        let hash = mix(a ^ c, b ^ d) >> 32;
         (hash as u32 >> 6 & (FILTER_WORDS as u32 - 1), 1 << (hash & 63))
     }
 
@@ -107,6 +104,14 @@ impl Address {
         let [a, b, c, d] = self.words;
         (first == 0xfe && second & 0xc0 == 0x80) || (a | b | c | d) == 0
     }
+}
+
+/// A hash of two words, good in its upper bits: multiplication moves every bit up to them.
+#[inline(always)]
+pub const fn mix(high: u32, low: u32) -> u64 {
+    let word = (high as u64) << 32 | low as u64;
+    let hash = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (hash ^ hash >> 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f)
 }
 
 impl From<IpAddr> for Address {

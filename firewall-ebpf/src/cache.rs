@@ -14,7 +14,7 @@ use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
-    Address, CACHED_ANSWERS, CACHED_CLIENTS, Client, ClientKey, MAX_POLICIES, Segment,
+    Address, CACHED_ANSWERS, CACHED_CLIENTS, Client, ClientKey, MAX_POLICIES, Segment, mix,
 };
 use firewall_common::packet::Packet;
 
@@ -152,12 +152,9 @@ fn answer_slot(client: &Client, packet: &Packet) -> u32 {
 }
 
 /// One of this processor's entries, of which it has `entries`, a power of two.
-/// Multiplication moves every bit of a word up to those that are used.
 #[inline(always)]
 fn slot(high: u32, low: u32, entries: u32) -> u32 {
-    let word = u64::from(high) << 32 | u64::from(low);
-    let hash = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let hash = (hash ^ hash >> 32).wrapping_mul(0xc2b2_ae3d_27d4_eb4f) >> 40;
+    let hash = mix(high, low) >> 40;
     // SAFETY: the helper takes nothing and only returns a number.
     let processor = unsafe { bpf_get_smp_processor_id() };
     processor.wrapping_mul(entries).wrapping_add(hash as u32 & (entries - 1))

@@ -17,40 +17,64 @@ use memmap2::{MmapOptions, MmapRaw};
 /// (`array_map_alloc` in kernel/bpf/arraymap.c).
 const ALIGNMENT: usize = 8;
 
-/// A BPF array made with `BPF_F_MMAPABLE`.
-pub struct MappedArray<T> {
+/// Some elements of a BPF array, mapped.
+struct Window<T> {
     memory: MmapRaw,
     length: usize,
-    /// Keeps the kernel's map.
-    _map: MapData,
     _element: PhantomData<T>,
 }
 
-impl<T: Pod> MappedArray<T> {
+impl<T: Pod> Window<T> {
     const STRIDE: usize = size_of::<T>().next_multiple_of(ALIGNMENT);
 
-    /// Maps an array of `length` elements.
-    pub fn new(map: MapData, length: usize) -> io::Result<Self> {
-        let bytes = (length * Self::STRIDE).next_multiple_of(page_size());
+    /// Maps `length` elements, one or more, from `start` on. The kernel refuses what is
+    /// beyond the end of the array's last page.
+    fn open(map: &MapData, start: usize, length: usize) -> io::Result<Self> {
+        let offset = u64::try_from(start * Self::STRIDE).map_err(|_| out_of_bounds())?;
         let file = map.fd().as_fd().as_raw_fd();
-        let memory = MmapOptions::new().len(bytes).map_raw(file)?;
-        Ok(Self { memory, length, _map: map, _element: PhantomData })
+        let memory = MmapOptions::new().offset(offset).len(length * Self::STRIDE).map_raw(file)?;
+        Ok(Self { memory, length, _element: PhantomData })
     }
 
-    fn element(&self, index: u32) -> Option<*mut T> {
-        let index = usize::try_from(index).ok().filter(|index| *index < self.length)?;
-        Some(self.memory.as_mut_ptr().wrapping_add(index * Self::STRIDE).cast())
+    /// Where an element is, counted from the first one that is mapped.
+    fn element(&self, index: usize) -> io::Result<*mut T> {
+        if index >= self.length {
+            return Err(out_of_bounds());
+        }
+        Ok(self.memory.as_mut_ptr().wrapping_add(index * Self::STRIDE).cast())
     }
 
-    /// Stores elements from `start` on. Only for elements that no packet can see.
-    pub fn store(&mut self, start: u32, values: impl IntoIterator<Item = T>) -> io::Result<()> {
+    fn store(&mut self, start: usize, values: impl IntoIterator<Item = T>) -> io::Result<()> {
         for (index, value) in (start..).zip(values) {
-            let element = self.element(index).ok_or_else(out_of_bounds)?;
+            let element = self.element(index)?;
             // SAFETY: inside the mapping, aligned to 8 bytes, and no reference to it exists;
             // any bytes are a valid T for the kernel, which checks every access.
             unsafe { element.write_volatile(value) };
         }
         Ok(())
+    }
+}
+
+/// A BPF array made with `BPF_F_MMAPABLE`, mapped as a whole.
+pub struct MappedArray<T> {
+    window: Window<T>,
+    /// Keeps the kernel's map.
+    _map: MapData,
+}
+
+impl<T: Pod> MappedArray<T> {
+    /// Maps an array of `length` elements.
+    pub fn new(map: MapData, length: usize) -> io::Result<Self> {
+        Ok(Self { window: Window::open(&map, 0, length)?, _map: map })
+    }
+
+    fn element(&self, index: u32) -> io::Result<*mut T> {
+        self.window.element(position(index)?)
+    }
+
+    /// Stores elements from `start` on. Only for elements that no packet can see.
+    pub fn store(&mut self, start: u32, values: impl IntoIterator<Item = T>) -> io::Result<()> {
+        self.window.store(position(start)?, values)
     }
 }
 
@@ -74,7 +98,7 @@ impl<T: Pod> StagedArray<T> {
         start: u32,
         values: impl ExactSizeIterator<Item = T>,
     ) -> io::Result<()> {
-        let start = usize::try_from(start).map_err(|_| out_of_bounds())?;
+        let start = position(start)?;
         let count = values.len();
         if count == 0 {
             return Ok(());
@@ -82,17 +106,7 @@ impl<T: Pod> StagedArray<T> {
         if start.checked_add(count).is_none_or(|end| end > self.length) {
             return Err(out_of_bounds());
         }
-        let stride = MappedArray::<T>::STRIDE;
-        let offset = u64::try_from(start * stride).map_err(|_| out_of_bounds())?;
-        let file = self.map.fd().as_fd().as_raw_fd();
-        let memory = MmapOptions::new().offset(offset).len(count * stride).map_raw(file)?;
-        for (index, value) in (0..count).zip(values) {
-            let element: *mut T = memory.as_mut_ptr().wrapping_add(index * stride).cast();
-            // SAFETY: inside the mapping, aligned to 8 bytes, and no reference to it exists;
-            // any bytes are a valid T for the kernel, which checks every access.
-            unsafe { element.write_volatile(value) };
-        }
-        Ok(())
+        Window::open(&self.map, start, count)?.store(0, values)
     }
 }
 
@@ -100,7 +114,7 @@ impl MappedArray<Counter> {
     /// What was counted so far. Packets and bytes are read one after the other, so a
     /// packet that comes in between is in one of them only.
     pub fn load(&self, index: u32) -> Counter {
-        let Some(element) = self.element(index) else {
+        let Ok(element) = self.element(index) else {
             return Counter::default();
         };
         // SAFETY: inside the mapping and aligned; the kernel changes it while it is read,
@@ -112,7 +126,7 @@ impl MappedArray<Counter> {
 impl MappedArray<u32> {
     /// Replaces an element that packets do see, at once, after all stores before.
     pub fn publish(&self, index: u32, value: u32) -> io::Result<()> {
-        let element = self.element(index).ok_or_else(out_of_bounds)?;
+        let element = self.element(index)?;
         // SAFETY: inside the mapping, aligned, and only ever accessed as a whole word.
         let word = unsafe { AtomicU32::from_ptr(element) };
         word.store(value, Ordering::Release);
@@ -123,7 +137,7 @@ impl MappedArray<u32> {
 impl MappedArray<u64> {
     /// The same for a double word.
     pub fn publish(&self, index: u32, value: u64) -> io::Result<()> {
-        let element = self.element(index).ok_or_else(out_of_bounds)?;
+        let element = self.element(index)?;
         // SAFETY: as above.
         let word = unsafe { AtomicU64::from_ptr(element) };
         word.store(value, Ordering::Release);
@@ -131,15 +145,10 @@ impl MappedArray<u64> {
     }
 }
 
-fn out_of_bounds() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "index beyond the end of a map")
+fn position(index: u32) -> io::Result<usize> {
+    usize::try_from(index).map_err(|_| out_of_bounds())
 }
 
-fn page_size() -> usize {
-    // 4,096 on every machine Qubes OS runs on; a larger multiple maps as well.
-    nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)
-        .ok()
-        .flatten()
-        .and_then(|size| usize::try_from(size).ok())
-        .unwrap_or(4096)
+fn out_of_bounds() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "index beyond the end of a map")
 }

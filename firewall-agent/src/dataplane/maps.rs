@@ -114,24 +114,10 @@ fn take<T: TryFrom<Map>>(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<T, 
     T::try_from(map).map_err(|_| MapsError::Missing(name))
 }
 
-fn take_mapped<T: aya::Pod>(
-    ebpf: &mut aya::Ebpf,
-    name: &'static str,
-    length: usize,
-) -> Result<MappedArray<T>, MapsError> {
+/// Takes an array out of the object, to be mapped.
+fn take_array(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<MapData, MapsError> {
     match ebpf.take_map(name) {
-        Some(Map::Array(map)) => Ok(MappedArray::new(map, length)?),
-        _ => Err(MapsError::Missing(name)),
-    }
-}
-
-fn take_staged<T: aya::Pod>(
-    ebpf: &mut aya::Ebpf,
-    name: &'static str,
-    length: usize,
-) -> Result<StagedArray<T>, MapsError> {
-    match ebpf.take_map(name) {
-        Some(Map::Array(map)) => Ok(StagedArray::new(map, length)),
+        Some(Map::Array(map)) => Ok(map),
         _ => Err(MapsError::Missing(name)),
     }
 }
@@ -145,16 +131,16 @@ impl Maps {
     /// Takes the maps of a freshly loaded object.
     pub fn new(ebpf: &mut aya::Ebpf) -> Result<Self, MapsError> {
         Ok(Self {
-            epoch: Epoch::new(take_mapped(ebpf, "EPOCH", 1)?)?,
+            epoch: Epoch::new(MappedArray::new(take_array(ebpf, "EPOCH")?, 1)?)?,
             clients: take(ebpf, "CLIENTS")?,
-            live: take_mapped(ebpf, "LIVE", MAX_CLIENTS)?,
-            records: take_mapped(ebpf, "INSTALLED", MAX_INSTALLED)?,
+            live: MappedArray::new(take_array(ebpf, "LIVE")?, MAX_CLIENTS)?,
+            records: MappedArray::new(take_array(ebpf, "INSTALLED")?, MAX_INSTALLED)?,
             policies: take(ebpf, "POLICIES")?,
-            classes: take_staged(ebpf, "CLASSES", MAX_CLASSES)?,
-            segments: take_staged(ebpf, "SEGMENTS", MAX_SEGMENTS)?,
+            classes: StagedArray::new(take_array(ebpf, "CLASSES")?, MAX_CLASSES),
+            segments: StagedArray::new(take_array(ebpf, "SEGMENTS")?, MAX_SEGMENTS),
             locals: AddressSet::new(take(ebpf, "LOCALS")?, take(ebpf, "LOCALS_FILTER")?),
             connected: AddressSet::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
-            counters: take_mapped(ebpf, "COUNTERS", MAX_COUNTERS)?,
+            counters: MappedArray::new(take_array(ebpf, "COUNTERS")?, MAX_COUNTERS)?,
             empty: LpmTrie::create(1, BPF_F_NO_PREALLOC)?,
             free_indices: indices(0, MAX_CLIENTS),
             free_records: indices(0, MAX_INSTALLED),

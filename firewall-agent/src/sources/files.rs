@@ -10,15 +10,15 @@ use std::io::{self, Read as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use notify::EventKind;
 use notify::event::{AccessKind, AccessMode};
-use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher as _};
-use tokio::sync::mpsc;
 use tracing::warn;
 
 use crate::events::{Event, SourceError};
 use crate::rules::parse::{self, Entry, Problem, RulesetError};
 use crate::rules::{Family, Ruleset};
 use crate::sources::client_of;
+use crate::watching::Watching;
 
 /// Largest file that is read, in bytes: 10,000 rules have room in it.
 const MAX_FILE: u64 = 16 << 20;
@@ -29,33 +29,24 @@ type Rules = BTreeMap<IpAddr, Result<Ruleset, SourceError>>;
 pub struct Files {
     directory: PathBuf,
     ignored: Vec<String>,
-    /// Woken whenever something in the directory changes.
-    changed: mpsc::Receiver<()>,
+    watching: Watching,
     /// Whether to read without waiting for a change.
     due: bool,
     /// What was read and not told yet.
     news: VecDeque<Event>,
-    _watcher: RecommendedWatcher,
 }
 
 impl Files {
     /// Begins to watch a directory.
     pub fn watch(directory: &Path) -> notify::Result<Self> {
-        let (sender, changed) = mpsc::channel(1);
-        let mut watcher = notify::recommended_watcher(move |event| {
-            if is_change(&event) {
-                // Full means that a wake-up is already waiting: nothing is lost.
-                let _ = sender.try_send(());
-            }
-        })?;
-        watcher.watch(directory, RecursiveMode::NonRecursive)?;
+        let mut watching = Watching::new(is_change)?;
+        watching.add(directory)?;
         Ok(Self {
             directory: directory.to_owned(),
             ignored: Vec::new(),
-            changed,
+            watching,
             due: true,
             news: VecDeque::new(),
-            _watcher: watcher,
         })
     }
 
@@ -66,8 +57,8 @@ impl Files {
             if let Some(event) = self.news.pop_front() {
                 return event;
             }
-            if !self.due && self.changed.recv().await.is_none() {
-                std::future::pending::<()>().await;
+            if !self.due {
+                self.watching.changed().await;
             }
             self.due = false;
             match self.read() {
@@ -112,8 +103,7 @@ impl Files {
     }
 }
 
-/// Whether an event can mean different rules. Reading is told as well, our own included;
-/// an error (an overrun, say) can hide a change.
+/// Whether an event can mean different rules. Reading is told as well, our own included.
 fn is_change(event: &notify::Result<notify::Event>) -> bool {
     match event {
         Ok(notify::Event { kind: EventKind::Access(access), .. }) => {
