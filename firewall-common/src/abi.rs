@@ -309,7 +309,7 @@ pub const MAX_PREFIXES: usize = 1 << 17;
 /// Clients that are kept for each processor; a power of two.
 pub const CACHED_CLIENTS: usize = 1 << 6;
 /// Answers that are kept for each processor, 32 bytes each; a power of two.
-pub const CACHED_ANSWERS: usize = 1 << 12;
+pub const CACHED_ANSWERS: usize = 1 << 14;
 /// Words of a filter of addresses, 8 bytes each; a power of two.
 pub const FILTER_WORDS: usize = 1 << 10;
 /// Size of the ring buffer of drop records, in bytes.

@@ -52,7 +52,7 @@ struct CachedAnswer {
 #[btf_map]
 static CLIENT_CACHE: Array<CachedClient, CACHED_CLIENTS> = Array::new();
 
-/// The same. Two entries that stand side by side are one another's neighbours.
+/// The same.
 #[btf_map]
 static ANSWER_CACHE: Array<CachedAnswer, CACHED_ANSWERS> = Array::new();
 
@@ -90,11 +90,11 @@ pub fn keep_client(epoch: u64, key: &ClientKey, client: &Client) {
 /// An answer, if it is kept and still counts.
 #[inline(always)]
 pub fn answer(epoch: u64, client: &Client, packet: &Packet) -> Option<Segment> {
-    let slot = answer_slot(client, packet);
-    if let Some(found) = match_answer(slot, epoch, client, packet) {
+    let first = answer_slot(client, packet);
+    if let Some(found) = match_answer(first, epoch, client, packet) {
         return Some(found);
     }
-    match_answer(slot ^ 1, epoch, client, packet)
+    match_answer(first + 1, epoch, client, packet)
 }
 
 #[inline(always)]
@@ -109,17 +109,17 @@ fn match_answer(slot: u32, epoch: u64, client: &Client, packet: &Packet) -> Opti
     Some(Segment { start: 0, action: u16::from(entry.action), rule: entry.rule })
 }
 
-/// Keeps an answer that was just found; what was there moves to its neighbour's place.
+/// Keeps an answer that was just found; the one before it moves to the second place.
 #[inline(always)]
 pub fn keep_answer(epoch: u64, client: &Client, packet: &Packet, answer: &Segment) {
-    let slot = answer_slot(client, packet);
-    let Some(entry) = ANSWER_CACHE.get_ptr_mut(slot) else {
+    let first = answer_slot(client, packet);
+    let (Some(entry), Some(second)) =
+        (ANSWER_CACHE.get_ptr_mut(first), ANSWER_CACHE.get_ptr_mut(first + 1))
+    else {
         return;
     };
-    if let Some(neighbour) = ANSWER_CACHE.get_ptr_mut(slot ^ 1) {
-        // SAFETY: both are values of the map, which are this processor's own.
-        unsafe { neighbour.write(*entry) };
-    }
+    // SAFETY: both are values of the map, which are this processor's own.
+    unsafe { second.write(*entry) };
     let new = CachedAnswer {
         stamp: stamp(epoch, client),
         destination: packet.destination,
@@ -144,11 +144,12 @@ fn client_slot(key: &ClientKey) -> u32 {
     slot(a ^ c ^ key.vif, b ^ d, CACHED_CLIENTS as u32)
 }
 
+/// The first of the two places, side by side, that an answer can be in.
 #[inline(always)]
 fn answer_slot(client: &Client, packet: &Packet) -> u32 {
     let [a, b, c, d] = packet.destination.words;
     let service = u32::from(packet.port) << 2 | packet.protocol as u32;
-    slot(a ^ c ^ client.policy.rotate_left(16) ^ service, b ^ d, CACHED_ANSWERS as u32)
+    slot(a ^ c ^ client.policy.rotate_left(16) ^ service, b ^ d, CACHED_ANSWERS as u32) & !1
 }
 
 /// One of this processor's entries, of which it has `entries`, a power of two.
