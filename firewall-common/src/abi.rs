@@ -307,7 +307,7 @@ pub const MAX_LOCALS: usize = 4096;
 /// Most prefixes in one policy.
 pub const MAX_PREFIXES: usize = 1 << 17;
 /// Clients that are kept for each processor; a power of two.
-pub const CACHED_CLIENTS: usize = 1 << 6;
+pub const CACHED_CLIENTS: usize = 1 << 8;
 /// Answers that are kept for each processor, 32 bytes each; a power of two.
 pub const CACHED_ANSWERS: usize = 1 << 14;
 /// Words of a filter of addresses, 8 bytes each; a power of two.

@@ -3,7 +3,7 @@
 //! Never attaches anything.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use firewall_agent::events::{ClientId, Installation};
@@ -58,6 +58,8 @@ struct ByClients {
     install: Samples,
     /// Nanoseconds of a packet, each from another client.
     packet: Samples,
+    /// The same for the empty program.
+    nothing: Samples,
 }
 
 /// Measures.
@@ -146,13 +148,12 @@ impl ByClients {
         let mut shuffled = Shuffled::by_source(&frame(&addresses[0]), &addresses, judge)?;
         let judge = program.descriptor("baseline")?;
         let mut empty = Shuffled::by_source(&frame(&addresses[0]), &addresses, judge)?;
-        let mut packet = Samples::default();
-        let nanoseconds = |time: Duration| time.as_nanos() as f64;
+        let (mut packet, mut nothing) = (Samples::default(), Samples::default());
         for _ in 0..rounds * 3 {
-            let empty = nanoseconds(empty.time(REPEAT)?);
-            packet.add(nanoseconds(shuffled.time(REPEAT)?) - empty);
+            nothing.add(empty.time(REPEAT)?.as_nanos() as f64);
+            packet.add(shuffled.time(REPEAT)?.as_nanos() as f64);
         }
-        Ok(Self { clients, install, packet })
+        Ok(Self { clients, install, packet, nothing })
     }
 }
 
@@ -179,9 +180,11 @@ fn table(by_rules: &[ByRules], by_clients: &[ByClients]) -> String {
             format!("{:.2}", it.install.quantile(1.0)),
             format!("{:.0}", it.packet.minimum()),
             format!("{:.0}", it.packet.median()),
+            format!("{:.0}", it.packet.over(&it.nothing)),
         ]
     };
-    let header = ["clients", "to put one in force ms", "most", "packet min ns", "median"];
+    let header =
+        ["clients", "to put one in force ms", "most", "packet min ns", "median", "over empty"];
     format!("{rules}\n\n{}", show::table(header, by_clients.iter().map(row).collect()))
 }
 
@@ -198,6 +201,7 @@ fn report(by_rules: &[ByRules], by_clients: &[ByClients]) -> Value {
             "clients": it.clients, "install_ms": it.install.median(),
             "install_max_ms": it.install.quantile(1.0),
             "packet_min_ns": it.packet.minimum(), "packet_median_ns": it.packet.median(),
+            "packet_over_empty_ns": it.packet.over(&it.nothing),
         })
     };
     json!({
