@@ -1,41 +1,31 @@
-//! Policies and clients in the kernel's maps: staged where no packet looks, made live by
-//! one store, taken back when no packet can see them any more.
+//! What is in force for clients, in the kernel's maps: staged where no packet looks, made live
+//! by one store, taken back when no packet can see it any more.
 //! Never decides what to install.
 //!
-//! What was replaced must outlive the packets that still read it. Replacing an inner map
-//! makes the kernel wait until all running programs have ended (`maybe_wait_bpf_programs`
-//! in kernel/bpf/syscall.c); only after such a wait are indices used again.
+//! What was replaced must outlive the packets that still read it: only after a wait until
+//! all running programs have ended are indices used again.
 
 use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::io;
 use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aya::maps::lpm_trie::Key;
-use aya::maps::{ArrayOfMaps, LpmTrie, Map, MapData, MapError};
+use aya::maps::{Map, MapData, MapError};
 use firewall_common::abi::{
-    Address, Class, Client, ClientKey, Counter, MAX_CLASSES, MAX_CLIENTS, MAX_COUNTERS,
-    MAX_INSTALLED, MAX_POLICIES, MAX_SEGMENTS, NO_CLASS, SETTLING, STATE_BLOCKED, STATE_POLICY,
-    STATE_WAITING, Segment, Span,
+    Client, ClientKey, Counter, MAX_CLIENTS, MAX_COUNTERS, MAX_INSTALLED, SETTLING, STATE_BLOCKED,
+    STATE_POLICY, STATE_WAITING,
 };
 use firewall_common::verdict::{Reason, reason_counter, rule_counter};
 use thiserror::Error;
 
 use super::addresses::AddressSet;
 use super::epoch::Epoch;
-use super::mapped::{MappedArray, StagedArray};
+use super::mapped::MappedArray;
+use super::policies::Policies;
 use super::ranges::Ranges;
 use crate::events::{ClientId, Installation};
-use crate::rules::Family;
 use crate::rules::compile::Policy;
-use crate::rules::resolve::Prefix;
-
-/// Bit of the flags that an LPM trie must have (uapi/linux/bpf.h).
-const BPF_F_NO_PREALLOC: u32 = 1;
-
-type Trie = LpmTrie<MapData, Address, u32>;
 
 /// Something could not be put into the maps; what was in force still is.
 #[derive(Debug, Error)]
@@ -61,14 +51,6 @@ pub enum MapsError {
     Missing(&'static str),
 }
 
-/// A policy in the maps.
-struct Installed {
-    slot: u32,
-    classes: Range<u32>,
-    segments: Range<u32>,
-    clients: usize,
-}
-
 /// What is in force for a client.
 struct InForce {
     /// Index of the record, and what it says.
@@ -84,38 +66,33 @@ pub struct Maps {
     clients: aya::maps::HashMap<MapData, ClientKey, u32>,
     live: MappedArray<u32>,
     records: MappedArray<Client>,
-    policies: ArrayOfMaps<MapData, Trie>,
-    classes: StagedArray<Class>,
-    segments: StagedArray<Segment>,
+    policies: Policies,
     locals: AddressSet,
     connected: AddressSet,
     counters: MappedArray<Counter>,
-    /// Stands in every slot that has no policy: no prefix, so nothing is accepted.
-    empty: Trie,
 
     free_indices: Ranges,
     free_records: Ranges,
-    free_slots: Ranges,
-    free_classes: Ranges,
-    free_segments: Ranges,
     free_counters: Ranges,
 
     indices: HashMap<ClientId, u32>,
     in_force: HashMap<ClientId, InForce>,
-    installed: HashMap<Arc<Policy>, Installed>,
     /// Not in force any more, but perhaps still read by packets on their way.
     retired: Vec<InForce>,
     retired_indices: Vec<u32>,
 }
 
 /// Takes a map out of the object.
-fn take<T: TryFrom<Map>>(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<T, MapsError> {
+pub(super) fn take<T: TryFrom<Map>>(
+    ebpf: &mut aya::Ebpf,
+    name: &'static str,
+) -> Result<T, MapsError> {
     let map = ebpf.take_map(name).ok_or(MapsError::Missing(name))?;
     T::try_from(map).map_err(|_| MapsError::Missing(name))
 }
 
 /// Takes an array out of the object, to be mapped.
-fn take_array(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<MapData, MapsError> {
+pub(super) fn take_array(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<MapData, MapsError> {
     match ebpf.take_map(name) {
         Some(Map::Array(map)) => Ok(map),
         _ => Err(MapsError::Missing(name)),
@@ -123,7 +100,7 @@ fn take_array(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<MapData, MapsE
 }
 
 /// All indices of a table whose first `reserved` are not handed out.
-fn indices(reserved: u32, size: usize) -> Ranges {
+pub(super) fn indices(reserved: u32, size: usize) -> Ranges {
     Ranges::new(reserved..u32::try_from(size).unwrap_or(u32::MAX))
 }
 
@@ -135,24 +112,16 @@ impl Maps {
             clients: take(ebpf, "CLIENTS")?,
             live: MappedArray::new(take_array(ebpf, "LIVE")?, MAX_CLIENTS)?,
             records: MappedArray::new(take_array(ebpf, "INSTALLED")?, MAX_INSTALLED)?,
-            policies: take(ebpf, "POLICIES")?,
-            classes: StagedArray::new(take_array(ebpf, "CLASSES")?, MAX_CLASSES),
-            segments: StagedArray::new(take_array(ebpf, "SEGMENTS")?, MAX_SEGMENTS),
+            policies: Policies::new(ebpf)?,
             locals: AddressSet::new(take(ebpf, "LOCALS")?, take(ebpf, "LOCALS_FILTER")?),
             connected: AddressSet::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
             counters: MappedArray::new(take_array(ebpf, "COUNTERS")?, MAX_COUNTERS)?,
-            empty: LpmTrie::create(1, BPF_F_NO_PREALLOC)?,
             free_indices: indices(0, MAX_CLIENTS),
             free_records: indices(0, MAX_INSTALLED),
-            // Slot 0 is for waiting only.
-            free_slots: indices(1, MAX_POLICIES),
-            free_classes: indices(0, MAX_CLASSES),
-            free_segments: indices(0, MAX_SEGMENTS),
             // The first counters are for packets without a client.
             free_counters: indices(Reason::COUNT, MAX_COUNTERS),
             indices: HashMap::new(),
             in_force: HashMap::new(),
-            installed: HashMap::new(),
             retired: Vec::new(),
             retired_indices: Vec::new(),
         })
@@ -197,15 +166,14 @@ impl Maps {
                 .map(|index| index.start),
         };
         let outcome = index.and_then(|index| {
-            let installed = policy.and_then(|it| Some((it, self.installed.get(it)?)));
             staged.client = Client {
                 state: state | SETTLING,
-                policy: installed.map_or(0, |(_, it)| it.slot),
+                policy: policy.map_or(0, |it| self.policies.slot_of(it)),
                 generation,
                 counters: staged.counters.start,
                 index,
                 audit_until: 0,
-                only_class: installed.map_or(0, |(policy, it)| only_class(client, policy, it)),
+                only_class: policy.map_or(0, |it| self.policies.only_class(it, client.address)),
             };
             self.records.store(staged.record, [staged.client])?;
             self.make_live(client, index, staged.record)
@@ -271,7 +239,7 @@ impl Maps {
         let filled = cleared.and_then(|()| match policy {
             None => Ok(()),
             Some(policy) => {
-                self.share_policy(policy)?;
+                self.policies.share(policy)?;
                 staged.policy = Some(Arc::clone(policy));
                 Ok(())
             }
@@ -326,13 +294,13 @@ impl Maps {
         !self.retired.is_empty() || !self.retired_indices.is_empty()
     }
 
-    /// Waits until no packet can see what was replaced, and makes room of it. Takes some
-    /// milliseconds.
+    /// Waits until no packet can see what was replaced, and makes room of it, so that the next
+    /// change need not wait. Takes some milliseconds.
     pub fn tidy(&mut self) -> Result<(), MapsError> {
         if !self.has_retired() {
             return Ok(());
         }
-        self.policies.set(0, &self.empty, 0)?;
+        self.policies.wait()?;
         for index in self.retired_indices.drain(..) {
             self.free_indices.give(index..index + 1);
         }
@@ -341,82 +309,10 @@ impl Maps {
             self.free_records.give(record..record + 1);
             self.free_counters.give(counters);
             if let Some(policy) = policy {
-                self.leave_policy(&policy)?;
+                self.policies.leave(&policy)?;
             }
         }
-        Ok(())
-    }
-
-    /// Counts one more client of a policy, and puts it into the maps if it is the first.
-    fn share_policy(&mut self, policy: &Arc<Policy>) -> Result<(), MapsError> {
-        if let Some(installed) = self.installed.get_mut(policy) {
-            installed.clients += 1;
-            return Ok(());
-        }
-        let classes = u32::try_from(policy.classes.len()).unwrap_or(u32::MAX);
-        let segments = u32::try_from(policy.segments.len()).unwrap_or(u32::MAX);
-        let slot = take_range(&mut self.free_slots, 1, "policies", MAX_POLICIES)?;
-        let classes = take_range(&mut self.free_classes, classes, "classes", MAX_CLASSES)
-            .inspect_err(|_| self.free_slots.give(slot.clone()))?;
-        let segments = take_range(&mut self.free_segments, segments, "port ranges", MAX_SEGMENTS)
-            .inspect_err(|_| {
-            self.free_slots.give(slot.clone());
-            self.free_classes.give(classes.clone());
-        })?;
-        let installed = Installed { slot: slot.start, classes, segments, clients: 1 };
-        if let Err(error) = self.fill(policy, &installed) {
-            self.give_back(installed);
-            return Err(error);
-        }
-        self.installed.insert(Arc::clone(policy), installed);
-        Ok(())
-    }
-
-    /// Writes a policy where no packet looks yet; its indices are moved to where it is.
-    fn fill(&mut self, policy: &Policy, to: &Installed) -> Result<(), MapsError> {
-        let moved = |span: Span| Span { start: span.start + to.segments.start, ..span };
-        self.segments.store(to.segments.start, policy.segments.iter().copied())?;
-        let classes = policy.classes.iter().map(|class| Class {
-            wider: match class.wider {
-                NO_CLASS => NO_CLASS,
-                wider => wider + to.classes.start,
-            },
-            tcp: moved(class.tcp),
-            udp: moved(class.udp),
-            icmp: moved(class.icmp),
-            other: moved(class.other),
-        });
-        self.classes.store(to.classes.start, classes)?;
-        let size = u32::try_from(policy.prefixes.len()).unwrap_or(u32::MAX).max(1);
-        let mut trie = Trie::create(size, BPF_F_NO_PREALLOC)?;
-        for (prefix, class) in &policy.prefixes {
-            let key = Key::new(u32::from(prefix.length()), prefix.address());
-            trie.insert(&key, class + to.classes.start, 0)?;
-        }
-        // Takes some milliseconds: the kernel waits for running programs.
-        self.policies.set(to.slot, &trie, 0)?;
-        Ok(())
-    }
-
-    /// Counts one client of a policy less, and frees it after the last.
-    fn leave_policy(&mut self, policy: &Arc<Policy>) -> Result<(), MapsError> {
-        let Entry::Occupied(mut entry) = self.installed.entry(Arc::clone(policy)) else {
-            return Ok(());
-        };
-        entry.get_mut().clients -= 1;
-        if entry.get().clients == 0 {
-            let installed = entry.remove();
-            self.policies.set(installed.slot, &self.empty, 0)?;
-            self.give_back(installed);
-        }
-        Ok(())
-    }
-
-    fn give_back(&mut self, installed: Installed) {
-        let Installed { slot, classes, segments, clients: _ } = installed;
-        self.free_slots.give(slot..slot + 1);
-        self.free_classes.give(classes);
-        self.free_segments.give(segments);
+        self.policies.prepare()
     }
 
     /// Makes the netvm's own addresses known: exactly these.
@@ -458,22 +354,11 @@ impl Maps {
     }
 }
 
-/// See [`Client::only_class`]. Of a policy for the client's family the first prefix is the
-/// whole family; of another one, the trie will find nothing.
-fn only_class(client: ClientId, policy: &Policy, installed: &Installed) -> u32 {
-    match policy.prefixes.as_slice() {
-        [(prefix, class)] if *prefix == Prefix::whole(Family::from(client.address)) => {
-            class + installed.classes.start + 1
-        }
-        _ => 0,
-    }
-}
-
 fn key(client: ClientId) -> ClientKey {
     ClientKey { vif: client.vif, address: client.address.into() }
 }
 
-fn take_range(
+pub(super) fn take_range(
     free: &mut Ranges,
     needed: u32,
     what: &'static str,

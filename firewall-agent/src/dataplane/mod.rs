@@ -12,6 +12,7 @@ mod early;
 mod epoch;
 mod mapped;
 mod pins;
+mod policies;
 mod ranges;
 
 use std::collections::{BTreeMap, BTreeSet};
