@@ -8,6 +8,7 @@
 
 mod budget;
 mod cache;
+mod linear;
 mod maps;
 mod report;
 mod skb;

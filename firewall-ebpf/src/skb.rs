@@ -7,6 +7,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use firewall_common::packet::Source;
 
+use crate::linear;
 use crate::report::Arrival;
 
 /// The bit of `skb->mark` that the gate looks for. The agent sets it before loading.
@@ -65,13 +66,8 @@ impl Source for Skb<'_> {
 
     #[inline(always)]
     fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let start = self.context.data() + offset as usize;
-        if start + N > self.context.data_end() {
-            return self.bytes(offset);
-        }
-        // SAFETY: inside the linear part of the packet, as the verifier sees from the line
-        // above.
-        Some(unsafe { *(start as *const [u8; N]) })
+        linear::read(self.context.data(), self.context.data_end(), offset)
+            .or_else(|| self.bytes(offset))
     }
 
     #[inline(always)]

@@ -7,6 +7,7 @@ use aya_ebpf::helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
 use aya_ebpf::programs::XdpContext;
 use firewall_common::packet::Source;
 
+use crate::linear;
 use crate::report::Arrival;
 
 /// A frame on its way into the kernel.
@@ -47,13 +48,8 @@ impl Source for Buffer<'_> {
 
     #[inline(always)]
     fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let start = self.context.data() + offset as usize;
-        if start + N > self.context.data_end() {
-            return self.bytes(offset);
-        }
-        // SAFETY: inside the linear part of the frame, as the verifier sees from the line
-        // above.
-        Some(unsafe { *(start as *const [u8; N]) })
+        linear::read(self.context.data(), self.context.data_end(), offset)
+            .or_else(|| self.bytes(offset))
     }
 
     #[inline(always)]
