@@ -54,9 +54,7 @@ impl Dataplane {
     }
 
     fn try_early(&mut self, vif: u32) -> Result<(), DataplaneError> {
-        let pin = pin_directory(&self.options.pins)
-            .map_err(|error| DataplaneError::Pins { path: self.options.pins.clone(), error })?
-            .join(link_name(NAME, vif));
+        let pin = pin_directory(&self.options.pins)?.join(link_name(NAME, vif));
         let program: &mut Xdp =
             self.ebpf.program_mut(NAME).ok_or(DataplaneError::NoObject)?.try_into()?;
         if program.fd().is_err() {

@@ -151,8 +151,7 @@ pub struct Dataplane {
 impl Dataplane {
     /// Loads the programs. Nothing is attached yet.
     pub fn load(options: Options) -> Result<Self, DataplaneError> {
-        let links = pin_directory(&options.pins)
-            .map_err(|error| DataplaneError::Pins { path: options.pins.clone(), error })?;
+        let links = pin_directory(&options.pins)?;
         let mut ebpf = load_object(&options)?;
         let maps = Maps::new(&mut ebpf)?;
         for program in Program::ALL {

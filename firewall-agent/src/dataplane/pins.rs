@@ -39,7 +39,11 @@ pub(super) fn link_name(program: &str, link: u32) -> String {
 }
 
 /// Makes the directory for links of this version of the maps' layout.
-pub(super) fn pin_directory(pins: &Path) -> io::Result<PathBuf> {
+pub(super) fn pin_directory(pins: &Path) -> Result<PathBuf, DataplaneError> {
+    make_directory(pins).map_err(|error| DataplaneError::Pins { path: pins.to_owned(), error })
+}
+
+fn make_directory(pins: &Path) -> io::Result<PathBuf> {
     let links = pins.join(format!("v{ABI_VERSION}"));
     fs::DirBuilder::new().recursive(true).mode(0o700).create(&links)?;
     if statfs(&links)?.filesystem_type() != BPF_FS_MAGIC {

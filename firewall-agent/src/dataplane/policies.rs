@@ -174,20 +174,27 @@ impl Policies {
 
     /// Makes slots ready, as many as may be needed soon. Waits for each.
     pub(super) fn prepare(&mut self) -> Result<(), MapsError> {
-        while self.ready.len() < READY
-            && let Some(slot) = self.free_slots.take(1)
-        {
-            self.make_ready(slot.start)?;
-        }
+        while self.ready.len() < READY && self.ready_one_more()? {}
         Ok(())
     }
 
     fn ready_slot(&mut self) -> Result<(u32, Trie), MapsError> {
         if self.ready.is_empty() {
-            let slot = take_range(&mut self.free_slots, 1, "policies", MAX_POLICIES)?;
-            self.make_ready(slot.start)?;
+            self.ready_one_more()?;
         }
         self.ready.pop().ok_or(MapsError::Full { what: "policies", needed: 1, most: MAX_POLICIES })
+    }
+
+    /// Makes a free slot ready, if there is one.
+    fn ready_one_more(&mut self) -> Result<bool, MapsError> {
+        let Some(slot) = self.free_slots.take(1) else {
+            return Ok(false);
+        };
+        let made = self.make_ready(slot.start);
+        if made.is_err() {
+            self.free_slots.give(slot);
+        }
+        made.map(|()| true)
     }
 
     fn make_ready(&mut self, slot: u32) -> Result<(), MapsError> {
