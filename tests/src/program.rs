@@ -1,7 +1,7 @@
 //! The kernel program under BPF_PROG_TEST_RUN: a frame goes in, a verdict comes out.
 //! Never attaches anything, so no packet of the machine is touched.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -232,6 +232,24 @@ impl Sender<'_> {
         };
         let mark = if handed_on { u32::from_ne_bytes(bytes) } else { 0 };
         Ok(Outcome { handed_on, mark })
+    }
+}
+
+/// The client that is measured.
+pub fn client(v4: bool) -> IpAddr {
+    if v4 {
+        Ipv4Addr::new(10, 137, 0, 12).into()
+    } else {
+        Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 0xc).into()
+    }
+}
+
+/// A host that is measured; those of IPv6 differ in their last four bytes only.
+pub fn host(v4: bool, bits: u32) -> IpAddr {
+    if v4 {
+        Ipv4Addr::from_bits(bits).into()
+    } else {
+        Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | u128::from(bits)).into()
     }
 }
 

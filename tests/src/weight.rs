@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::interpreter::Interpreter;
 use crate::oracle::{Proto, Rule, Ruleset};
 use crate::packets;
-use crate::program::{Program, VIF};
+use crate::program::{Program, VIF, client, host};
 
 const PROGRAMS: [&str; 4] = ["from_client", "from_client_early", "from_uplink", "to_uplink"];
 /// Prefixes of the clients' policies.
@@ -101,11 +101,11 @@ fn put(
     program.put(client, ruleset, &Surroundings::default())?;
     let interpreter = Interpreter::new(object, "from_client", &program.info("from_client")?)?;
     let family = if client.is_ipv4() { "IPv4" } else { "IPv6" };
-    let stranger = host(client, 0x0909_0909);
+    let stranger = host(client.is_ipv4(), 0x0909_0909);
     let packets = [
-        ("to one", client, host(client, 0x0800_0000 + PREFIXES / 2)),
-        ("to none", client, host(client, 0x0700_0000)),
-        ("with a wrong source", stranger, host(client, 0x0800_0000)),
+        ("to one", client, host(client.is_ipv4(), 0x0800_0000 + PREFIXES / 2)),
+        ("to none", client, host(client.is_ipv4(), 0x0700_0000)),
+        ("with a wrong source", stranger, host(client.is_ipv4(), 0x0800_0000)),
     ];
     let mut runs = Vec::new();
     for (what, from, destination) in packets {
@@ -126,26 +126,10 @@ fn put(
     Ok(())
 }
 
-fn client(v4: bool) -> IpAddr {
-    if v4 {
-        Ipv4Addr::new(10, 137, 0, 12).into()
-    } else {
-        Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 0xc).into()
-    }
-}
-
-/// An address of a client's family.
-fn host(client: IpAddr, bits: u32) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => Ipv4Addr::from_bits(bits).into(),
-        IpAddr::V6(_) => Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | u128::from(bits)).into(),
-    }
-}
-
 fn rule(client: IpAddr, number: u32) -> Rule {
     Rule {
         network: Some((
-            host(client, 0x0800_0000 + number),
+            host(client.is_ipv4(), 0x0800_0000 + number),
             if client.is_ipv4() { 32 } else { 128 },
         )),
         proto: Some(Proto::Tcp),

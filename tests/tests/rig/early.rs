@@ -8,7 +8,6 @@ use firewall_agent::status::Status;
 use firewall_tests::agent::{Agent, PATIENCE};
 use firewall_tests::frames;
 use firewall_tests::packets;
-use firewall_tests::probe::Outcome;
 use firewall_tests::rig::CLIENT_INTERFACE;
 use firewall_tests::shots::VIF;
 use firewall_tests::traffic::Native;
@@ -17,12 +16,6 @@ use nix::net::if_::if_nametoindex;
 use super::world::*;
 
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 137, 0, 99));
-
-/// What `world.put` with [`tcp_443`] comes to.
-const WEB: ([Outcome; 4], [Outcome; 4]) = (
-    [Outcome::Accepted, PROHIBITED4, PROHIBITED4, PROHIBITED4],
-    [Outcome::Accepted, PROHIBITED6, PROHIBITED6, PROHIBITED6],
-);
 
 /// Whether a packet with a wrong source gets as far as a tap: behind native XDP and in front
 /// of tc. One with the right source does, whatever its verdict.

@@ -5,18 +5,11 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::status::Status;
 use firewall_tests::agent::Agent;
-use firewall_tests::probe::Outcome;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::world::*;
 
 const GONE: &str = "somebody took the programs away";
-
-/// What `world.put` with `tcp_443` comes to.
-const WEB: ([Outcome; 4], [Outcome; 4]) = (
-    [Outcome::Accepted, PROHIBITED4, PROHIBITED4, PROHIBITED4],
-    [Outcome::Accepted, PROHIBITED6, PROHIBITED6, PROHIBITED6],
-);
 
 fn all_is_attached(status: &Status) -> bool {
     status.vifs.iter().all(|vif| vif.attached.is_some())

@@ -84,6 +84,12 @@ pub const ALL_PROHIBITED4: [Outcome; 4] = [PROHIBITED4; 4];
 pub const ALL_PROHIBITED6: [Outcome; 4] = [PROHIBITED6; 4];
 pub const SILENT: [Outcome; 4] = [Outcome::Silent; 4];
 
+/// What `world.put` with [`tcp_443`] comes to.
+pub const WEB: ([Outcome; 4], [Outcome; 4]) = (
+    [Outcome::Accepted, PROHIBITED4, PROHIBITED4, PROHIBITED4],
+    [Outcome::Accepted, PROHIBITED6, PROHIBITED6, PROHIBITED6],
+);
+
 pub fn tcp_443() -> Rule {
     Rule { proto: Some(Proto::Tcp), ports: Some((443, 443)), ..Rule::all(true) }
 }

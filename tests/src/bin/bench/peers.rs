@@ -349,13 +349,18 @@ fn name(proto: Proto) -> &'static str {
 
 /// One rule for each host.
 pub fn ruleset(rules: usize, proto: Proto) -> Ruleset {
-    let rule = |host: &IpAddr| Rule {
-        network: Some((*host, 32)),
+    let rules = hosts(rules).iter().map(|host| rule(*host, proto)).collect();
+    Ruleset { default_accept: false, rules }
+}
+
+/// A rule that accepts what is for a host.
+pub fn rule(host: IpAddr, proto: Proto) -> Rule {
+    Rule {
+        network: Some((host, 32)),
         proto: Some(proto),
         ports: Some((PORT, PORT)),
         ..Rule::all(true)
-    };
-    Ruleset { default_accept: false, rules: hosts(rules).iter().map(rule).collect() }
+    }
 }
 
 /// A host that no rule names.

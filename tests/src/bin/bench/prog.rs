@@ -3,7 +3,7 @@
 //! Never attaches anything.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use comfy_table::Table;
@@ -13,7 +13,7 @@ use firewall_agent::rules::Family;
 use firewall_agent::rules::resolve::Surroundings;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::packets;
-use firewall_tests::program::{Outcome, Program, proved};
+use firewall_tests::program::{Outcome, Program, client, host, proved};
 use firewall_tests::traffic::{Processor, Shuffled, alone_on};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
@@ -192,23 +192,6 @@ impl Case {
         };
         let lane = Lane::new(program, "from_client", frame(&hosts[0]), &hosts)?;
         Ok(Self { name, prefixes, bytes, lane })
-    }
-}
-
-fn client(v4: bool) -> IpAddr {
-    if v4 {
-        Ipv4Addr::new(10, 137, 0, 12).into()
-    } else {
-        Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 0xc).into()
-    }
-}
-
-/// IPv6 addresses differ in their last four bytes only, as [`Shuffled`] wants it.
-fn host(v4: bool, bits: u32) -> IpAddr {
-    if v4 {
-        Ipv4Addr::from_bits(bits).into()
-    } else {
-        Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | u128::from(bits)).into()
     }
 }
 

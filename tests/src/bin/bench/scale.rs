@@ -17,7 +17,7 @@ use firewall_tests::traffic::{PORT, Processor, Shuffled, alone_on};
 use serde_json::{Value, json};
 
 use crate::machine::machine;
-use crate::peers::{hosts, ruleset};
+use crate::peers::{hosts, rule, ruleset};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
@@ -128,13 +128,8 @@ impl ByClients {
         // What all of them may reach, so that one packet will do.
         let shared = Rule { proto: Some(Proto::Udp), ..Rule::all(true) };
         for (address, own) in addresses.iter().zip(all.chunks(RULES_EACH)) {
-            let rule = |host: &IpAddr| Rule {
-                network: Some((*host, 32)),
-                proto: Some(Proto::Tcp),
-                ports: Some((PORT, PORT)),
-                ..Rule::all(true)
-            };
-            let rules = own.iter().map(rule).chain([shared.clone()]).collect();
+            let own = own.iter().map(|host| rule(*host, Proto::Tcp));
+            let rules = own.chain([shared.clone()]).collect();
             let ruleset = firewall_tests::oracle::Ruleset { default_accept: false, rules };
             let policy = proved(*address, &ruleset.file(), &Surroundings::default())?;
             let rules = u32::try_from(ruleset.rules.len())?;
