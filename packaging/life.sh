@@ -13,15 +13,18 @@ has_systemd() {
 
 # What runs is started anew; the programs in the kernel go on filtering meanwhile. In a
 # template the unit's condition lets nothing run. Before the first time today's firewall
-# runs; it opens everything when it is asked to stop, so it is not asked.
+# runs; it opens everything when it is asked to stop, so it is not asked. Until the service
+# manager has seen it end, only `restart` has the agent follow.
 installed() {
     has_systemd || return 0
     systemctl daemon-reload
     if [ ! -d "$PINS" ] && systemctl --quiet is-active qubes-firewall.service; then
         systemctl kill --signal=KILL qubes-firewall.service
+        how=restart
     fi
     # A service that does not start says so itself; the files are installed all the same.
-    systemctl try-restart qubes-firewall.service firewall-agent.service || true
+    systemctl "${how:-try-restart}" qubes-firewall.service || true
+    systemctl try-restart firewall-agent.service || true
 }
 
 # Today's firewall follows where there is one. It would add its rules behind ours, so ours

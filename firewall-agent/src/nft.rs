@@ -140,7 +140,8 @@ impl Gate {
     }
 
     /// The well-known names are Qubes': users' scripts use the chains `forward` and
-    /// `qubes-forward`, so both judge by the mark.
+    /// `qubes-forward`, so both judge by the mark. No packet gets as far as the policy: it is
+    /// in force later than the rules ([`close`]).
     fn write_gate(&self, text: &mut String, family: &str, icmp: &str) {
         let Self { pattern, mark_bit, .. } = self;
         let pattern = pattern.as_str();
@@ -216,9 +217,14 @@ table {family} qubes-firewall {{
 }
 
 /// Puts tables in the place of the gate that forward nothing.
+///
+/// The kernel has a new chain accept by its policy until the whole transaction is in force,
+/// and has by then taken the old chain away (`nft_chain_commit_drop_policy` in
+/// net/netfilter/nf_tables_api.c). A rule is in force at once; it goes when the policy is.
 pub async fn close() -> Result<(), GateError> {
     let mut text =
         "table inet qubes-firewall-nat {}\ndelete table inet qubes-firewall-nat\n".to_owned();
+    let mut bare = String::new();
     for family in ["ip", "ip6"] {
         let _ = write!(
             text,
@@ -227,12 +233,15 @@ delete table {family} qubes-firewall
 table {family} qubes-firewall {{
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
+		drop
 	}}
 }}
 "#
         );
+        let _ = writeln!(bare, "flush chain {family} qubes-firewall forward");
     }
-    run(&text).await
+    run(&text).await?;
+    run(&bare).await
 }
 
 /// Has `nft` carry out a text, as a whole or not at all.

@@ -32,7 +32,7 @@ pub fn binary() -> Result<PathBuf> {
     let mut candidates = directories.map(|directory| directory.join("firewall-agent"));
     candidates
         .find(|candidate| candidate.is_file())
-        .context("no firewall-agent beside the tests: run `cargo build` first")
+        .context("no firewall-agent beside the tests: `cargo xtask test` makes one")
 }
 
 /// A command of the agent for a rig, with what all of them need to leave the machine alone.

@@ -4,7 +4,8 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -14,8 +15,11 @@ use firewall_tests::manager::Manager;
 use firewall_tests::oracle::{Rule, Ruleset};
 use firewall_tests::probe::{Outcome, Probe, SILENCE};
 use firewall_tests::rig::Rig;
+use firewall_tests::rounds;
+use firewall_tests::server::EchoServer;
 use nix::sys::signal::Signal;
 
+use super::cycles::DENIED;
 use super::world::*;
 
 #[test]
@@ -134,6 +138,54 @@ fn prepare_closes_a_netvm_that_never_had_an_agent_and_mounts_a_place_for_pins() 
     check(client, "prepared", ALL_PROHIBITED4, ALL_PROHIBITED6);
     let agent = Agent::start(&world.rig, &["--mode", "qubes"])?;
     agent.wait_for_vif(world.client.vif())?;
+    Ok(())
+}
+
+/// Leaves the netvm to another firewall.
+fn hand_over(rig: &Rig) -> Result<()> {
+    let mut command = Command::new(agent::binary()?);
+    command.args(["hand-over", "--pins"]).arg(rig.bpffs().join("firewall"));
+    command.stderr(Stdio::piped());
+    let output = rig.netvm().spawn(&mut command)?.wait_with_output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// A chain that is replaced does not drop by its policy at once, only by its rules.
+#[test]
+fn nothing_leaks_while_a_gate_comes_and_another_firewall_takes_over() -> Result<()> {
+    let world = World::new("handover")?;
+    masquerade(&world.rig)?;
+    prepare(&world.rig)?;
+    let denied = EchoServer::start(world.rig.internet(), DENIED)?;
+    let done = AtomicBool::new(false);
+    let sent = std::thread::scope(|scope| -> Result<u64> {
+        let sending = scope.spawn(|| {
+            world.client.namespace().run(|| {
+                let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+                let mut sent = 0;
+                while !done.load(Ordering::Relaxed) {
+                    // The answer to the one before can make this call fail.
+                    sent += u64::from(socket.send_to(b"no", DENIED).is_ok());
+                }
+                Ok(sent)
+            })
+        });
+        let all_rounds = || -> Result<()> {
+            for round in 0..rounds(100, 1000) {
+                hand_over(&world.rig)?;
+                prepare(&world.rig)?;
+                let leaked = denied.received().udp_packets;
+                ensure!(leaked == 0, "round {round}: {leaked} packets leaked");
+            }
+            Ok(())
+        };
+        let outcome = all_rounds();
+        done.store(true, Ordering::Relaxed);
+        let sent = sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
+        outcome.map(|()| sent)
+    })?;
+    ensure!(sent > 1000, "only {sent} packets");
     Ok(())
 }
 
