@@ -19,7 +19,12 @@ fn all_is_attached(status: &Status) -> bool {
 /// Waits until the agent has noticed so many losses and mended them.
 fn wait_for_repair(agent: &Agent, losses: usize) -> Result<()> {
     agent.wait_for("attached again", |status| {
-        agent.log().matches(GONE).count() >= losses && all_is_attached(status)
+        let log = agent.log();
+        // It says so before it does something about it.
+        let since = log.rsplit(GONE).next().unwrap_or_default();
+        log.matches(GONE).count() >= losses
+            && since.contains("attached link=")
+            && all_is_attached(status)
     })
 }
 
