@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -129,17 +128,6 @@ impl Scene<'_> {
         Ok(())
     }
 
-    fn pins(&self) -> Result<Vec<PathBuf>> {
-        let directory = self.world.rig.bpffs().join("firewall");
-        let versions = fs::read_dir(directory)?.map(|entry| Ok(entry?.path()));
-        let versions: Vec<PathBuf> = versions.collect::<Result<_>>()?;
-        let mut pins = Vec::new();
-        for version in versions {
-            pins.extend(fs::read_dir(version)?.flatten().map(|entry| entry.path()));
-        }
-        Ok(pins)
-    }
-
     /// Resident memory of the agent, in KiB.
     fn memory(&self) -> Result<u64> {
         self.agent.as_ref().context("no agent runs")?.memory("VmRSS")
@@ -190,7 +178,7 @@ fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Resul
     let to = SocketAddr::new(SERVER4, 443);
     let mut flow = OpenFlow::open(world.client.namespace(), to, PATIENCE)?;
     let (done, sent) = (AtomicBool::new(false), AtomicU64::new(0));
-    let pins = scene.pins()?.len();
+    let pins = world.pins("")?.len();
     let memory = scene.memory()?;
     let count = rounds(30, 1000);
     std::thread::scope(|scope| -> Result<()> {
@@ -216,7 +204,7 @@ fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Resul
     if !allowed.wait_until(|it| it.udp_packets == sent, PATIENCE) {
         bail!("{sent} allowed, {} arrived", allowed.received().udp_packets);
     }
-    assert_eq!(scene.pins()?.len(), pins);
+    assert_eq!(world.pins("")?.len(), pins);
     let later = scene.memory()?;
     println!("{count} rounds, {sent} packets, resident memory {memory} KiB, then {later} KiB");
     assert!(later < memory + memory / 4, "{memory} KiB, then {later} KiB");

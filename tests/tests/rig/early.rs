@@ -11,7 +11,6 @@ use firewall_tests::packets;
 use firewall_tests::rig::CLIENT_INTERFACE;
 use firewall_tests::shots::VIF;
 use firewall_tests::traffic::Native;
-use nix::net::if_::if_nametoindex;
 
 use super::world::*;
 
@@ -106,15 +105,7 @@ fn the_xdp_stage_comes_back_and_goes_with_its_vif_and_with_a_firewall_that_opens
     agent.wait_for("the stage", |status| attached(status, vif).as_deref() == Some("xdp, tcx"))?;
     world.put(&agent, &[tcp_443()])?;
     ensure!(!reaches_taps(&world)?, "not dropped by XDP");
-    let stages = || -> Result<usize> {
-        let mut stages = 0;
-        for version in fs::read_dir(world.rig.bpffs().join("firewall"))? {
-            let pins = fs::read_dir(version?.path())?.flatten();
-            let names = pins.map(|pin| pin.file_name().to_string_lossy().into_owned());
-            stages += names.filter(|name| name.starts_with("from_client_early-")).count();
-        }
-        Ok(stages)
-    };
+    let stages = || -> Result<usize> { Ok(world.pins("from_client_early-")?.len()) };
     assert_eq!(stages()?, 1);
     world.rig.netvm().ip(&["link", "add", "vif78.0", "type", "veth", "peer", "name", "peer78"])?;
     agent.wait_for("another", |status| attached(status, "vif78.0").is_some())?;
@@ -123,10 +114,7 @@ fn the_xdp_stage_comes_back_and_goes_with_its_vif_and_with_a_firewall_that_opens
     agent.wait_for("gone", |status| !status.vifs.iter().any(|it| it.name == "vif78.0"))?;
     assert_eq!(stages()?, 1);
     // The last reference to the link: the kernel detaches the program.
-    for version in fs::read_dir(world.rig.bpffs().join("firewall"))? {
-        let index = world.rig.netvm().run(|| Ok(if_nametoindex(vif)?))?;
-        fs::remove_file(version?.path().join(format!("from_client_early-{index}")))?;
-    }
+    world.pins("from_client_early-")?.iter().try_for_each(fs::remove_file)?;
     ensure!(reaches_taps(&world)?, "the stage is still there");
     agent.wait_for("again", |status| {
         attached(status, vif).as_deref() == Some("xdp, tcx") && stages().is_ok_and(|it| it == 1)

@@ -35,19 +35,11 @@ fn programs_that_somebody_took_away_come_back() -> Result<()> {
     world.put(&agent, &[tcp_443()])?;
     let (v4, v6) = WEB;
     world.check("at first", v4, v6);
-    let pins = world.rig.bpffs().join("firewall");
     for (round, program) in ["from_client-", "from_uplink-", "to_uplink-"].iter().enumerate() {
-        let mut taken = 0;
-        for version in fs::read_dir(&pins)? {
-            for pin in fs::read_dir(version?.path())?.flatten() {
-                if pin.file_name().to_string_lossy().starts_with(program) {
-                    // The last reference to the link: the kernel detaches the program.
-                    fs::remove_file(pin.path())?;
-                    taken += 1;
-                }
-            }
-        }
-        ensure!(taken == 1, "{taken} pins of {program}");
+        let pins = world.pins(program)?;
+        ensure!(pins.len() == 1, "{pins:?} of {program}");
+        // The last reference to the link: the kernel detaches the program.
+        fs::remove_file(&pins[0])?;
         wait_for_repair(&agent, round + 1)?;
         world.check(program, v4, v6);
     }

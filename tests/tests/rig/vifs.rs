@@ -181,10 +181,7 @@ fn a_thousand_vifs_that_come_and_go_leave_nothing() -> Result<()> {
     let world = World::new("thousand")?;
     let agent = world.start()?;
     world.put(&agent, &[udp_443()])?;
-    let pins = || -> Result<usize> {
-        let versions = std::fs::read_dir(world.rig.bpffs().join("firewall"))?;
-        versions.map(|version| Ok(std::fs::read_dir(version?.path())?.count())).sum()
-    };
+    let pins = || -> Result<usize> { Ok(world.pins("")?.len()) };
     let (pins_before, memory) = (pins()?, agent.memory("RssAnon")?);
     let address = |number: usize| format!("10.138.{}.{}", number / 250, number % 250 + 1);
     let rules = Ruleset { default_accept: false, rules: vec![udp_443()] };

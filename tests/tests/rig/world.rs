@@ -1,7 +1,10 @@
 //! A rig with an internet that answers, and one client.
 //! Never has rules of its own.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use firewall_tests::agent::Agent;
@@ -49,6 +52,17 @@ impl World {
         let agent = Agent::start(&self.rig, &[])?;
         agent.wait_for_vif(self.client.vif())?;
         Ok(agent)
+    }
+
+    /// Pins of an agent, of all versions, whose names begin like this.
+    pub fn pins(&self, beginning: &str) -> Result<Vec<PathBuf>> {
+        let mut pins = Vec::new();
+        for version in fs::read_dir(self.rig.bpffs().join("firewall"))? {
+            pins.extend(fs::read_dir(version?.path())?.flatten().map(|entry| entry.path()));
+        }
+        let begins_so = |name: &OsStr| name.to_string_lossy().starts_with(beginning);
+        pins.retain(|pin| pin.file_name().is_some_and(begins_so));
+        Ok(pins)
     }
 
     pub fn put(&self, agent: &Agent, rules: &[Rule]) -> Result<()> {
