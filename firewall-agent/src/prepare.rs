@@ -7,15 +7,17 @@
 //! qubes-core-agent-linux, which runs scripts once at its start, after its tables are there
 //! and before any rule is.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
 
 use anyhow::{Context as _, Result};
 use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use crate::nft::{Gate, Mode};
 
@@ -44,14 +46,34 @@ pub async fn prepare(gate: &Gate, pins: &Path, root: &Path) -> Result<()> {
     Ok(())
 }
 
+/// The service manager gives a unit with a sandbox mounts of its own, also for a command with
+/// `+` (`apply_mount_namespace` in src/core/execute.c of systemd), and what is mounted there
+/// ends with the command. So it is mounted where process 1 sees it, and comes here from there.
 fn mount_bpffs(directory: &Path) -> Result<()> {
     fs::create_dir_all(directory)?;
-    if statfs(directory)?.filesystem_type() == BPF_FS_MAGIC {
+    let is_mounted =
+        || -> Result<bool> { Ok(statfs(directory)?.filesystem_type() == BPF_FS_MAGIC) };
+    if is_mounted()? {
         return Ok(());
     }
-    mount(Some("bpf"), directory, Some("bpf"), MsFlags::empty(), Some("mode=700"))?;
+    let for_all = || -> Result<()> {
+        let first = File::open("/proc/1/ns/mnt")?;
+        // Threads share what setns(2) changes, and may not while they do.
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(first, CloneFlags::CLONE_NEWNS)?;
+        mount_here(directory)
+    };
+    let outcome = thread::scope(|scope| scope.spawn(for_all).join());
+    if !matches!(outcome, Ok(Ok(()))) || !is_mounted()? {
+        debug!(?outcome, "not mounted where process 1 sees it");
+        mount_here(directory)?;
+    }
     info!(directory = %directory.display(), "mounted a BPF file system");
     Ok(())
+}
+
+fn mount_here(directory: &Path) -> Result<()> {
+    Ok(mount(Some("bpf"), directory, Some("bpf"), MsFlags::empty(), Some("mode=700"))?)
 }
 
 /// The administrator's scripts in the order in which they run.

@@ -347,6 +347,8 @@ fn a_host_that_is_no_qube_has_its_own_unit_and_stays_closed_when_the_package_goe
     let scene = Scene::new("host")?;
     let disk = Disk::new(&scene.world.rig)?;
     packages(&disk, "0.1.0")?;
+    // Nor has process 1 made a place for pins, which it does not in a container.
+    fs::remove_file(disk.path("etc/systemd/system/sysinit.target.wants/bpffs.service"))?;
     let machine = disk.boot(&scene.world.rig.directory().join("qubes"))?;
     machine.run(&["dpkg", "-i", &deb("0.1.0")])?;
     assert_eq!(machine.property(STANDALONE, "ActiveState")?, "inactive", "nobody enabled it");
@@ -356,6 +358,8 @@ fn a_host_that_is_no_qube_has_its_own_unit_and_stays_closed_when_the_package_goe
     }
     machine.run(&["systemctl", "enable", "--now", STANDALONE])?;
     running(&machine, STANDALONE)?;
+    let kind = machine.run(&["stat", "--file-system", "--format=%T", "/sys/fs/bpf"])?;
+    assert_eq!(kind.trim(), "bpf_fs", "not mounted where process 1 sees it");
     scene.check("enabled");
     confined(&machine, STANDALONE, &["net_admin", "perfmon", "bpf"])?;
     let said = scene.closed_while("removal", || machine.run(&["dpkg", "-P", "firewall-agent"]))?;
