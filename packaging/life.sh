@@ -18,12 +18,13 @@ has_systemd() {
 installed() {
     has_systemd || return 0
     systemctl daemon-reload
+    how=try-restart
     if [ ! -d "$PINS" ] && systemctl --quiet is-active qubes-firewall.service; then
         systemctl kill --signal=KILL qubes-firewall.service
         how=restart
     fi
     # A service that does not start says so itself; the files are installed all the same.
-    systemctl "${how:-try-restart}" qubes-firewall.service || true
+    systemctl "$how" qubes-firewall.service || true
     systemctl try-restart firewall-agent.service || true
 }
 

@@ -103,24 +103,8 @@ impl Scene {
 
     /// Does something while the client sends what it may not send, and nothing of it passes.
     fn closed_while<T>(&self, what: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-        let done = AtomicBool::new(false);
-        let outcome = std::thread::scope(|scope| {
-            let sending = scope.spawn(|| {
-                self.world.client.namespace().run(|| {
-                    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-                    while !done.load(Ordering::Relaxed) {
-                        // The answer to the one before can make this call fail.
-                        let _ = socket.send_to(b"no", DENIED);
-                        std::thread::sleep(Duration::from_micros(200));
-                    }
-                    Ok(())
-                })
-            });
-            let outcome = work();
-            done.store(true, Ordering::Relaxed);
-            sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
-            outcome
-        })?;
+        let pause = Duration::from_micros(200);
+        let (outcome, _) = while_sending(&self.world.client, DENIED, pause, work)?;
         let leaked = self.denied.received().udp_packets;
         ensure!(leaked == 0, "{what}: {leaked} packets leaked");
         Ok(outcome)

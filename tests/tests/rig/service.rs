@@ -5,7 +5,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -70,9 +69,12 @@ fn script(path: &Path, text: &str, mode: u32) -> Result<()> {
 
 /// Runs `prepare` in mode qubes, and returns what it wrote to its log.
 fn prepare(rig: &Rig) -> Result<String> {
-    let mut command = agent::command(rig, "prepare", &["--mode", "qubes"])?;
-    command.stderr(Stdio::piped());
-    let output = rig.netvm().spawn(&mut command)?.wait_with_output()?;
+    finish(rig, agent::command(rig, "prepare", &["--mode", "qubes"])?)
+}
+
+/// Runs a command of the agent in the netvm to its end.
+fn finish(rig: &Rig, mut command: Command) -> Result<String> {
+    let output = rig.netvm().spawn(command.stderr(Stdio::piped()))?.wait_with_output()?;
     let log = String::from_utf8(output.stderr)?;
     ensure!(output.status.success(), "{log}");
     Ok(log)
@@ -151,10 +153,7 @@ fn prepare_closes_a_netvm_that_never_had_an_agent_and_mounts_a_place_for_pins() 
 fn hand_over(rig: &Rig) -> Result<()> {
     let mut command = Command::new(agent::binary()?);
     command.args(["hand-over", "--pins"]).arg(rig.bpffs().join("firewall"));
-    command.stderr(Stdio::piped());
-    let output = rig.netvm().spawn(&mut command)?.wait_with_output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    Ok(())
+    finish(rig, command).map(drop)
 }
 
 /// A chain that is replaced does not drop by its policy at once, only by its rules.
@@ -164,33 +163,16 @@ fn nothing_leaks_while_a_gate_comes_and_another_firewall_takes_over() -> Result<
     masquerade(&world.rig)?;
     prepare(&world.rig)?;
     let denied = EchoServer::start(world.rig.internet(), DENIED)?;
-    let done = AtomicBool::new(false);
-    let sent = std::thread::scope(|scope| -> Result<u64> {
-        let sending = scope.spawn(|| {
-            world.client.namespace().run(|| {
-                let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-                let mut sent = 0;
-                while !done.load(Ordering::Relaxed) {
-                    // The answer to the one before can make this call fail.
-                    sent += u64::from(socket.send_to(b"no", DENIED).is_ok());
-                }
-                Ok(sent)
-            })
-        });
-        let all_rounds = || -> Result<()> {
-            for round in 0..rounds(100, 1000) {
-                hand_over(&world.rig)?;
-                prepare(&world.rig)?;
-                let leaked = denied.received().udp_packets;
-                ensure!(leaked == 0, "round {round}: {leaked} packets leaked");
-            }
-            Ok(())
-        };
-        let outcome = all_rounds();
-        done.store(true, Ordering::Relaxed);
-        let sent = sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
-        outcome.map(|()| sent)
-    })?;
+    let all_rounds = || -> Result<()> {
+        for round in 0..rounds(100, 1000) {
+            hand_over(&world.rig)?;
+            prepare(&world.rig)?;
+            let leaked = denied.received().udp_packets;
+            ensure!(leaked == 0, "round {round}: {leaked} packets leaked");
+        }
+        Ok(())
+    };
+    let ((), sent) = while_sending(&world.client, DENIED, Duration::ZERO, all_rounds)?;
     ensure!(sent > 1000, "only {sent} packets");
     Ok(())
 }

@@ -5,6 +5,8 @@ use std::ffi::OsStr;
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use firewall_tests::agent::Agent;
@@ -76,6 +78,35 @@ impl World {
     pub fn check(&self, name: &str, v4: [Outcome; 4], v6: [Outcome; 4]) {
         check(self.client.namespace(), name, v4, v6);
     }
+}
+
+/// Does something while a client sends what it may not send, with a pause after each packet;
+/// returns how many there were as well.
+pub fn while_sending<T>(
+    client: &Client,
+    denied: SocketAddr,
+    pause: Duration,
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, u64)> {
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            client.namespace().run(|| {
+                let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+                let mut sent = 0;
+                while !done.load(Ordering::Relaxed) {
+                    // The answer to the one before can make this call fail.
+                    sent += u64::from(socket.send_to(b"no", denied).is_ok());
+                    std::thread::sleep(pause);
+                }
+                Ok(sent)
+            })
+        });
+        let outcome = work();
+        done.store(true, Ordering::Relaxed);
+        let sent = sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;
+        Ok((outcome?, sent))
+    })
 }
 
 #[track_caller]
