@@ -6,7 +6,7 @@
 //! A cell is a range of addresses times a protocol times a range of ports, cut so finely
 //! that rules and tables are both constant on it; one packet of it speaks for all.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -210,19 +210,18 @@ fn ports_of(service: &Service, protocol: Protocol) -> Option<RangeInclusive<u16>
 /// A policy as the evaluator sees it, outside the kernel. The policy of every client.
 pub struct PolicyTables<'a> {
     policy: &'a Policy,
-    by_prefix: HashMap<(u8, u128), u32>,
     /// Prefix lengths in use, longest first.
     lengths: Vec<u8>,
 }
 
 impl<'a> PolicyTables<'a> {
-    /// Prepares the look-up of prefixes.
+    /// Prepares the look-up of prefixes, which takes little time and next to no memory. Of
+    /// prefixes that are not in order, as they are to be, none is found.
     pub fn new(policy: &'a Policy) -> Self {
-        let prefixes = policy.prefixes.iter();
-        let by_prefix: HashMap<_, _> =
-            prefixes.map(|(prefix, class)| ((prefix.length(), prefix.first()), *class)).collect();
-        let lengths: BTreeSet<u8> = by_prefix.keys().map(|(length, _)| *length).collect();
-        Self { policy, by_prefix, lengths: lengths.into_iter().rev().collect() }
+        let is_in_order = policy.prefixes.is_sorted_by(|(one, _), (next, _)| one < next);
+        let prefixes = policy.prefixes.iter().filter(|_| is_in_order);
+        let lengths: BTreeSet<u8> = prefixes.map(|(prefix, _)| prefix.length()).collect();
+        Self { policy, lengths: lengths.into_iter().rev().collect() }
     }
 
     /// The deciding rule and what it says.
@@ -271,13 +270,12 @@ impl Tables for PolicyTables<'_> {
     }
 
     fn class_of(&self, _: u32, address: &Address) -> Option<u32> {
-        let words = address.words.map(|word| u128::from(u32::from_be(word)));
-        let bits = words.iter().fold(0, |bits, word| bits << 32 | word);
-        let covering = self.lengths.iter().map(|&length| {
-            let mask = !u128::MAX.checked_shr(length.into()).unwrap_or(0);
-            (length, bits & mask)
-        });
-        covering.filter_map(|key| self.by_prefix.get(&key)).next().copied()
+        let host = Prefix::host((*address).into());
+        let prefixes = &self.policy.prefixes;
+        let mut covering = self.lengths.iter().map(|length| host.widened(*length));
+        let longest = covering
+            .find_map(|wanted| prefixes.binary_search_by_key(&wanted, |(prefix, _)| *prefix).ok());
+        prefixes.get(longest?).map(|(_, class)| *class)
     }
 
     fn class(&self, index: u32) -> Option<Class> {
