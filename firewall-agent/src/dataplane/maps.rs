@@ -51,6 +51,19 @@ pub enum MapsError {
     Missing(&'static str),
 }
 
+impl MapsError {
+    /// Whether it may work later, with no other rules: other clients give room back, and the
+    /// kernel has memory again. In doubt it may.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Full { needed, most, .. } => {
+                usize::try_from(*needed).is_ok_and(|needed| needed <= *most)
+            }
+            Self::Kernel(_) | Self::Io(_) | Self::Missing(_) => true,
+        }
+    }
+}
+
 /// What is in force for a client.
 struct InForce {
     /// Index of the record, and what it says.
@@ -137,11 +150,11 @@ impl Maps {
         if !self.indices.contains_key(&client) && !self.retired_indices.is_empty() {
             // A new entry of CLIENTS may get the memory of one that was just removed, which
             // a packet of that client may still read.
-            self.tidy()?;
+            self.quiesce()?;
         }
         match self.try_put(client, installation, generation) {
             Err(MapsError::Full { .. }) if self.has_retired() => {
-                self.tidy()?;
+                self.quiesce()?;
                 self.try_put(client, installation, generation)
             }
             outcome => outcome,
@@ -209,7 +222,7 @@ impl Maps {
         change: impl Fn(Client) -> Client,
     ) -> Result<(), MapsError> {
         if self.free_records.is_empty() {
-            self.tidy()?;
+            self.quiesce()?;
         }
         let Some(in_force) = self.in_force.get_mut(&client) else {
             return Ok(());
@@ -281,7 +294,12 @@ impl Maps {
         let Some(index) = self.indices.get(&client).copied() else {
             return Ok(());
         };
-        self.clients.remove(&key(client))?;
+        match self.clients.remove(&key(client)) {
+            // That is what was wanted.
+            Err(MapError::SyscallError(error))
+                if error.io_error.kind() == io::ErrorKind::NotFound => {}
+            outcome => outcome?,
+        }
         self.epoch.advance()?;
         self.indices.remove(&client);
         self.retired_indices.push(index);
@@ -289,29 +307,44 @@ impl Maps {
         Ok(())
     }
 
-    /// Whether [`Self::tidy`] has something to do.
+    /// Whether [`Self::quiesce`] would give something back.
     pub fn has_retired(&self) -> bool {
         !self.retired.is_empty() || !self.retired_indices.is_empty()
     }
 
-    /// Waits until no packet can see what was replaced, and makes room of it, so that the next
-    /// change need not wait. Takes some milliseconds.
-    pub fn tidy(&mut self) -> Result<(), MapsError> {
-        if !self.has_retired() {
-            return Ok(());
-        }
+    /// Waits until no packet can see what was replaced, and makes room of it. Takes some
+    /// milliseconds. On error nothing is given back, and nothing is lost.
+    pub fn quiesce(&mut self) -> Result<(), MapsError> {
         self.policies.wait()?;
         for index in self.retired_indices.drain(..) {
             self.free_indices.give(index..index + 1);
         }
-        for retired in std::mem::take(&mut self.retired) {
+        for retired in self.retired.drain(..) {
             let InForce { record, client: _, counters, policy } = retired;
             self.free_records.give(record..record + 1);
             self.free_counters.give(counters);
             if let Some(policy) = policy {
-                self.policies.leave(&policy)?;
+                self.policies.leave(&policy);
             }
         }
+        Ok(())
+    }
+
+    /// Makes room of what was replaced, and makes it ready.
+    pub fn tidy(&mut self) -> Result<(), MapsError> {
+        if self.has_retired() {
+            self.quiesce()?;
+        }
+        self.prepare()
+    }
+
+    /// Whether the next policy need not wait.
+    pub fn is_prepared(&self) -> bool {
+        self.policies.is_prepared()
+    }
+
+    /// Makes room ready, so that the next policy need not wait. Takes some milliseconds.
+    pub fn prepare(&mut self) -> Result<(), MapsError> {
         self.policies.prepare()
     }
 

@@ -52,6 +52,8 @@ pub(super) struct Policies {
     ready: Vec<(u32, Trie)>,
 
     free_slots: Ranges,
+    /// Free slots in which a policy still is, though no packet can see it.
+    to_clear: Vec<u32>,
     free_classes: Ranges,
     free_segments: Ranges,
 
@@ -69,6 +71,7 @@ impl Policies {
             ready: Vec::new(),
             // Slot 0 is for waiting only.
             free_slots: indices(1, MAX_POLICIES),
+            to_clear: Vec::new(),
             free_classes: indices(0, MAX_CLASSES),
             free_segments: indices(0, MAX_SEGMENTS),
             installed: HashMap::new(),
@@ -117,7 +120,7 @@ impl Policies {
         let installed = Installed { slot, classes, segments, clients: 1 };
         if let Err(error) = self.fill(policy, &installed, trie) {
             // What is in the trie already, no packet has seen.
-            self.give_back(installed)?;
+            self.give_back(installed);
             return Err(error);
         }
         self.installed.insert(Arc::clone(policy), installed);
@@ -148,33 +151,39 @@ impl Policies {
 
     /// Counts one client of a policy less, and frees it after the last. To be called when no
     /// packet can see it any more.
-    pub(super) fn leave(&mut self, policy: &Arc<Policy>) -> Result<(), MapsError> {
+    pub(super) fn leave(&mut self, policy: &Arc<Policy>) {
         let Entry::Occupied(mut entry) = self.installed.entry(Arc::clone(policy)) else {
-            return Ok(());
+            return;
         };
         entry.get_mut().clients -= 1;
         if entry.get().clients == 0 {
             let installed = entry.remove();
-            self.give_back(installed)?;
+            self.give_back(installed);
         }
-        Ok(())
     }
 
-    fn give_back(&mut self, installed: Installed) -> Result<(), MapsError> {
+    fn give_back(&mut self, installed: Installed) {
         let Installed { slot, classes, segments, clients: _ } = installed;
         self.free_classes.give(classes);
         self.free_segments.give(segments);
-        if self.ready.len() < READY {
-            return self.make_ready(slot);
-        }
-        self.tries.set(slot, &self.empty, 0)?;
-        self.free_slots.give(slot..slot + 1);
-        Ok(())
+        self.to_clear.push(slot);
     }
 
-    /// Makes slots ready, as many as may be needed soon. Waits for each.
+    /// Whether [`Self::prepare`] has nothing to do.
+    pub(super) fn is_prepared(&self) -> bool {
+        let is_enough = self.ready.len() >= READY || self.free_slots.is_empty();
+        self.to_clear.is_empty() && is_enough
+    }
+
+    /// Makes slots ready, as many as may be needed soon, and empties those that were given
+    /// back. Waits for each. What could not be done is to be done again.
     pub(super) fn prepare(&mut self) -> Result<(), MapsError> {
         while self.ready.len() < READY && self.ready_one_more()? {}
+        while let Some(slot) = self.to_clear.last().copied() {
+            self.tries.set(slot, &self.empty, 0)?;
+            self.to_clear.pop();
+            self.free_slots.give(slot..slot + 1);
+        }
         Ok(())
     }
 
@@ -187,6 +196,11 @@ impl Policies {
 
     /// Makes a free slot ready, if there is one.
     fn ready_one_more(&mut self) -> Result<bool, MapsError> {
+        if let Some(slot) = self.to_clear.last().copied() {
+            self.make_ready(slot)?;
+            self.to_clear.pop();
+            return Ok(true);
+        }
         let Some(slot) = self.free_slots.take(1) else {
             return Ok(false);
         };
