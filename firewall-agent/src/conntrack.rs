@@ -1,174 +1,181 @@
-//! The kernel's table of connections, over netlink: what clients have open, and an end to
-//! what they must not have.
-//! Never decides which.
+//! The kernel's table of connections, over netlink: what clients have open, read part by part,
+//! and an end to what they must not have.
+//! Never decides which, and never holds more of the table than a part.
 
+pub mod wire;
+
+use std::collections::BTreeMap;
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::Duration;
 
-use firewall_common::packet::{Packet, Protocol};
-use futures_util::StreamExt as _;
-use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload, Nla as _,
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, connect, recv, send,
+    socket,
 };
-use netlink_packet_netfilter::conntrack::{
-    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple,
-};
-use netlink_packet_netfilter::{
-    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
-};
-use netlink_proto::ConnectionHandle;
-use netlink_proto::sys::SocketAddr;
-use netlink_proto::sys::protocols::NETLINK_NETFILTER;
-use thiserror::Error;
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::timeout;
 
-use crate::explanation::protocol;
+pub use self::wire::{ConntrackError, Wanted};
+use crate::events::Flow;
 
-/// `CTA_PROTO_ICMP_TYPE` and its IPv6 twin (uapi/linux/netfilter/nfnetlink_conntrack.h).
-const ICMP_TYPES: [u16; 2] = [5, 8];
+/// Most bytes of a datagram: the kernel never makes larger ones for a table (`netlink_recvmsg`
+/// in net/netlink/af_netlink.c). One that is larger all the same is an error.
+const DATAGRAM: usize = 32 * 1024;
+/// Requests that are on the way at once. Their answers must fit into the socket.
+const AT_ONCE: usize = 64;
+/// The kernel answers before the request returns; this is for a kernel that does not.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// A connection, as whoever opened it sees it.
-#[derive(Clone, Debug)]
-pub struct Flow {
-    /// Who opened it.
-    pub source: IpAddr,
-    /// A packet of it, as the opener sends it: before any translation.
-    pub packet: Packet,
-    /// A packet that answers, as the other side sends it.
-    pub answer: Option<Packet>,
-    family: NetfilterProtoFamily,
-    original: Vec<Tuple>,
+/// A socket that talks to the kernel, and to nobody else.
+struct Socket(AsyncFd<OwnedFd>);
+
+impl Socket {
+    fn open() -> io::Result<Self> {
+        let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+        let protocol = SockProtocol::NetlinkNetFilter;
+        let socket = socket(AddressFamily::Netlink, SockType::Raw, flags, protocol)?;
+        connect(socket.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        // SAFETY: an `OwnedFd` is the same open file until it is dropped, and what holds it here
+        // neither replaces it nor drops it first.
+        let socket = unsafe { AsyncFd::register(socket) }?;
+        Ok(Self(socket))
+    }
+
+    async fn send(&self, message: &[u8]) -> io::Result<()> {
+        let send = |socket: &OwnedFd| Ok(send(socket.as_raw_fd(), message, MsgFlags::empty())?);
+        self.0.async_io(Interest::WRITABLE, send).await.map(drop)
+    }
+
+    /// One datagram, as a whole. Whoever waits here may stop waiting; nothing is lost then.
+    async fn receive<'a>(&self, buffer: &'a mut [u8]) -> io::Result<&'a [u8]> {
+        let receive = |socket: &OwnedFd| {
+            // The length is that of the datagram, even if the buffer is shorter.
+            Ok(recv(socket.as_raw_fd(), buffer, MsgFlags::MSG_TRUNC)?)
+        };
+        let length = self.0.async_io(Interest::READABLE, receive).await?;
+        let whole = buffer.get(..length).filter(|datagram| !datagram.is_empty());
+        whole.ok_or_else(|| io::Error::other("a datagram that is cut off"))
+    }
 }
 
-/// The table cannot be read or changed.
-#[derive(Debug, Error)]
-pub enum ConntrackError {
-    /// No answer.
-    #[error("netlink: {0}")]
-    Netlink(#[from] netlink_proto::NetlinkProtoError),
-    /// The kernel refuses.
-    #[error("the kernel refuses: {0}")]
-    Refused(io::Error),
+/// A way through the table, from its beginning to its end. The kernel goes on as its parts are
+/// taken, so the table is never held as a whole, here or there.
+pub struct Reading {
+    socket: Socket,
+    wanted: Wanted,
+    buffer: Vec<u8>,
+    is_at_end: bool,
 }
 
-/// A way to talk to the table.
-pub struct Conntrack {
-    handle: ConnectionHandle<NetfilterMessage>,
+impl Reading {
+    /// Begins. Must be called inside a tokio runtime.
+    pub async fn start(wanted: Wanted) -> Result<Self, ConntrackError> {
+        let socket = Socket::open()?;
+        socket.send(&wire::list(1)).await?;
+        let buffer = vec![0; DATAGRAM];
+        Ok(Self { socket, wanted, buffer, is_at_end: false })
+    }
+
+    /// What is wanted of the next part of the table, a datagram, which may be nothing; `None`
+    /// when all of it was told. After an error there is no more. Whoever waits here may stop.
+    pub async fn next(&mut self) -> Result<Option<Vec<Flow>>, ConntrackError> {
+        if self.is_at_end {
+            return Ok(None);
+        }
+        let datagram = self.socket.receive(&mut self.buffer).await?;
+        let mut part = Vec::new();
+        self.is_at_end = wire::take_part(datagram, 1, &self.wanted, &mut part)?;
+        Ok(Some(part))
+    }
 }
 
-impl Conntrack {
+/// All that is wanted, at once: for those who ask about few. Must be called inside a tokio
+/// runtime.
+pub async fn flows(wanted: Wanted) -> Result<Vec<Flow>, ConntrackError> {
+    let mut reading = Reading::start(wanted).await?;
+    let mut flows = Vec::new();
+    while let Some(part) = reading.next().await? {
+        flows.extend(part);
+    }
+    Ok(flows)
+}
+
+/// What came of requests to forget connections.
+#[derive(Debug, Default)]
+pub struct Forgotten {
+    /// How many are gone, by themselves or by this.
+    pub gone: usize,
+    /// Who opened those that are still there, and why they are.
+    pub refused: BTreeMap<IpAddr, String>,
+}
+
+/// A way to make the kernel forget connections.
+pub struct Forgetting {
+    socket: Socket,
+    buffer: Vec<u8>,
+    /// Number of the last request.
+    sequence: u32,
+}
+
+impl Forgetting {
     /// Opens a netlink socket. Must be called inside a tokio runtime.
     pub fn open() -> io::Result<Self> {
-        let (connection, handle, _) = netlink_proto::new_connection(NETLINK_NETFILTER)?;
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { socket: Socket::open()?, buffer: vec![0; DATAGRAM], sequence: 0 })
     }
 
-    /// All connections of both families.
-    pub async fn flows(&self) -> Result<Vec<Flow>, ConntrackError> {
-        let mut flows = Vec::new();
-        for family in [NetfilterProtoFamily::IPv4, NetfilterProtoFamily::IPv6] {
-            let get = ConntrackMessage::Get(Vec::new());
-            let answers = self.ask(family, get, NLM_F_REQUEST | NLM_F_DUMP).await?;
-            flows.extend(answers.iter().filter_map(|message| flow(family, message)));
-        }
-        Ok(flows)
-    }
-
-    /// Forgets a connection. One that is gone already is no error.
-    pub async fn delete(&self, flow: &Flow) -> Result<(), ConntrackError> {
-        let original = ConntrackAttribute::CtaTupleOrig(flow.original.clone());
-        let delete = ConntrackMessage::Delete(vec![original]);
-        match self.ask(flow.family, delete, NLM_F_REQUEST | NLM_F_ACK).await {
-            Err(ConntrackError::Refused(error)) if error.kind() == io::ErrorKind::NotFound => {
-                Ok(())
+    /// Forgets connections. One that is gone already is no error; what cannot be forgotten
+    /// does not keep the others.
+    pub async fn forget(&mut self, flows: &[Flow]) -> Forgotten {
+        let mut forgotten = Forgotten::default();
+        for flows in flows.chunks(AT_ONCE) {
+            let mut waiting = BTreeMap::new();
+            let mut requests = Vec::new();
+            for flow in flows {
+                self.sequence = self.sequence.wrapping_add(1);
+                wire::forget(&mut requests, flow, self.sequence);
+                waiting.insert(self.sequence, flow.source());
             }
-            outcome => outcome.map(drop),
+            let answers = self.take_answers(&requests, &mut waiting, &mut forgotten);
+            let outcome = timeout(PATIENCE, answers).await;
+            let why = match outcome {
+                Ok(Ok(())) => continue,
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => "the kernel does not answer".to_owned(),
+            };
+            // Nobody knows what became of these.
+            forgotten.refused.extend(waiting.into_values().map(|source| (source, why.clone())));
         }
+        forgotten
     }
 
-    async fn ask(
-        &self,
-        family: NetfilterProtoFamily,
-        message: ConntrackMessage,
-        flags: u16,
-    ) -> Result<Vec<ConntrackMessage>, ConntrackError> {
-        let mut header = NetlinkHeader::default();
-        header.flags = flags;
-        let message = NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), message);
-        let message = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        let mut answers = self.handle.request(message, SocketAddr::new(0, 0))?;
-        let mut messages = Vec::new();
-        while let Some(answer) = answers.next().await {
-            match answer.payload {
-                NetlinkPayload::InnerMessage(NetfilterMessage {
-                    inner: NetfilterMessageInner::Conntrack(message),
-                    ..
-                }) => messages.push(message),
-                NetlinkPayload::Error(error) if error.code.is_some() => {
-                    return Err(ConntrackError::Refused(error.to_io()));
-                }
-                _ => {}
-            }
-        }
-        Ok(messages)
-    }
-}
-
-fn flow(family: NetfilterProtoFamily, message: &ConntrackMessage) -> Option<Flow> {
-    let (ConntrackMessage::New(attributes) | ConntrackMessage::Get(attributes)) = message else {
-        return None;
-    };
-    let tuples = |original: bool| {
-        attributes.iter().find_map(|attribute| match attribute {
-            ConntrackAttribute::CtaTupleOrig(tuples) if original => Some(tuples),
-            ConntrackAttribute::CtaTupleReply(tuples) if !original => Some(tuples),
-            _ => None,
-        })
-    };
-    let original = tuples(true)?.clone();
-    let packet = packet(&original)?;
-    let answer = tuples(false).and_then(|reply| self::packet(reply));
-    Some(Flow { source: packet.source.into(), packet, answer, family, original })
-}
-
-/// The packet that tuples describe.
-fn packet(tuples: &[Tuple]) -> Option<Packet> {
-    let (mut source, mut destination) = (None, None);
-    let (mut number, mut source_port, mut port) = (None, 0, 0);
-    for tuple in tuples {
-        match tuple {
-            Tuple::Ip(addresses) => {
-                for address in addresses {
-                    match address {
-                        IPTuple::SourceAddress(address) => source = Some(*address),
-                        IPTuple::DestinationAddress(address) => destination = Some(*address),
-                        _ => {}
+    /// Sends requests, and takes in answers until none is waited for.
+    async fn take_answers(
+        &mut self,
+        requests: &[u8],
+        waiting: &mut BTreeMap<u32, IpAddr>,
+        forgotten: &mut Forgotten,
+    ) -> Result<(), ConntrackError> {
+        self.socket.send(requests).await?;
+        while !waiting.is_empty() {
+            let datagram = self.socket.receive(&mut self.buffer).await?;
+            for (sequence, error) in wire::outcomes(datagram)? {
+                // An answer that nobody waits for any more is to an earlier request.
+                let Some(source) = waiting.remove(&sequence) else {
+                    continue;
+                };
+                match error {
+                    None => forgotten.gone += 1,
+                    Some(error) if error.kind() == io::ErrorKind::NotFound => forgotten.gone += 1,
+                    Some(error) => {
+                        let refused = ConntrackError::Refused { error };
+                        forgotten.refused.insert(source, refused.to_string());
                     }
                 }
             }
-            Tuple::Proto(details) => {
-                for detail in details {
-                    match detail {
-                        ProtoTuple::Protocol(protocol) => number = Some(u8::from(*protocol)),
-                        ProtoTuple::SourcePort(found) => source_port = *found,
-                        ProtoTuple::DestinationPort(found) => port = *found,
-                        ProtoTuple::Other(other) if ICMP_TYPES.contains(&other.kind()) => {
-                            let mut kind = [0; 1];
-                            if other.value_len() == kind.len() {
-                                other.emit_value(&mut kind);
-                            }
-                            port = u16::from(kind[0]);
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            _ => {}
         }
+        Ok(())
     }
-    let (source, destination, number) = (source?, destination?, number?);
-    let protocol = protocol(number, source.is_ipv4());
-    let port = if protocol == Protocol::Other { 0 } else { port };
-    let addresses = Packet::of_addresses(source.into(), destination.into());
-    Some(Packet { protocol, number, port, source_port, ..addresses })
 }

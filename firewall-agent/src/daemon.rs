@@ -2,13 +2,13 @@
 //! Never decides anything itself.
 
 mod answers;
+mod cutting;
 mod effects;
 mod hits;
 mod notices;
 mod records;
 
-use std::collections::{BTreeSet, VecDeque};
-use std::net::IpAddr;
+use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -18,14 +18,14 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
 
-use crate::conntrack::Conntrack;
+use crate::conntrack::Forgetting;
 use crate::control::Listener;
 use crate::control::feed::Feed;
 use crate::dataplane::records::{Log, Records};
 use crate::dataplane::{self, Dataplane};
 use crate::desktop::Desktop;
 use crate::dns::Dns;
-use crate::events::{ClientId, Event, Remembered};
+use crate::events::{Effect, Event, Remembered};
 use crate::links::{Pattern, Watch};
 use crate::memory;
 use crate::names::Moment;
@@ -37,6 +37,7 @@ use crate::service::Service;
 use crate::sources::{Place, Source};
 use crate::world::World;
 
+use self::cutting::{Look, Underway};
 use self::hits::Hits;
 use self::records::Told;
 
@@ -121,6 +122,8 @@ pub async fn run(options: Options) -> Result<()> {
             }
             () = sleep_until(daemon.world.next_time()) => daemon.follow(Event::Time(now())).await,
             () = daemon.watch.changed() => daemon.read_links().await,
+            part = daemon.cutting.next() => daemon.take_connections(part).await,
+            part = daemon.looking.next() => daemon.take_flows(part).await,
             taken = records.next() => daemon.tell_records(&taken?),
             (request, answer) = listener.question() => {
                 // Whoever asked may have gone.
@@ -132,6 +135,7 @@ pub async fn run(options: Options) -> Result<()> {
         service.status(daemon.summary());
     }
     service.stopping();
+    daemon.end_last().await;
     daemon.remember();
     daemon.stop().await
 }
@@ -148,15 +152,17 @@ struct Daemon {
     resolvers: Resolvers,
     dns: Dns,
     watch: Watch,
-    conntrack: Conntrack,
+    forgetting: Forgetting,
+    /// Connections of clients that settle.
+    cutting: Underway,
+    /// Connections to addresses that names may let go of.
+    looking: Underway,
+    /// What was found out of these so far.
+    look: Option<Look>,
     desktop: Desktop,
     feed: Feed,
     told: Told,
     hits: Hits,
-    /// Clients whose connections are still to be looked through.
-    settling: BTreeSet<ClientId>,
-    /// Clients whose rules are in force once that is done; the source is to be told.
-    handled: Vec<IpAddr>,
     /// Answers that a later agent may want, and that are not written yet.
     to_remember: Option<Vec<Remembered>>,
 }
@@ -180,7 +186,7 @@ impl Daemon {
             Resolvers::watch(&options.resolv_conf, Path::new(resolvers::BEHIND_STUB))
                 .with_context(|| format!("cannot watch {}", options.resolv_conf.display()))?;
         let watch = Watch::start(options.vifs.clone()).context("cannot open rtnetlink")?;
-        let conntrack = Conntrack::open().context("cannot open conntrack's netlink")?;
+        let forgetting = Forgetting::open().context("cannot open conntrack's netlink")?;
         let mut world = World::new(options.guard.clone());
         let remembered = memory::read(&options.memory);
         world.step(Event::Remembered { names: remembered, now: now() });
@@ -196,13 +202,14 @@ impl Daemon {
             resolvers,
             dns: Dns::default(),
             watch,
-            conntrack,
+            forgetting,
+            cutting: Underway::default(),
+            looking: Underway::default(),
+            look: None,
             desktop: Desktop::default(),
             feed: Feed::default(),
             told: Told::default(),
             hits: Hits::default(),
-            settling: BTreeSet::new(),
-            handled: Vec::new(),
             to_remember: None,
         };
         daemon.read_all().await;
@@ -247,9 +254,8 @@ impl Daemon {
     }
 
     async fn read_links(&mut self) {
-        match self.watch.read().await {
-            Ok(links) => self.follow(Event::Links(links)).await,
-            Err(error) => error!(%error, "cannot read links; what is known stays"),
+        if let Some(event) = self.perform(Effect::ReadLinks).await {
+            self.follow(event).await;
         }
     }
 
@@ -260,15 +266,11 @@ impl Daemon {
         }
     }
 
-    /// Does all that comes of an event, down to what clients have open, and tells the
-    /// source whose rules are in force now.
+    /// Does all that comes of an event at once, and begins what takes longer.
     async fn follow(&mut self, event: Event) {
         self.happened(event).await;
         self.happened(Event::Time(now())).await;
         self.tidy().await;
-        for client in self.handled.drain(..) {
-            self.source.handled(client);
-        }
     }
 
     /// Tells the world, and does what it answers, and so on until it is content.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use firewall_common::packet::Packet;
 use thiserror::Error;
 
 use crate::names::Moment;
@@ -98,6 +99,59 @@ pub struct Remembered {
     pub leaving: BTreeMap<IpAddr, Moment>,
 }
 
+/// A connection, as whoever opened it sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// A packet of it, as the opener sends it: before any translation.
+    pub packet: Packet,
+    /// A packet that answers, as the other side sends it.
+    pub answer: Option<Packet>,
+    /// The address family, as the kernel numbers it.
+    pub family: u8,
+    /// What the kernel knows it by, in the kernel's own bytes: its tuple, zone and number.
+    pub name: Vec<u8>,
+}
+
+impl Flow {
+    /// Who opened it.
+    pub fn source(&self) -> IpAddr {
+        self.packet.source.into()
+    }
+}
+
+/// What the daemon does for the world and may have to try again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Task {
+    /// [`Effect::ReadLinks`].
+    Links,
+    /// [`Effect::SetLocals`].
+    Locals,
+    /// [`Effect::SetConnected`].
+    Connected,
+    /// [`Effect::Put`].
+    Put(ClientId),
+    /// [`Effect::Audit`].
+    Audit(ClientId),
+    /// [`Effect::Remove`].
+    Remove(ClientId),
+    /// [`Effect::Settled`].
+    Settled(ClientId),
+    /// Waiting until no packet can see what was replaced, and making room of it.
+    Tidy,
+    /// Making room ready for the next policies, when nobody waits for it.
+    Prepare,
+    /// [`Effect::ReadConnections`].
+    ReadConnections,
+    /// Ending the connections that a client must not have any more: [`Effect::Disconnect`].
+    Cut(ClientId),
+    /// [`Effect::ReadFlows`].
+    ReadFlows,
+    /// [`Effect::Forget`].
+    Forget(u32),
+    /// [`Effect::TakenOver`].
+    TakenOver,
+}
+
 /// Something happened outside.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -139,12 +193,28 @@ pub enum Event {
     },
     /// Names are to be asked anew, whatever is known.
     AskAll,
-    /// What connections there are.
+    /// What connections there are, of those that were asked for: [`Effect::ReadFlows`].
     InUse {
         /// Who opened them, and to where.
         flows: BTreeSet<(IpAddr, IpAddr)>,
+        /// When that was asked.
+        now: Moment,
+    },
+    /// A part of what [`Effect::ReadConnections`] asks for.
+    Connections(Vec<Flow>),
+    /// All of it was told; or it cannot be, and why.
+    ConnectionsRead {
+        /// Whether it was all.
+        outcome: Result<(), String>,
         /// When.
         now: Moment,
+    },
+    /// What came of [`Effect::Disconnect`].
+    Disconnected {
+        /// How many connections are gone.
+        gone: usize,
+        /// Who opened those that are not, and why.
+        refused: BTreeMap<IpAddr, String>,
     },
     /// Somebody wants what a client's rules deny to pass for a while.
     Audit {
@@ -172,6 +242,19 @@ pub enum Event {
         client: ClientId,
         /// Why.
         why: String,
+        /// Whether it may work later with the same rules.
+        may_pass: bool,
+        /// When.
+        now: Moment,
+    },
+    /// What came of a task.
+    Tried {
+        /// The task.
+        task: Task,
+        /// Whether it is done, or why not.
+        outcome: Result<(), String>,
+        /// When.
+        now: Moment,
     },
 }
 
@@ -194,6 +277,8 @@ pub enum Installation {
 /// Something the daemon must do.
 #[derive(Clone, Debug)]
 pub enum Effect {
+    /// Tell which links there are now.
+    ReadLinks,
     /// The netvm's own addresses are now these.
     SetLocals(BTreeSet<IpAddr>),
     /// These addresses, and no others, belong to clients, present or not.
@@ -218,9 +303,13 @@ pub enum Effect {
     },
     /// A client is gone: remove all that is in force for it.
     Remove(ClientId),
-    /// Find what a client has open and must not have any more, end it, and let the client's
-    /// denied packets be rejected again.
-    Settle(ClientId),
+    /// Tell what these addresses have open, part by part.
+    ReadConnections(BTreeSet<IpAddr>),
+    /// End these connections.
+    Disconnect(Vec<Flow>),
+    /// A client has nothing open any more that it must not have: its denied packets are to be
+    /// rejected again.
+    Settled(ClientId),
     /// What a client's rules come to is in force: tell the source.
     Handled(IpAddr),
     /// Tell the source what the names in a client's rules lead to.
@@ -234,8 +323,13 @@ pub enum Effect {
     SetServers(Vec<IpAddr>),
     /// Ask DNS.
     Ask(Question),
-    /// Find out where clients' connections lead.
-    ReadFlows,
+    /// Find out which connections lead to these addresses.
+    ReadFlows {
+        /// The addresses.
+        to: BTreeSet<IpAddr>,
+        /// When this is asked.
+        now: Moment,
+    },
     /// Keep this for a later agent.
     Remember(Vec<Remembered>),
     /// Attach the program to a vif.
@@ -299,6 +393,15 @@ pub enum Notice {
     AuditEnded {
         /// The address.
         client: IpAddr,
+    },
+    /// So many connections that rules deny have been ended.
+    Ended(usize),
+    /// Something does not work and is tried again; or it works again.
+    Failing {
+        /// What is so as long as it does not work.
+        what: String,
+        /// Why; `None`: it works again.
+        why: Option<String>,
     },
     /// Somebody took the programs of a link away.
     Detached {

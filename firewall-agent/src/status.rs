@@ -54,10 +54,23 @@ pub struct AgentStatus {
     pub unpinned_programs: usize,
     /// Links that are not vifs and not guarded against clients' addresses, with the reason.
     pub unguarded_uplinks: BTreeMap<String, String>,
+    /// What does not work and is tried again.
+    pub failing: Vec<FailingStatus>,
     /// Denied packets that were told: in the log, and to whoever listens.
     pub records: u64,
     /// Denied packets of the same vifs that were only counted.
     pub records_suppressed: u64,
+}
+
+/// Something that does not work and is tried again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailingStatus {
+    /// What is so until it works.
+    pub what: String,
+    /// Why.
+    pub why: String,
+    /// In how many seconds it is tried again; 0 if it is being tried.
+    pub next: u64,
 }
 
 /// One vif.
@@ -115,6 +128,9 @@ pub struct ClientStatus {
     pub state: State,
     /// Why it is blocked.
     pub problem: Option<ProblemStatus>,
+    /// Whether connections that its rules deny are being ended just now; until then, its denied
+    /// packets are dropped and not rejected.
+    pub settling: bool,
     /// In how many seconds its audit ends, if it is audited: until then, what its rules deny
     /// passes.
     pub audit: Option<u64>,

@@ -91,7 +91,8 @@ pub fn problems(status: &Status) -> usize {
     let names = status.names.iter().filter(|name| name.problem.is_some()).count();
     let agent = [&status.agent.gate_problem, &status.agent.source_problem];
     let unpinned = usize::from(status.agent.unpinned_programs > 0);
-    clients + vifs + uplinks + names + unpinned + agent.into_iter().flatten().count()
+    let failing = status.agent.failing.len();
+    clients + vifs + uplinks + names + unpinned + failing + agent.into_iter().flatten().count()
 }
 
 impl AddAssign for CounterStatus {

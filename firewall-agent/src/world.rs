@@ -13,7 +13,7 @@ use firewall_common::abi::ACTION_ACCEPT;
 use firewall_common::packet::Packet;
 use firewall_common::policy;
 
-use crate::events::{ClientId, Effect, Event, Installation, Links, Notice, SourceError, Vif};
+use crate::events::{ClientId, Effect, Event, Links, Notice, SourceError, Task, Vif};
 use crate::names::Names;
 use crate::names::rebinding::Guard;
 use crate::rules::check::{self, PolicyTables, ProvedPolicy};
@@ -24,8 +24,15 @@ use crate::status::ProblemStatus;
 
 pub mod audits;
 pub mod explaining;
+mod installing;
 mod naming;
+mod retries;
+mod settling;
 mod statuses;
+
+use self::installing::InForce;
+use self::retries::Retries;
+use self::settling::Settling;
 
 /// What a client's rules come to.
 #[derive(Clone, Debug)]
@@ -48,13 +55,6 @@ type Attached = Result<String, String>;
 struct KnownVif {
     vif: Vif,
     attached: Option<Attached>,
-}
-
-#[derive(Debug)]
-struct InForce {
-    generation: u32,
-    /// Set when the kernel's tables could not take what the rules come to.
-    refused: Option<String>,
 }
 
 /// Until both are known, what an earlier agent left in force goes on as it is.
@@ -100,6 +100,8 @@ pub struct World {
     /// Whether other names may matter now.
     are_names_old: bool,
     generation: u32,
+    settling: Settling,
+    retries: Retries,
 }
 
 impl World {
@@ -111,7 +113,10 @@ impl World {
     /// Takes in what happened and answers what to do, in this order.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         match event {
-            Event::Links(links) => self.links(links),
+            Event::Links(links) => {
+                let told = self.works(Task::Links);
+                told.into_iter().chain(self.links(links)).collect()
+            }
             Event::AllRules(rules) => self.all_rules(rules),
             Event::Rules { client, rules } => self.rules(client, rules),
             Event::Connected(named) => {
@@ -127,6 +132,12 @@ impl World {
             Event::Answered { outcomes, now } => self.answered(outcomes, now),
             Event::AskAll => self.ask_all().into(),
             Event::InUse { flows, now } => self.in_use(&flows, now),
+            Event::Connections(flows) => self.connections(flows).into_iter().collect(),
+            Event::ConnectionsRead { outcome, now } => self.connections_read(outcome, now),
+            Event::Disconnected { gone, refused } => {
+                self.disconnected(gone, refused);
+                Vec::new()
+            }
             Event::Audit { client, length, now } => self.audit(client, length, now),
             Event::Time(now) => self.time(now),
             Event::Attached { link, outcome } => {
@@ -138,7 +149,10 @@ impl World {
                 Vec::new()
             }
             Event::Detached(links) => self.detached(&links),
-            Event::Refused { client, why } => self.refused(client, why),
+            Event::Refused { client, why, may_pass, now } => {
+                self.refused(client, why, may_pass, now)
+            }
+            Event::Tried { task, outcome, now } => self.tried(task, outcome, now),
         }
     }
 
@@ -184,9 +198,10 @@ impl World {
             self.clients.keys().filter(|client| !now.contains(client)).copied().collect();
         let has_room = !gone.is_empty();
         for client in gone {
-            self.clients.remove(&client);
+            self.forget(client);
             effects.push(Effect::Remove(client));
         }
+        effects.extend(self.handled_by_now());
         effects.extend(self.end_audits_of_absent());
         let present: BTreeSet<u32> = links.vifs.iter().map(|vif| vif.index).collect();
         self.vifs.retain(|&link, _| {
@@ -277,10 +292,6 @@ impl World {
         self.stand(client, standing)
     }
 
-    fn handled(&self, client: IpAddr) -> [Effect; 2] {
-        [self.publish(client), Effect::Handled(client)]
-    }
-
     fn source(&mut self, problem: Option<String>) -> Vec<Effect> {
         if self.source_problem == problem {
             return Vec::new();
@@ -341,22 +352,12 @@ impl World {
         effects
     }
 
-    /// A client whose policy does not fit into the kernel's tables is blocked. If even
-    /// that does not fit, the kernel forgets the client, and drops its packets.
-    fn refused(&mut self, client: ClientId, why: String) -> Vec<Effect> {
-        let Some(in_force) = self.clients.get_mut(&client) else {
-            return Vec::new();
-        };
-        let generation = in_force.generation;
-        let otherwise = match in_force.refused.replace(why.clone()) {
-            None => {
-                let installation = Installation::Blocked;
-                Effect::Put { client, installation, generation }
-            }
-            Some(_) => Effect::Remove(client),
-        };
-        let notice = Notice::Blocked { client: client.address, why };
-        vec![Effect::Tell(notice), otherwise, Effect::Settle(client)]
+    /// A client is gone, and with it all that was to be done for it but its removal.
+    fn forget(&mut self, client: ClientId) {
+        self.clients.remove(&client);
+        self.settle_no_more(client);
+        self.retries.done(Task::Put(client));
+        self.retries.done(Task::Audit(client));
     }
 
     /// Puts what a client's rules come to in force on all its vifs.
@@ -416,26 +417,6 @@ impl World {
             Ok(policy) => Standing::Live(Arc::new(Live { ruleset: ruleset.clone(), policy })),
             Err(error) => blocked(error.to_string()),
         }
-    }
-
-    /// Whatever is new may deny what the client has open: it settles each time.
-    fn put(&mut self, client: ClientId) -> Vec<Effect> {
-        // 0 is "no policy" in drop records.
-        self.generation = self.generation.checked_add(1).unwrap_or(1);
-        let generation = self.generation;
-        let installation = match self.standings.get(&client.address) {
-            None | Some(Standing::Waiting) => Installation::Waiting,
-            Some(Standing::Blocked(_)) => Installation::Blocked,
-            Some(Standing::Live(live)) => Installation::Policy {
-                policy: live.policy.clone(),
-                rules: u32::try_from(live.ruleset.rules.len()).unwrap_or(u32::MAX),
-            },
-        };
-        self.clients.insert(client, InForce { generation, refused: None });
-        let mut effects = vec![Effect::Put { client, installation, generation }];
-        effects.extend(self.audit_of(client));
-        effects.push(Effect::Settle(client));
-        effects
     }
 
     /// Whether what is in force for a client now denies a packet of it, by the function

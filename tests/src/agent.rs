@@ -120,11 +120,11 @@ impl Agent {
         }
     }
 
-    /// Waits until a client is in this state, on a vif.
+    /// Waits until a client is in this state, on a vif, and what that denies has ended.
     pub fn wait_for_state(&self, client: IpAddr, state: State) -> Result<()> {
         self.wait_for(&format!("{client} {state:?}"), |status| {
-            let mut clients = status.clients.iter();
-            clients.any(|it| it.address == client && it.state == state && it.vif.is_some())
+            let mut clients = status.clients.iter().filter(|it| it.address == client);
+            clients.any(|it| it.state == state && it.vif.is_some() && !it.settling)
         })
     }
 
@@ -135,7 +135,8 @@ impl Agent {
         })
     }
 
-    /// Writes a client's rules as a whole and waits until they are in force.
+    /// Writes a client's rules as a whole and waits until they are in force, and what they
+    /// deny has ended.
     pub fn put(&self, client: IpAddr, rules: &Ruleset) -> Result<()> {
         let before = self.client(client).ok().and_then(|status| status.generation);
         write_rules(&self.directory, client, &rules.file())?;
@@ -146,6 +147,7 @@ impl Agent {
                     && it.state == State::Live
                     && it.generation != before
                     && it.rules.len() == rules.rules.len()
+                    && !it.settling
             })
         })
     }

@@ -3,6 +3,7 @@
 
 mod pure {
     mod audits;
+    mod conntrack;
     mod explained;
     mod feed;
     mod files;
@@ -14,7 +15,9 @@ mod pure {
     mod names_age;
     mod packets;
     mod policies;
+    mod retries;
     mod rules;
+    mod settling;
     mod targets;
     mod tidy;
     mod told;

@@ -5,6 +5,7 @@ mod rig {
     mod audit;
     mod clients;
     mod cutting;
+    mod cutting_many;
     mod cycles;
     mod early;
     mod errors;

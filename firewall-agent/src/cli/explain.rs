@@ -19,9 +19,10 @@ use firewall_common::verdict::{Decision, Reason, Verdict};
 use super::ask::Ask;
 use super::colour::Colours;
 use super::{EXIT_DISAGREEMENT, EXIT_NOT_RUNNING, EXIT_PROBLEM};
-use crate::conntrack::{Conntrack, Flow};
+use crate::conntrack::{self, Wanted};
 use crate::control::Request;
 use crate::dataplane::inspect::{self, Inspection};
+use crate::events::Flow;
 use crate::explanation::{Connection, Explained, Explanation, Judgement, Outcome, PacketStatus};
 use crate::rules::check::{self, PolicyTables};
 use crate::rules::resolve::{self, Surroundings};
@@ -227,7 +228,7 @@ fn by_agent_and_kernel(arguments: &Explain) -> Result<Vec<Explained>> {
              `firewall-agent show` lists all"
         );
     }
-    let flows = flows();
+    let flows = flows(&subjects);
     let mut all = Vec::new();
     for subject in &subjects {
         let mut explained = by_both(arguments, subject, agent_problem.as_deref(), &flows)?;
@@ -346,14 +347,13 @@ fn vifs_of(pins: &Path, client: IpAddr) -> Vec<u32> {
     keys.map(|(key, _)| key.vif).collect()
 }
 
-/// Connections that the kernel knows.
-fn flows() -> Result<Vec<Flow>, String> {
+/// Connections that the kernel knows, of whoever sends what is asked about.
+fn flows(subjects: &[Subject]) -> Result<Vec<Flow>, String> {
+    let packets = subjects.iter().filter_map(Subject::packet);
+    let wanted = Wanted::Of(packets.map(|packet| packet.source).collect());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
-    runtime.block_on(async {
-        let conntrack = Conntrack::open().map_err(|error| error.to_string())?;
-        conntrack.flows().await.map_err(|error| error.to_string())
-    })
+    runtime.block_on(async { conntrack::flows(wanted).await.map_err(|error| error.to_string()) })
 }
 
 /// The connection that a packet belongs to.

@@ -11,7 +11,8 @@ use crate::rules::Family;
 use crate::rules::lint::match_first;
 use crate::rules::resolve::VIRTUAL_RESOLVERS;
 use crate::status::{
-    ClientStatus, CounterStatus, NameStatus, ProblemStatus, RuleStatus, State, Status,
+    ClientStatus, CounterStatus, FailingStatus, NameStatus, ProblemStatus, RuleStatus, State,
+    Status,
 };
 
 const AUDITED: &str = "what its rules deny passes";
@@ -65,6 +66,9 @@ pub fn summary(status: &Status) -> String {
     if let Some(problem) = &agent.gate_problem {
         let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");
     }
+    for FailingStatus { what, why, next } in &agent.failing {
+        let _ = writeln!(text, "PROBLEM: {what}: {why}; it is tried again in {next} s");
+    }
     if agent.unpinned_programs > 0 {
         let _ = writeln!(
             text,
@@ -103,6 +107,9 @@ fn headline(client: &ClientStatus) -> String {
     let mut text = format!("{} on {place}: {state}", client.address);
     if let Some(generation) = client.generation {
         let _ = write!(text, ", generation {generation}");
+    }
+    if client.settling {
+        text.push_str(", denied packets are dropped while connections are being ended");
     }
     if let Some(seconds) = client.audit {
         let _ = write!(text, ", AUDITED for {seconds} s more: {AUDITED}");

@@ -44,7 +44,6 @@ impl Daemon {
             Request::Explain { client, packet } => {
                 let circumstances = Circumstances {
                     guards_neighbours: self.options.dataplane.guard_neighbours,
-                    is_settling: &|client| self.settling.contains(&client),
                     mode: self.gate.mode.name(),
                     seconds: super::now().as_secs(),
                 };
@@ -118,6 +117,7 @@ impl Daemon {
                 gate_problem: self.gate_problem.clone(),
                 unpinned_programs: self.dataplane.unpinned(),
                 unguarded_uplinks: self.world.unguarded_uplinks(),
+                failing: self.world.failing_statuses(now()),
                 records: self.told.records,
                 records_suppressed: self.told.suppressed,
             },
@@ -139,6 +139,10 @@ impl Daemon {
         let waiting = count(State::Waiting);
         let mut text =
             format!("clients: {live} live, {blocked} blocked, {waiting} waiting for rules");
+        let failing = self.world.failing_statuses(now()).len();
+        if failing > 0 {
+            let _ = write!(text, "; {failing} PROBLEMS: see `firewall-agent status`");
+        }
         let audited: Vec<String> = self.world.audited().map(|it| it.to_string()).collect();
         if !audited.is_empty() {
             let _ = write!(text, "; AUDIT, nothing is rejected: {}", audited.join(", "));

@@ -1,23 +1,24 @@
 //! Does what the world answers: each effect, and what is left to do after all of them.
 //! Never decides what is to be done.
 
-use tracing::{error, info, warn};
+use tracing::{error, info};
 
 use super::{Daemon, now};
-use crate::conntrack::{ConntrackError, Flow};
 use crate::dataplane::DataplaneError;
-use crate::dataplane::maps::MapsError;
-use crate::events::{Effect, Event};
+use crate::events::{Effect, Event, Task};
 use crate::nft::Mode;
 
 impl Daemon {
     /// Does one thing; what came of it can be an event again.
     pub(super) async fn perform(&mut self, effect: Effect) -> Option<Event> {
+        let maps = &mut self.dataplane.maps;
         match effect {
+            Effect::ReadLinks => Some(match self.watch.read().await {
+                Ok(links) => Event::Links(links),
+                Err(error) => tried(Task::Links, Err(error)),
+            }),
             Effect::SetLocals(locals) => {
-                let outcome = self.dataplane.maps.set_locals(locals.into_iter());
-                log_failure("own addresses", outcome);
-                None
+                Some(tried(Task::Locals, maps.set_locals(locals.into_iter())))
             }
             Effect::Redirect(redirections) => {
                 if self.gate.redirections != redirections {
@@ -29,26 +30,26 @@ impl Daemon {
                 None
             }
             Effect::Put { client, installation, generation } => {
-                let outcome = self.dataplane.maps.put(client, &installation, generation);
-                outcome.err().map(|error| Event::Refused { client, why: error.to_string() })
+                Some(match maps.put(client, &installation, generation) {
+                    Ok(()) => done(Task::Put(client)),
+                    Err(error) => Event::Refused {
+                        client,
+                        why: error.to_string(),
+                        may_pass: error.may_pass(),
+                        now: now(),
+                    },
+                })
             }
             Effect::Audit { client, until } => {
-                log_failure("auditing a client", self.dataplane.maps.audit(client, until));
-                None
+                Some(tried(Task::Audit(client), maps.audit(client, until)))
             }
-            Effect::Remove(client) => {
-                log_failure("removing a client", self.dataplane.maps.remove(client));
-                None
-            }
+            Effect::Remove(client) => Some(tried(Task::Remove(client), maps.remove(client))),
             Effect::SetConnected(connected) => {
-                let outcome = self.dataplane.maps.set_connected(connected.into_iter());
-                log_failure("clients' addresses", outcome);
-                None
+                Some(tried(Task::Connected, maps.set_connected(connected.into_iter())))
             }
-            Effect::Settle(client) => {
-                self.settling.insert(client);
-                None
-            }
+            Effect::ReadConnections(of) => self.read_connections(of).await,
+            Effect::Disconnect(flows) => Some(self.disconnect(&flows).await),
+            Effect::Settled(client) => Some(tried(Task::Settled(client), maps.settle(client))),
             Effect::Attach { vif, name } => {
                 let outcome = self.dataplane.attach(vif, &name);
                 Some(attached(vif, &name, outcome, "nothing passes"))
@@ -57,14 +58,9 @@ impl Daemon {
                 let outcome = self.dataplane.attach_uplink(uplink, &name);
                 Some(attached(uplink, &name, outcome, "clients' addresses are not guarded there"))
             }
-            Effect::Forget { link } => {
-                if let Err(error) = self.dataplane.forget(link) {
-                    warn!(link, %error, "a pin stays");
-                }
-                None
-            }
+            Effect::Forget { link } => Some(tried(Task::Forget(link), self.dataplane.forget(link))),
             Effect::Handled(client) => {
-                self.handled.push(client);
+                self.source.handled(client);
                 None
             }
             Effect::Publish { client, names } => {
@@ -79,26 +75,14 @@ impl Daemon {
                 self.dns.ask(question);
                 None
             }
-            Effect::ReadFlows => match self.conntrack.flows().await {
-                Ok(flows) => {
-                    let ends = |flow: &Flow| (flow.source, flow.packet.destination.into());
-                    Some(Event::InUse { flows: flows.iter().map(ends).collect(), now: now() })
-                }
-                Err(error) => {
-                    error!(%error, "cannot read connections; old addresses of names stay");
-                    None
-                }
-            },
+            Effect::ReadFlows { to, now } => self.read_flows(to, now).await,
             Effect::Remember(names) => {
                 self.to_remember = Some(names);
                 None
             }
             Effect::TakenOver => {
                 let outcome = self.dataplane.forget_all_but(&self.world.links_in_use());
-                if let Err(error) = outcome {
-                    warn!(%error, "old pins stay");
-                }
-                None
+                Some(tried(Task::TakenOver, outcome))
             }
             Effect::Tell(notice) => {
                 self.tell(&notice);
@@ -107,42 +91,30 @@ impl Daemon {
         }
     }
 
-    /// Makes room in the maps; then ends what clients have open and must not have any
-    /// more. By then every packet that an old policy accepted has gone its way. Until it is
-    /// done, what such a client sends is dropped and not handed on.
+    /// Waits, if somebody has to, until every packet that was judged by what has been replaced
+    /// has gone its way, and makes room in the maps. From then on what clients have open can
+    /// be looked through.
     pub(super) async fn tidy(&mut self) {
-        log_failure("making room in the maps", self.dataplane.maps.tidy());
-        if self.settling.is_empty() {
-            return;
+        let maps = &mut self.dataplane.maps;
+        if maps.has_retired() || self.world.is_to_become_quiet() {
+            let outcome = maps.quiesce();
+            self.happened(tried(Task::Tidy, outcome)).await;
         }
-        match self.cut().await {
-            Ok(0) => {}
-            Ok(ended) => info!(ended, "connections that rules deny now"),
-            Err(error) => {
-                error!(%error, "cannot end connections; denied packets are dropped until then");
-                return;
-            }
+        let maps = &mut self.dataplane.maps;
+        if !maps.is_prepared() {
+            let outcome = maps.prepare();
+            self.happened(tried(Task::Prepare, outcome)).await;
         }
-        for client in std::mem::take(&mut self.settling) {
-            log_failure("settling", self.dataplane.maps.settle(client));
-        }
-        log_failure("making room in the maps", self.dataplane.maps.tidy());
     }
+}
 
-    /// Returns how many connections it ended.
-    async fn cut(&self) -> Result<usize, ConntrackError> {
-        let mut ended = 0;
-        let flows = self.conntrack.flows().await?;
-        for client in &self.settling {
-            let is_denied = self.world.judge_of(*client);
-            let of_client = flows.iter().filter(|flow| flow.source == client.address);
-            for flow in of_client.filter(|flow| is_denied(&flow.packet)) {
-                self.conntrack.delete(flow).await?;
-                ended += 1;
-            }
-        }
-        Ok(ended)
-    }
+fn done(task: Task) -> Event {
+    Event::Tried { task, outcome: Ok(()), now: now() }
+}
+
+/// What came of a task, for the world.
+fn tried(task: Task, outcome: Result<(), impl ToString>) -> Event {
+    Event::Tried { task, outcome: outcome.map_err(|error| error.to_string()), now: now() }
 }
 
 fn attached(
@@ -157,10 +129,4 @@ fn attached(
     }
     let outcome = outcome.map_err(|error| error.to_string());
     Event::Attached { link, outcome }
-}
-
-fn log_failure(what: &str, outcome: Result<(), MapsError>) {
-    if let Err(error) = outcome {
-        error!(what, %error);
-    }
 }

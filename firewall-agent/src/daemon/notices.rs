@@ -34,6 +34,9 @@ impl Daemon {
             Notice::AuditEnded { client } => {
                 warn!(%client, "audit ended: what its rules deny is rejected again");
             }
+            Notice::Ended(ended) => info!(ended, "connections that rules deny now"),
+            Notice::Failing { what, why: Some(why) } => error!(why, "{what}; it is tried again"),
+            Notice::Failing { what, why: None } => info!("over: {what}"),
             Notice::Detached { link } => {
                 error!(link, "somebody took the programs away; attaching them again");
             }

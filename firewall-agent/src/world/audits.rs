@@ -89,11 +89,16 @@ impl World {
     }
 
     /// What has to be done on all vifs of a client after its audit has changed.
-    fn audit_effects(&self, address: IpAddr) -> Vec<Effect> {
-        let until = self.audited_until(address).unwrap_or_default();
+    fn audit_effects(&mut self, address: IpAddr) -> Vec<Effect> {
         let clients = self.clients.keys().filter(|client| client.address == address);
-        let effects = clients.map(|&client| [audit_effect(client, until), Effect::Settle(client)]);
-        effects.flatten().collect()
+        let clients: Vec<ClientId> = clients.copied().collect();
+        clients.into_iter().map(|client| self.audit_effect(client)).collect()
+    }
+
+    /// Makes the kernel audit a client, or not any more. Either way the client settles.
+    pub(super) fn audit_effect(&mut self, client: ClientId) -> Effect {
+        self.settle(client);
+        audit_effect(client, self.audited_until(client.address).unwrap_or_default())
     }
 
     /// What makes the kernel audit a client that is being put in force.

@@ -21,11 +21,9 @@ use crate::rules::{Family, Ruleset};
 
 /// What the world does not know by itself.
 #[derive(Clone, Copy)]
-pub struct Circumstances<'a> {
+pub struct Circumstances {
     /// Whether ARP and neighbour discovery are judged.
     pub guards_neighbours: bool,
-    /// Whether connections of a client are being ended just now.
-    pub is_settling: &'a dyn Fn(ClientId) -> bool,
     /// Who translates addresses.
     pub mode: &'static str,
     /// Whole seconds since the machine booted.
@@ -39,7 +37,7 @@ impl World {
         &self,
         client: IpAddr,
         packet: &Packet,
-        circumstances: &Circumstances<'_>,
+        circumstances: &Circumstances,
     ) -> Vec<Explanation> {
         let live = self.live(client);
         let standings = self.standings().into_iter().filter(|(address, _)| *address == client);
@@ -54,7 +52,7 @@ impl World {
                 let resolved = resolve::resolve(family, &live.ruleset, &self.surroundings);
                 tried(&live.ruleset, &resolved, packet)
             });
-            let is_settling = |vif| (circumstances.is_settling)(ClientId { vif, address: client });
+            let is_settling = |vif| self.is_settling(ClientId { vif, address: client });
             Explanation {
                 client,
                 vif: vif.and_then(|vif| self.link_name(vif)).map(str::to_owned),
@@ -121,7 +119,7 @@ fn redirected(surroundings: &Surroundings, packet: &Packet) -> Option<IpAddr> {
 /// The world as the evaluator sees it, for one client.
 struct Known<'a> {
     world: &'a World,
-    circumstances: &'a Circumstances<'a>,
+    circumstances: &'a Circumstances,
     client: IpAddr,
     vif: Option<u32>,
     live: Option<PolicyTables<'a>>,
@@ -140,7 +138,7 @@ impl Tables for Known<'_> {
             Some(Standing::Blocked(_)) => STATE_BLOCKED,
             Some(Standing::Live(_)) => STATE_POLICY,
         };
-        let settling = if (self.circumstances.is_settling)(id) { SETTLING } else { 0 };
+        let settling = if self.world.is_settling(id) { SETTLING } else { 0 };
         let generation = in_force.map_or(0, |it| it.generation);
         let until = self.world.audited_until(id.address).map_or(0, |until| until.as_secs());
         let audit_until = u32::try_from(until).unwrap_or(u32::MAX);

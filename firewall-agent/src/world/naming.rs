@@ -33,6 +33,8 @@ impl World {
 
     pub(super) fn time(&mut self, now: Moment) -> Vec<Effect> {
         let mut effects = self.audits_due(now);
+        effects.extend(self.retry(now));
+        effects.extend(self.begin());
         let mut changed = BTreeSet::new();
         if std::mem::take(&mut self.are_names_old) {
             let wanted = self.wanted_names();
@@ -42,9 +44,15 @@ impl World {
         effects.extend(self.learn(&changed));
         effects.extend(self.names.take_due(now).into_iter().map(Effect::Ask));
         if self.names.take_look(now) {
-            effects.push(Effect::ReadFlows);
+            effects.extend(self.look(now));
         }
         effects
+    }
+
+    /// Finds out which addresses that have been away long enough are in use.
+    pub(super) fn look(&self, now: Moment) -> Option<Effect> {
+        let to: BTreeSet<IpAddr> = self.names.late(now).map(|(_, address)| address).collect();
+        (!to.is_empty()).then_some(Effect::ReadFlows { to, now })
     }
 
     /// The names that make a difference to some client that is there, or that the source
@@ -172,10 +180,10 @@ impl World {
         names.map(|(question, _)| question.name.as_str()).collect()
     }
 
-    /// When something is to be done about names or audits, if at all:
+    /// When something is to be done about names, audits, or what did not work, if at all:
     /// [`crate::events::Event::Time`].
     pub fn next_time(&self) -> Option<Moment> {
-        self.names.next().into_iter().chain(self.next_of_audits()).min()
+        [self.names.next(), self.next_of_audits(), self.retries.next()].into_iter().flatten().min()
     }
 }
 

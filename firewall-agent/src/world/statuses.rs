@@ -158,6 +158,7 @@ impl World {
             vif_index: present.map(|(vif, _)| vif),
             state,
             problem,
+            settling: present.is_some_and(|(vif, _)| self.is_settling(ClientId { vif, address })),
             audit: None,
             generation: present.map(|(_, in_force)| in_force.generation),
             default: live.map(|live| live.ruleset.default.name().to_owned()),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use firewall_agent::dataplane::inspect::Inspection;
-use firewall_agent::events::{Effect, Event, Links, SourceError, Vif};
+use firewall_agent::events::{Effect, Event, Links, SourceError, Task, Vif};
 use firewall_agent::explanation::{Explanation, Judgement, PacketStatus};
 use firewall_agent::sources::files;
 use firewall_agent::world::World;
@@ -56,13 +56,20 @@ impl Scene {
 
     /// Does what the daemon would, as far as it is about tables.
     fn happens(&mut self, event: Event) -> Result<()> {
+        let now = now();
+        self.perform(event)?;
+        self.perform(Event::Tried { task: Task::Tidy, outcome: Ok(()), now })?;
+        self.perform(Event::ConnectionsRead { outcome: Ok(()), now })
+    }
+
+    fn perform(&mut self, event: Event) -> Result<()> {
         let maps = &mut self.program.maps;
         for effect in self.world.step(event) {
             match effect {
                 Effect::Put { client, installation, generation } => {
                     maps.put(client, &installation, generation)?;
                 }
-                Effect::Settle(client) => maps.settle(client)?,
+                Effect::Settled(client) => maps.settle(client)?,
                 Effect::Audit { client, until } => maps.audit(client, until)?,
                 Effect::SetLocals(locals) => maps.set_locals(locals.into_iter())?,
                 _ => {}
@@ -81,12 +88,8 @@ impl Scene {
     }
 
     fn explain(&self, client: IpAddr, packet: &PacketStatus) -> Result<Explanation> {
-        let circumstances = Circumstances {
-            guards_neighbours: false,
-            is_settling: &|_| false,
-            mode: "qubes",
-            seconds: now().as_secs(),
-        };
+        let circumstances =
+            Circumstances { guards_neighbours: false, mode: "qubes", seconds: now().as_secs() };
         let explained = self.world.explain(client, &packet.packet(), &circumstances);
         explained.into_iter().next().context("no client")
     }

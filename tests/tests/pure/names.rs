@@ -75,7 +75,7 @@ impl Stage {
                     self.asked.push(format!("{name} {family}"));
                 }
                 Effect::Publish { client, names } => drop(self.published.insert(client, names)),
-                Effect::ReadFlows => self.reads_flows = true,
+                Effect::ReadFlows { .. } => self.reads_flows = true,
                 Effect::SetServers(servers) => self.servers.push(servers),
                 Effect::Tell(Notice::Name { question, added, gone }) => {
                     self.told.push(format!("{}: +{added:?} -{gone:?}", question.name));

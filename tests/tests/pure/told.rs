@@ -16,6 +16,8 @@ use firewall_agent::world::World;
 use firewall_agent::world::explaining::Circumstances;
 use firewall_tests::packets::{TCP, UDP};
 
+use super::world::settle;
+
 const CLIENT: &str = "10.137.0.12";
 const RULES: &str = "policy = drop\n\
     0000 = action=drop dst4=192.168.0.0/16\n\
@@ -58,6 +60,7 @@ fn world(rules: &str) -> World {
         error: Box::new(error),
     });
     world.step(Event::Rules { client, rules: Some(rules) });
+    settle(&mut world);
     world
 }
 
@@ -75,12 +78,7 @@ fn packet(from: &str, to: &str, protocol: u8, port: u16) -> PacketStatus {
 
 /// All that is said about a packet, with tables in the kernel that say the same.
 fn told(world: &World, packet: &PacketStatus, connection: Option<Connection>) -> Explained {
-    let circumstances = Circumstances {
-        guards_neighbours: false,
-        is_settling: &|_| false,
-        mode: "standalone",
-        seconds: 0,
-    };
+    let circumstances = Circumstances { guards_neighbours: false, mode: "standalone", seconds: 0 };
     let agent = world.explain(packet.source, &packet.packet(), &circumstances).remove(0);
     Explained {
         schema: SCHEMA,

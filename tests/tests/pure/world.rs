@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
-use firewall_agent::events::{ClientId, Effect, Event, Installation, Links, SourceError, Vif};
+use firewall_agent::events::{
+    ClientId, Effect, Event, Installation, Links, SourceError, Task, Vif,
+};
 use firewall_agent::sources::files;
 use firewall_agent::status::State;
 use firewall_agent::world::World;
@@ -43,6 +46,7 @@ pub fn rules(client: &str, text: &str) -> Event {
 /// Effects in short, without log lines and generations.
 pub fn short(effects: &[Effect]) -> Vec<String> {
     let line = |effect: &Effect| match effect {
+        Effect::ReadLinks => Some("links".to_owned()),
         Effect::SetLocals(locals) => Some(format!("locals {}", locals.len())),
         Effect::Redirect(to) => Some(format!("redirect {}", to.len())),
         Effect::Put { client, installation, .. } => {
@@ -53,15 +57,16 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
             };
             Some(format!("{what} {} {}", client.vif, client.address))
         }
-        // Every put is followed by its settling; a test of its own says so.
-        Effect::Settle(_) | Effect::SetConnected(_) => None,
+        Effect::SetConnected(_) => None,
+        // Settling has tests of its own.
+        Effect::ReadConnections(_) | Effect::Disconnect(_) | Effect::Settled(_) => None,
         // Every set of rules is handled; a test of its own says so.
         Effect::Handled(_) | Effect::TakenOver => None,
         // Names have tests of their own.
         Effect::Publish { .. }
         | Effect::SetServers(_)
         | Effect::Ask(_)
-        | Effect::ReadFlows
+        | Effect::ReadFlows { .. }
         | Effect::Remember(_) => None,
         Effect::AttachUplink { uplink, name } => Some(format!("guard {uplink} {name}")),
         Effect::Audit { client, until } => Some(format!("audit {} {until}", client.address)),
@@ -71,6 +76,20 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
         Effect::Tell(_) => None,
     };
     effects.iter().filter_map(line).collect()
+}
+
+/// What the kernel's maps do not take.
+pub fn refused(client: ClientId, why: &str, may_pass: bool, seconds: u64) -> Event {
+    let now = Duration::from_secs(seconds);
+    Event::Refused { client, why: why.to_owned(), may_pass, now }
+}
+
+/// Lets all clients settle, as if they had nothing open.
+pub fn settle(world: &mut World) {
+    let now = Duration::ZERO;
+    world.step(Event::Tried { task: Task::Tidy, outcome: Ok(()), now });
+    world.step(Event::ConnectionsRead { outcome: Ok(()), now });
+    assert_eq!(world.count_settling(), 0);
 }
 
 #[track_caller]
@@ -163,7 +182,7 @@ fn what_the_kernel_refuses_is_blocked_once_and_told() {
     world.step(links(&[(7, "vif1.0", &["10.137.0.1"])]));
     world.step(rules("10.137.0.1", ACCEPT));
     let client = ClientId { vif: 7, address: address("10.137.0.1") };
-    let refused = || Event::Refused { client, why: "no room".to_owned() };
+    let refused = || refused(client, "no room", false, 0);
     check(&mut world, refused(), &["blocked 7 10.137.0.1"]);
     assert_eq!(world.client_statuses()[0].state, State::Blocked);
     // If even that is refused, nothing that was in force before stays in force.
@@ -197,30 +216,7 @@ fn generations_grow_with_everything_that_is_put_in_force() {
     assert_eq!(last, 5);
 }
 
-#[test]
-fn whatever_is_put_in_force_settles() {
-    let mut world = running();
-    let mut check = |event: Event| {
-        let (mut put, mut settled) = (Vec::new(), Vec::new());
-        for effect in world.step(event) {
-            match effect {
-                Effect::Put { client, .. } => put.push(client),
-                Effect::Settle(client) => settled.push(client),
-                _ => {}
-            }
-        }
-        assert!(!put.is_empty());
-        assert_eq!(put, settled);
-    };
-    check(links(&[(7, "vif1.0", &["10.137.0.1", "fd00::1"])]));
-    check(rules("10.137.0.1", ACCEPT));
-    check(rules("10.137.0.1", BROKEN));
-    let client = ClientId { vif: 7, address: address("10.137.0.1") };
-    check(Event::Refused { client, why: String::new() });
-    check(Event::Rules { client: address("fd00::1"), rules: Some(Ok(ruleset("fd00::1", DROP))) });
-}
-
-fn ruleset(client: &str, text: &str) -> firewall_agent::rules::Ruleset {
+pub fn ruleset(client: &str, text: &str) -> firewall_agent::rules::Ruleset {
     files::ruleset(address(client), text).expect("rules")
 }
 

@@ -13,9 +13,11 @@ use super::files::cli;
 use super::world::*;
 
 /// Asks for an audit, and returns in how many seconds it ends.
+/// Begins or ends an audit, and waits until what is denied by then has ended.
 fn audit(agent: &Agent, client: IpAddr, seconds: u64) -> Result<Option<u64>> {
     let request = Request::Audit { client, seconds };
     let answer: Result<Option<u64>, String> = control::ask(&agent.socket(), &request)?;
+    agent.wait_for("settled", |status| status.clients.iter().all(|client| !client.settling))?;
     answer.map_err(anyhow::Error::msg)
 }
 

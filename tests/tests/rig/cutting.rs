@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::conntrack::Conntrack;
+use firewall_agent::conntrack::{self, Wanted};
+use firewall_agent::events::Flow;
 use firewall_agent::status::State;
 use firewall_tests::agent::{Agent, PATIENCE};
 use firewall_tests::frames;
@@ -20,17 +21,19 @@ use super::world::*;
 
 /// Protocol and port (or ICMP type) of what a client has open, as the kernel knows it.
 fn open_flows(world: &World, client: IpAddr) -> Result<Vec<(u8, u16)>> {
+    let flows = flows_of(world, client)?;
+    let mut flows: Vec<_> =
+        flows.iter().map(|flow| (flow.packet.number, flow.packet.port)).collect();
+    flows.sort_unstable();
+    flows.dedup();
+    Ok(flows)
+}
+
+/// What a client has open, as the kernel knows it.
+pub fn flows_of(world: &World, client: IpAddr) -> Result<Vec<Flow>> {
     world.rig.netvm().run(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        runtime.block_on(async {
-            let flows = Conntrack::open()?.flows().await?;
-            let of_client = flows.iter().filter(|flow| flow.source == client);
-            let mut flows: Vec<_> =
-                of_client.map(|flow| (flow.packet.number, flow.packet.port)).collect();
-            flows.sort_unstable();
-            flows.dedup();
-            Ok(flows)
-        })
+        Ok(runtime.block_on(conntrack::flows(Wanted::From([client].into())))?)
     })
 }
 

@@ -194,7 +194,7 @@ fn while_qubesdb_is_away_or_lies_what_is_in_force_stays_and_status_says_so() -> 
             qube.db.reload(&client.to_string(), "drop", WEB);
             agent.wait_for("the web", |status| {
                 let mut clients = status.clients.iter();
-                clients.any(|it| it.address == client && it.generation != before)
+                clients.any(|it| it.address == client && it.generation != before && !it.settling)
             })?;
         }
     }
