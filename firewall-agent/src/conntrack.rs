@@ -170,8 +170,8 @@ impl Forgetting {
                     None => forgotten.gone += 1,
                     Some(error) if error.kind() == io::ErrorKind::NotFound => forgotten.gone += 1,
                     Some(error) => {
-                        let refused = ConntrackError::Refused { error };
-                        forgotten.refused.insert(source, refused.to_string());
+                        let why = format!("the kernel does not forget one: {error}");
+                        forgotten.refused.insert(source, why);
                     }
                 }
             }

@@ -50,9 +50,9 @@ pub enum ConntrackError {
     /// The socket does not work, or had no room for an answer.
     #[error("netlink: {0}")]
     Netlink(#[from] io::Error),
-    /// The kernel refuses.
-    #[error("the kernel refuses: {error}{}", hint(.error))]
-    Refused {
+    /// The kernel does not tell the table, or not all of it.
+    #[error("the kernel does not list connections: {error}{}", hint(.error))]
+    NotListed {
         /// Why.
         error: io::Error,
     },
@@ -147,7 +147,7 @@ pub fn take_part(
                 let outcome = outcome(payload)?;
                 let is_end = kind == NLMSG_DONE;
                 return match outcome {
-                    Some(error) => Err(ConntrackError::Refused { error }),
+                    Some(error) => Err(ConntrackError::NotListed { error }),
                     None if is_end => Ok(true),
                     None => Err(ConntrackError::Odd("an acknowledgement without an end")),
                 };

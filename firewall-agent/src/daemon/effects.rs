@@ -96,12 +96,13 @@ impl Daemon {
     /// be looked through.
     pub(super) async fn tidy(&mut self) {
         let maps = &mut self.dataplane.maps;
-        if maps.has_retired() || self.world.is_to_become_quiet() {
+        let is_waited_for = self.world.is_to_become_quiet() || self.world.is_failing(Task::Tidy);
+        if maps.has_retired() || is_waited_for {
             let outcome = maps.quiesce();
             self.happened(tried(Task::Tidy, outcome)).await;
         }
         let maps = &mut self.dataplane.maps;
-        if !maps.is_prepared() {
+        if !maps.is_prepared() || self.world.is_failing(Task::Prepare) {
             let outcome = maps.prepare();
             self.happened(tried(Task::Prepare, outcome)).await;
         }

@@ -142,6 +142,11 @@ impl World {
         again
     }
 
+    /// Whether a task did not work the last time.
+    pub fn is_failing(&self, task: Task) -> bool {
+        self.retries.is_failing(task)
+    }
+
     /// What does not work, and when it is tried again. What blocks a client is told with the
     /// client.
     pub fn failing_statuses(&self, now: Moment) -> Vec<FailingStatus> {

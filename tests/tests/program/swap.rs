@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
 use firewall_agent::events::{ClientId, Installation};
+use firewall_common::verdict::Reason;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, VIF, proved};
@@ -83,4 +84,27 @@ fn no_packet_is_judged_by_a_torn_policy() -> Result<()> {
         ensure!(sent > 10_000, "only {sent} packets");
         swaps
     })
+}
+
+#[test]
+fn what_has_no_room_now_has_some_when_others_give_theirs_back() -> Result<()> {
+    let mut program = Program::load()?;
+    let all = proved(CLIENT4, &rules(&[Rule::all(true)]).file(), &known())?;
+    let wants = |rules| Installation::Policy { policy: all.clone(), rules };
+    let [one, other] = [7, VIF].map(|vif| ClientId { vif, address: CLIENT4 });
+    let frame = packets::plain(CLIENT4, SERVER4.into(), packets::UDP, 1);
+    // Each rule takes one of 65,536 counters.
+    program.maps.put(one, &wants(40_000), 1)?;
+    let error = program.maps.put(other, &wants(30_000), 2).expect_err("room for both");
+    assert!(error.may_pass(), "{error}");
+    let never = program.maps.put(other, &wants(70_000), 2).expect_err("room for 70,000");
+    assert!(!never.may_pass(), "{never}");
+    // What stands in for it until then has room.
+    program.maps.put(other, &Installation::Blocked, 2)?;
+    program.maps.settle(other)?;
+    check(&mut program, "no room", &frame, Outcome::UNMARKED, Reason::Blocked);
+    program.maps.remove(one)?;
+    program.maps.put(other, &wants(30_000), 3)?;
+    assert_eq!(program.send(&frame)?, Outcome::ACCEPTED);
+    Ok(())
 }

@@ -4,9 +4,11 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::status::Status;
+use firewall_common::abi::ABI_VERSION;
 use firewall_tests::agent::Agent;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
+use super::files::cli;
 use super::world::*;
 
 const GONE: &str = "somebody took the programs away";
@@ -83,5 +85,26 @@ fn without_a_place_for_pins_the_agent_holds_its_programs_and_says_so() -> Result
     let log = agent.log();
     let last = log.rsplit("running").next().context("no log")?;
     ensure!(!last.contains("ERROR"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn what_does_not_work_is_told_and_tried_again_until_it_does() -> Result<()> {
+    let world = World::new("failing")?;
+    // A pin that nobody can remove as one: it is a directory.
+    let pins = world.rig.bpffs().join("firewall").join(format!("v{ABI_VERSION}"));
+    let odd = pins.join("from_client-4711");
+    fs::create_dir_all(&odd)?;
+    let agent = world.start()?;
+    let stays = "pins of an earlier agent stay";
+    agent.wait_for("told", |status| status.agent.failing.iter().any(|it| it.what == stays))?;
+    let (code, text) = cli(&agent, &["status"])?;
+    assert_eq!(code, 1, "{text}");
+    ensure!(text.contains(&format!("PROBLEM: {stays}: ")), "{text}");
+    ensure!(text.contains("Is a directory") && text.contains("it is tried again in "), "{text}");
+    fs::remove_dir(odd)?;
+    agent.wait_for("over", |status| status.agent.failing.is_empty())?;
+    assert_eq!(cli(&agent, &["status"])?.0, 0);
+    ensure!(agent.log().contains(&format!("over: {stays}")), "{}", agent.log());
     Ok(())
 }
