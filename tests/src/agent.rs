@@ -120,6 +120,16 @@ impl Agent {
         }
     }
 
+    /// Waits until it has written this to its log.
+    pub fn wait_for_log(&self, text: &str) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.log().contains(text) {
+            ensure!(Instant::now() < deadline, "never `{text}`:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(())
+    }
+
     /// Waits until a client is in this state, on a vif, and what that denies has ended.
     pub fn wait_for_state(&self, client: IpAddr, state: State) -> Result<()> {
         self.wait_for(&format!("{client} {state:?}"), |status| {

@@ -24,6 +24,7 @@ use super::epoch::Epoch;
 use super::mapped::MappedArray;
 use super::policies::Policies;
 use super::ranges::Ranges;
+use super::with_sources;
 use crate::events::{ClientId, Installation};
 use crate::rules::compile::Policy;
 
@@ -41,7 +42,7 @@ pub enum MapsError {
         most: usize,
     },
     /// The kernel refused.
-    #[error("the kernel refuses: {0}")]
+    #[error("the kernel refuses: {}", with_sources(.0))]
     Kernel(#[from] MapError),
     /// The mapping of an array refused.
     #[error(transparent)]

@@ -38,8 +38,9 @@ struct Pass {
 pub(super) struct Settling {
     clients: BTreeMap<ClientId, Stage>,
     pass: Option<Pass>,
-    /// Clients' addresses whose rules were handled, which the source does not know yet.
-    handled: BTreeSet<IpAddr>,
+    /// Clients' addresses whose rules were handled, and how often, which the source does not
+    /// know yet.
+    handled: BTreeMap<IpAddr, usize>,
 }
 
 impl World {
@@ -160,7 +161,7 @@ impl World {
 
     /// A client's rules were handled. The source is told when what they deny has ended.
     pub(super) fn handled(&mut self, client: IpAddr) -> Vec<Effect> {
-        self.settling.handled.insert(client);
+        *self.settling.handled.entry(client).or_default() += 1;
         let mut effects = vec![self.publish(client)];
         effects.extend(self.handled_by_now());
         effects
@@ -170,7 +171,8 @@ impl World {
     pub(super) fn handled_by_now(&mut self) -> Vec<Effect> {
         let Settling { clients, handled, .. } = &mut self.settling;
         let settling: BTreeSet<IpAddr> = clients.keys().map(|client| client.address).collect();
-        let settled = handled.extract_if(.., |client| !settling.contains(client));
-        settled.map(Effect::Handled).collect()
+        let settled = handled.extract_if(.., |client, _| !settling.contains(client));
+        // Each time that rules were written is told: somebody may count.
+        settled.flat_map(|(client, times)| vec![Effect::Handled(client); times]).collect()
     }
 }

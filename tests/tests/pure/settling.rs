@@ -149,7 +149,9 @@ fn a_client_that_settles_anew_while_the_table_is_read_waits_for_another_reading(
     let ended = ["settled 10.137.0.2", "handled 10.137.0.2", "read 10.137.0.1"];
     check(&mut world, read(Ok(()), 1), &ended);
     check(&mut world, part(), &["end 10.137.0.1:22"]);
-    check(&mut world, read(Ok(()), 2), &["settled 10.137.0.1", "handled 10.137.0.1"]);
+    // Its rules were written twice.
+    let ended = ["settled 10.137.0.1", "handled 10.137.0.1", "handled 10.137.0.1"];
+    check(&mut world, read(Ok(()), 2), &ended);
 }
 
 #[test]
@@ -248,6 +250,18 @@ fn a_client_that_goes_is_not_waited_for() {
     check(&mut world, time(1), &[]);
     assert_eq!(world.failing_statuses(Duration::ZERO), []);
     assert_eq!(world.next_time(), None);
+}
+
+#[test]
+fn each_time_that_rules_were_written_is_told_when_what_they_deny_has_ended() {
+    let mut world = two();
+    check(&mut world, rules(A, WEB), &[]);
+    check(&mut world, rules(A, DROP), &[]);
+    check(&mut world, rules(A, DROP), &[]);
+    check(&mut world, quiet(), &["read 10.137.0.1"]);
+    let handled = ["settled 10.137.0.1", "handled 10.137.0.1", "handled 10.137.0.1"];
+    check(&mut world, read(Ok(()), 1), &[&handled[..], &handled[1..2]].concat());
+    check(&mut world, rules(A, DROP), &["handled 10.137.0.1"]);
 }
 
 #[test]

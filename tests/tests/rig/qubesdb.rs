@@ -1,14 +1,17 @@
 //! Rules as dom0 writes them, through QubesDB to the real agent and to real packets.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use firewall_agent::events::Flow;
 use firewall_agent::status::{ProblemStatus, State};
 use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::probe::Outcome;
+use firewall_tests::probe::{OpenFlow, Outcome, SILENCE};
 use firewall_tests::qubesdb::{Behaviour, FakeQubesDb, Lie};
 
+use super::cutting::flows_of;
 use super::world::*;
 
 const WEB: &[(&str, &[u8])] = &[("0000", b"action=accept proto=tcp dstports=443-443")];
@@ -76,6 +79,78 @@ fn rules_are_in_force_when_qubesdb_says_that_they_were_handled() -> Result<()> {
     // Half of new rules, and none of them in the end: what was committed is in force.
     qube.db.begin(&qube.world.v4.to_string(), "drop", ALL);
     qube.world.check("half", ONLY_WEB4, ONLY_WEB6);
+    Ok(())
+}
+
+/// How many files the agent may have open from now on.
+fn limit_files(agent: &Agent, most: u32) -> Result<()> {
+    let (pid, limit) = (agent.pid().to_string(), format!("--nofile={most}:"));
+    let status = Command::new("prlimit").args(["--pid", &pid, &limit]).status()?;
+    ensure!(status.success(), "prlimit says {status}");
+    Ok(())
+}
+
+#[test]
+fn rules_are_in_force_but_not_handled_while_connections_cannot_be_read() -> Result<()> {
+    let mut qube = Qube::new("unread")?;
+    qube.write(ALL);
+    let agent = Agent::start(&qube.world.rig, &[])?;
+    agent.wait_for_vif(qube.world.client.vif())?;
+    qube.wait()?;
+    let to = SocketAddr::new(SERVER4, 80);
+    let mut doomed = OpenFlow::open(qube.world.client.namespace(), to, PATIENCE)?;
+    ensure!(doomed.exchange(PATIENCE)?, "the connection does not work at first");
+    // The kernel gives the agent no socket to read connections with.
+    limit_files(&agent, 3)?;
+    qube.write(WEB);
+    agent.wait_for_log("connections that rules deny are not ended")?;
+    ensure!(agent.log().contains("Too many open files"), "{}", agent.log());
+    // What is denied is dropped, as for anybody who settles.
+    let silent = [Outcome::Accepted, Outcome::Silent, Outcome::Silent, Outcome::Silent];
+    qube.world.check("unread", silent, silent);
+    let is_there = |flow: &Flow| flow.packet.port == to.port();
+    ensure!(flows_of(&qube.world, qube.world.v4)?.iter().any(is_there), "it has ended");
+    for client in qube.clients() {
+        let handled = qube.db.get(&format!("/qubes-firewall-handled/{client}"));
+        assert_eq!(handled.as_deref(), Some("1"), "{client}");
+    }
+    limit_files(&agent, 1024)?;
+    qube.wait()?;
+    ensure!(!flows_of(&qube.world, qube.world.v4)?.iter().any(is_there), "it has not ended");
+    agent.wait_for("all well", |status| status.agent.failing.is_empty())?;
+    qube.world.check("read", ONLY_WEB4, ONLY_WEB6);
+    ensure!(!doomed.exchange(SILENCE)?, "the denied connection goes on");
+    Ok(())
+}
+
+#[test]
+fn a_policy_that_the_kernel_refuses_for_now_is_in_force_by_itself_when_it_does_not() -> Result<()> {
+    let mut qube = Qube::new("refused")?;
+    qube.write(ALL);
+    let agent = Agent::start(&qube.world.rig, &[])?;
+    agent.wait_for_vif(qube.world.client.vif())?;
+    qube.wait()?;
+    // Each map is a file; those of the first rules were made before, the next ones cannot be.
+    limit_files(&agent, 3)?;
+    qube.write(WEB);
+    agent.wait_for_log("no room is ready for the next policies")?;
+    qube.write(&[("0000", b"action=accept"), ("0001", b"action=drop proto=udp")]);
+    for client in qube.clients() {
+        let problem = format!("blocked client={client} why=");
+        agent.wait_for_log(&problem)?;
+        let log = agent.log();
+        let line = log.lines().find(|line| line.contains(&problem)).unwrap_or_default();
+        ensure!(line.contains("Too many open files") && line.contains("tried again"), "{line}");
+    }
+    // Neither the old rules nor the new ones are in force, but none at all.
+    qube.world.check("refused", SILENT, SILENT);
+    limit_files(&agent, 1024)?;
+    for client in qube.clients() {
+        agent.wait_for_state(client, State::Live)?;
+    }
+    qube.wait()?;
+    agent.wait_for("all well", |status| status.agent.failing.is_empty())?;
+    qube.world.check("not refused", ACCEPTED, ACCEPTED);
     Ok(())
 }
 
