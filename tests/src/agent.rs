@@ -138,11 +138,17 @@ impl Agent {
         })
     }
 
-    /// Waits until the program is attached to a vif.
+    /// Waits until the program is attached to a vif, and what is denied has ended.
     pub fn wait_for_vif(&self, name: &str) -> Result<()> {
         self.wait_for(&format!("attached to {name}"), |status| {
             status.vifs.iter().any(|vif| vif.name == name && vif.attached.is_some())
-        })
+        })?;
+        self.wait_for_settled()
+    }
+
+    /// Waits until all that is denied has ended, and denied packets are rejected.
+    pub fn wait_for_settled(&self) -> Result<()> {
+        self.wait_for("settled", |status| status.clients.iter().all(|client| !client.settling))
     }
 
     /// Writes a client's rules as a whole and waits until they are in force, and what they

@@ -17,7 +17,7 @@ use super::world::*;
 fn audit(agent: &Agent, client: IpAddr, seconds: u64) -> Result<Option<u64>> {
     let request = Request::Audit { client, seconds };
     let answer: Result<Option<u64>, String> = control::ask(&agent.socket(), &request)?;
-    agent.wait_for("settled", |status| status.clients.iter().all(|client| !client.settling))?;
+    agent.wait_for_settled()?;
     answer.map_err(anyhow::Error::msg)
 }
 

@@ -98,7 +98,8 @@ impl Named {
             let client = clients.find(|it| it.address == client && it.state == State::Live);
             client
                 .is_some_and(|it| it.rules.iter().map(|it| &it.text[..]).eq(rules.iter().copied()))
-        })
+        })?;
+        self.agent.wait_for_settled()
     }
 
     /// Waits until a name leads to exactly these addresses.
@@ -113,7 +114,8 @@ impl Named {
     pub fn until(&self, name: &str, what: &str, is_so: impl Fn(&NameStatus) -> bool) -> Result<()> {
         self.agent.wait_for(&format!("{name}: {what}"), |status| {
             status.names.iter().any(|it| it.name == name && is_so(it))
-        })
+        })?;
+        self.agent.wait_for_settled()
     }
 
     /// TCP to port 443 of each.
