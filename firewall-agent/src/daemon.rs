@@ -135,7 +135,9 @@ pub async fn run(options: Options) -> Result<()> {
         service.status(daemon.summary());
     }
     service.stopping();
-    daemon.end_last().await;
+    if !daemon.options.open_on_stop {
+        daemon.end_last().await;
+    }
     daemon.remember();
     daemon.stop().await
 }
