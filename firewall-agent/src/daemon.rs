@@ -176,7 +176,8 @@ impl Daemon {
         let gate = options.gate.clone();
         let gate_changes = nft::changes().context("cannot open netlink of nftables")?;
         // What `prepare` has loaded stays: scripts may have added to it since.
-        if !gate.is_loaded().await.context("cannot look at the gate")? {
+        if let Some(difference) = gate.difference().await.context("cannot look at the gate")? {
+            info!(difference, "loading the gate");
             gate.load().await.context("cannot load the gate")?;
         }
         let mut dataplane = Dataplane::load(options.dataplane.clone())?;
@@ -288,12 +289,16 @@ impl Daemon {
 
     /// Loads the gate again if it is not there: without it, everything is forwarded.
     async fn check_gate(&mut self) {
-        let loaded = self.gate.is_loaded().await;
-        if self.gate_problem.is_none() && matches!(loaded, Ok(true)) {
-            return;
-        }
-        if matches!(loaded, Ok(false)) {
-            error!("somebody removed the gate; loading it again");
+        match self.gate.difference().await {
+            Ok(None) => {
+                self.gate_problem = None;
+                return;
+            }
+            Ok(Some(difference)) if self.gate_problem.is_none() => {
+                error!(difference, "somebody removed the gate or a part of it; loading it again");
+            }
+            Ok(Some(_)) => {}
+            Err(error) => error!(%error, "cannot look at the gate; loading it again"),
         }
         self.load_gate().await;
     }
@@ -301,7 +306,7 @@ impl Daemon {
     async fn load_gate(&mut self) {
         self.gate_problem = self.gate.load().await.err().map(|error| error.to_string());
         if let Some(problem) = &self.gate_problem {
-            error!(problem, "the gate is as it was before");
+            error!(problem, "the gate is not loaded");
         }
     }
 }

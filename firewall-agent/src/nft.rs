@@ -4,6 +4,12 @@
 //!
 //! `nft` is given text on its standard input, as an administrator would; what it has in
 //! force can be compared with what is here by `nft list table`.
+//!
+//! Where nothing closes yet, a bare gate comes first. It needs nothing but nf_tables, so a
+//! kernel that cannot take the whole gate stays closed.
+
+mod lacking;
+mod listed;
 
 use std::fmt::Write as _;
 use std::io;
@@ -19,6 +25,7 @@ use thiserror::Error;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
+pub use self::listed::{Table, open_families};
 use crate::links::Pattern;
 use crate::pace::Changes;
 use crate::rules::resolve::VIRTUAL_RESOLVERS;
@@ -28,6 +35,9 @@ use crate::rules::resolve::VIRTUAL_RESOLVERS;
 const CHANGES: u32 = 7;
 /// The gate is looked at no more often than this, whatever others do to their tables.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+
+/// The table of mode standalone.
+const NAT: &str = "qubes-firewall-nat";
 
 /// Who does network address translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -62,15 +72,46 @@ pub struct Gate {
     pub redirections: Vec<(Ipv4Addr, Ipv4Addr)>,
 }
 
-/// The gate could not be loaded; what was in force before still is.
+/// `nft` did not do what it was asked for.
 #[derive(Debug, Error)]
 pub enum GateError {
     /// No `nft`, or it cannot be talked to.
-    #[error("cannot run `nft`: {0}")]
+    #[error("cannot run `nft`: {0}; is nftables installed?")]
     Start(#[from] io::Error),
     /// `nft` refused.
     #[error("`nft` says: {0}")]
     Refused(String),
+    /// What it lists is not understood.
+    #[error("what `nft -j list table` prints is not understood: {0}")]
+    Listing(#[from] serde_json::Error),
+    /// The gate was refused, and a closed one is in force.
+    #[error("{why}; the gate in force is closed: {closed}")]
+    Closed {
+        /// What was wrong with the gate.
+        why: Box<Refusal>,
+        /// What is in force instead.
+        closed: &'static str,
+    },
+    /// The gate was refused, and nothing else closes.
+    #[error("OPEN, nothing stops what clients send: {0}")]
+    Open(Box<GateError>),
+    /// The gate was refused, and nobody knows what is in force.
+    #[error("whether anything stops what clients send is NOT KNOWN: {0}")]
+    Unknown(Box<GateError>),
+}
+
+/// Why the kernel did not take the gate.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// Modules that it needs are not there.
+    #[error(
+        "the kernel has no {}: load what is missing with `modprobe`, or boot a kernel that \
+         has it", .0.join(", ")
+    )]
+    Modules(Vec<&'static str>),
+    /// For another reason.
+    #[error(transparent)]
+    Other(GateError),
 }
 
 /// Changes of nftables, whoever makes them. Must be called inside a tokio runtime.
@@ -88,29 +129,60 @@ pub fn changes() -> io::Result<Changes> {
 }
 
 impl Gate {
-    /// Loads the rules in one transaction: what was there before goes as these come.
+    /// Loads the rules in one transaction: what was there before goes as these come. What
+    /// closes stays until then, and if nothing does, the bare gate comes first.
     pub async fn load(&self) -> Result<(), GateError> {
-        run(&self.text()).await
+        let before = open_families().await.map(|open| open.is_empty());
+        if let Ok(false) = before {
+            self.load_bare().await?;
+        }
+        let text = self.text();
+        let Err(error) = run(&LOAD, &text).await else {
+            return Ok(());
+        };
+        if before.is_err() {
+            self.load_bare().await?;
+        }
+        let modules = lacking::modules(&text).await;
+        let is_lacking = !modules.is_empty();
+        let why = if is_lacking { Refusal::Modules(modules) } else { Refusal::Other(error) };
+        let closed = match before {
+            Ok(true) => FROM_BEFORE,
+            Ok(false) | Err(_) => "nothing is forwarded from clients",
+        };
+        Err(GateError::Closed { why: Box::new(why), closed })
     }
 
-    /// Whether the rules are in force, or somebody removed them. Looks at what keeps the
-    /// gate closed; what users add to the tables is theirs.
-    pub async fn is_loaded(&self) -> Result<bool, GateError> {
-        let mark = format!("{:#010x}", self.mark_bit);
-        for family in ["ip", "ip6"] {
-            let list = ["list", "table", family, "qubes-firewall"];
-            let output = Command::new("nft").args(list).kill_on_drop(true).output().await?;
-            let text = String::from_utf8_lossy(&output.stdout);
-            if !text.contains("policy drop") || !text.contains(&mark) || !text.contains("reject") {
-                return Ok(false);
+    async fn load_bare(&self) -> Result<(), GateError> {
+        let Err(error) = run(&LOAD, &self.bare()).await else {
+            return Ok(());
+        };
+        let error = Box::new(error);
+        Err(match open_families().await {
+            Ok(open) if open.is_empty() => {
+                GateError::Closed { why: Box::new(Refusal::Other(*error)), closed: FROM_BEFORE }
+            }
+            Ok(_) => GateError::Open(error),
+            Err(_) => GateError::Unknown(error),
+        })
+    }
+
+    /// What somebody changed of what is to be in force; nothing if all of it is there. What
+    /// users add to the tables is theirs.
+    pub async fn difference(&self) -> Result<Option<String>, GateError> {
+        for (family, name, text) in self.tables() {
+            let found = match list(family, name).await {
+                Ok(None) => Some("there is none".to_owned()),
+                Ok(Some(table)) => table.difference(&seal(&text), &rules_of(&text)),
+                Err(GateError::Listing(error)) => Some(error.to_string()),
+                Err(error) => return Err(error),
+            };
+            if let Some(found) = found {
+                return Ok(Some(format!("table {family} {name}: {found}")));
             }
         }
-        if self.mode == Mode::Qubes {
-            return Ok(true);
-        }
-        let list = ["list", "table", "inet", "qubes-firewall-nat"];
-        let output = Command::new("nft").args(list).kill_on_drop(true).output().await?;
-        Ok(output.status.success())
+        let is_stray = self.mode == Mode::Qubes && list("inet", NAT).await?.is_some();
+        Ok(is_stray.then(|| format!("table inet {NAT}: it belongs to mode standalone")))
     }
 
     /// Removes the gate, so that everything is forwarded that nobody else stops.
@@ -122,21 +194,58 @@ impl Gate {
                 format!("table {table} {{}}\ndelete table {table}\n")
             })
             .concat();
-        run(&text).await
+        run(&LOAD, &text).await
     }
 
     /// The rules as nftables writes them.
     pub fn text(&self) -> String {
-        let mut text = String::new();
-        self.write_gate(&mut text, "ip", "icmp");
-        self.write_gate(&mut text, "ip6", "icmpv6");
         // In any mode the table of the other mode must not stay behind.
-        text.push_str("table inet qubes-firewall-nat {}\ndelete table inet qubes-firewall-nat\n");
-        match self.mode {
-            Mode::Qubes => {}
-            Mode::Standalone => self.write_nat(&mut text),
+        let mut text = format!("table inet {NAT} {{}}\ndelete table inet {NAT}\n");
+        for (_, _, table) in self.tables() {
+            text.push_str(&sealed(&table));
         }
         text
+    }
+
+    /// Family, name and text of each table.
+    fn tables(&self) -> Vec<(&'static str, &'static str, String)> {
+        let mut tables = Vec::new();
+        for (family, icmp) in [("ip", "icmp"), ("ip6", "icmpv6")] {
+            let mut text = String::new();
+            self.write_gate(&mut text, family, icmp);
+            tables.push((family, "qubes-firewall", text));
+        }
+        match self.mode {
+            Mode::Qubes => {}
+            Mode::Standalone => {
+                let mut text = String::new();
+                self.write_nat(&mut text);
+                tables.push(("inet", NAT, text));
+            }
+        }
+        tables
+    }
+
+    /// A gate of which every kernel with nf_tables is capable: what comes from a vif goes
+    /// nowhere.
+    fn bare(&self) -> String {
+        let pattern = self.pattern.as_str();
+        let families = ["ip", "ip6"].map(|family| {
+            format!(
+                r#"table {family} qubes-firewall {{}}
+delete table {family} qubes-firewall
+table {family} qubes-firewall {{
+	comment "The whole gate is not there (yet): `firewall-agent status` says why"
+	chain forward {{
+		type filter hook forward priority filter; policy drop;
+		iifname != "{pattern}" accept comment "not from a qube"
+		drop
+	}}
+}}
+"#
+            )
+        });
+        families.concat()
     }
 
     /// The well-known names are Qubes': users' scripts use the chains `forward` and
@@ -240,14 +349,88 @@ table {family} qubes-firewall {{
         );
         let _ = writeln!(bare, "flush chain {family} qubes-firewall forward");
     }
-    run(&text).await?;
-    run(&bare).await
+    run(&LOAD, &text).await?;
+    run(&LOAD, &bare).await
+}
+
+/// Lines of rules in a table's text, with the name of their chain.
+fn rule_lines(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let mut chain = "";
+    text.lines().filter_map(move |line| {
+        if let Some(name) = line.strip_prefix("\tchain ") {
+            chain = name.trim_end_matches(" {");
+        }
+        let rule = line.strip_prefix("\t\t")?;
+        (!rule.starts_with("type ")).then_some((chain, rule))
+    })
+}
+
+/// How many rules each chain has.
+fn rules_of(text: &str) -> Vec<(String, usize)> {
+    let mut counted: Vec<(String, usize)> = Vec::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("\tchain ")) {
+        let name = line.trim_end_matches(" {");
+        let rules = rule_lines(text).filter(|(chain, _)| *chain == name).count();
+        counted.push((name.to_owned(), rules));
+    }
+    counted
+}
+
+/// What the comment of a table's last rule says, by which the table is known again: another
+/// text has another seal (FNV-1a, which is the same in every version of the agent).
+fn seal(text: &str) -> String {
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325, mix);
+    format!("the last rule of gate {hash:016x}")
+}
+
+/// The text with its seal at its last rule.
+fn sealed(text: &str) -> String {
+    let Some((_, last)) = rule_lines(text).last() else {
+        return text.to_owned();
+    };
+    match text.rfind(last) {
+        Some(at) => {
+            let (before, after) = text.split_at(at + last.len());
+            let seal = seal(text);
+            match before.strip_suffix('"') {
+                Some(before) => format!("{before}; {seal}\"{after}"),
+                None => format!("{before} comment \"{seal}\"{after}"),
+            }
+        }
+        None => text.to_owned(),
+    }
+}
+
+const FROM_BEFORE: &str = "the one from before stays";
+
+/// How `nft` is told to load a text.
+const LOAD: [&str; 2] = ["-f", "-"];
+
+/// A table as it is in force; `None` if there is none.
+async fn list(family: &str, name: &str) -> Result<Option<Table>, GateError> {
+    // Messages are to be those of everywhere.
+    let output = Command::new("nft")
+        .args(["-j", "list", "table", family, name])
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    if output.status.success() {
+        return Ok(Some(Table::parse(&output.stdout)?));
+    }
+    let says = String::from_utf8_lossy(&output.stderr);
+    match says.contains("No such file or directory") {
+        true => Ok(None),
+        false => Err(GateError::Refused(says.trim().to_owned())),
+    }
 }
 
 /// Has `nft` carry out a text, as a whole or not at all.
-async fn run(text: &str) -> Result<(), GateError> {
+async fn run(arguments: &[&str], text: &str) -> Result<(), GateError> {
     let mut nft = Command::new("nft")
-        .args(["-f", "-"])
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())

@@ -4,6 +4,7 @@
 mod rig {
     mod audit;
     mod clients;
+    mod closed;
     mod cutting;
     mod cutting_many;
     mod cycles;

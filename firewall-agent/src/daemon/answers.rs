@@ -130,6 +130,9 @@ impl Daemon {
 
     /// One line for whoever asks the service manager.
     pub(super) fn summary(&self) -> String {
+        if let Some(problem) = &self.gate_problem {
+            return format!("the gate could not be loaded: {problem}");
+        }
         if let Some(problem) = self.world.source_problem() {
             return format!("cannot read rules: {problem}");
         }

@@ -86,7 +86,7 @@ fn attached_programs(world: &World) -> Result<usize> {
     })
 }
 
-fn list_ruleset(rig: &Rig) -> Result<String> {
+pub fn list_ruleset(rig: &Rig) -> Result<String> {
     let mut nft = Command::new("nft");
     nft.args(["list", "ruleset"]).stdout(std::process::Stdio::piped());
     let output = rig.netvm().spawn(&mut nft)?.wait_with_output()?;

@@ -1,0 +1,318 @@
+//! What the kernel has of the gate's tables, as `nft` lists it in JSON.
+//! Never reads a table of anybody else, and never changes one.
+//!
+//! The structure is libnftables-json(5). Whatever is not understood counts as a way through.
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use super::{GateError, list};
+
+/// The families that packets of clients have.
+const FAMILIES: [&str; 2] = ["ip", "ip6"];
+/// The table of the gate, of today's firewall as well.
+const TABLE: &str = "qubes-firewall";
+/// Chains that lead to chains are followed no further.
+const DEEPEST: usize = 8;
+
+#[derive(Debug, Deserialize)]
+struct Listing {
+    nftables: Vec<Object>,
+}
+
+/// One thing in a table; the others are of no interest.
+#[derive(Debug, Deserialize)]
+struct Object {
+    table: Option<Value>,
+    chain: Option<Chain>,
+    rule: Option<Rule>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Chain {
+    name: String,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    hook: Option<String>,
+    policy: Option<String>,
+}
+
+/// A rule as it is listed.
+#[derive(Debug, Deserialize)]
+struct Rule {
+    chain: String,
+    handle: u64,
+    comment: Option<String>,
+    #[serde(default)]
+    expr: Vec<Map<String, Value>>,
+}
+
+/// A table as it is in force.
+#[derive(Debug)]
+pub struct Table {
+    is_asleep: bool,
+    chains: Vec<Chain>,
+    rules: Vec<Rule>,
+}
+
+/// What becomes of a packet that fits no condition of a rule or chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Denied,
+    Passed,
+    Continued,
+    Returned,
+}
+
+impl Table {
+    /// Reads what `nft -j list table` prints.
+    pub fn parse(json: &[u8]) -> serde_json::Result<Self> {
+        let listing: Listing = serde_json::from_slice(json)?;
+        let mut table = Self { is_asleep: false, chains: Vec::new(), rules: Vec::new() };
+        for object in listing.nftables {
+            // `dormant`, which some versions of nft do not write out.
+            table.is_asleep |= object.table.is_some_and(|table| table.get("flags").is_some());
+            table.chains.extend(object.chain);
+            table.rules.extend(object.rule);
+        }
+        Ok(table)
+    }
+
+    /// Whether it lets nothing be forwarded but what a rule with a condition takes out: marked
+    /// packets, packets of others, answers.
+    pub fn is_closed(&self) -> bool {
+        let mut hooked = self.chains.iter().filter(|chain| {
+            chain.hook.as_deref() == Some("forward") && chain.kind.as_deref() == Some("filter")
+        });
+        !self.is_asleep
+            && hooked.any(|chain| match self.end(&chain.name, 0) {
+                End::Denied => true,
+                End::Passed => false,
+                End::Continued | End::Returned => chain.policy.as_deref() == Some("drop"),
+            })
+    }
+
+    /// What differs from a gate of which this text is the seal: the comment of the rule that
+    /// was made last.
+    ///
+    /// The kernel numbers what is in a table in the order in which it is made, and never gives
+    /// a number twice (`nf_tables_alloc_handle`). So what others add has higher numbers than
+    /// the sealed rule, and whatever is missing below was there once.
+    pub fn difference(&self, seal: &str, rules: &[(String, usize)]) -> Option<String> {
+        if self.is_asleep {
+            return Some("the table is dormant".to_owned());
+        }
+        let is_seal = |rule: &&Rule| rule.comment.as_ref().is_some_and(|it| it.ends_with(seal));
+        let last = self.rules.iter().find(is_seal).map(|rule| rule.handle);
+        for (chain, expected) in rules {
+            if !self.chains.iter().any(|it| it.name == *chain) {
+                return Some(format!("there is no chain `{chain}`"));
+            }
+            let Some(last) = last else {
+                continue;
+            };
+            let own = self.rules.iter().filter(|it| it.chain == *chain && it.handle <= last);
+            let found = own.count();
+            if found < *expected {
+                return Some(format!("the chain `{chain}` has {found} of its {expected} rules"));
+            }
+        }
+        last.is_none().then(|| "its last rule is missing, or it is another gate".to_owned())
+    }
+
+    fn end(&self, chain: &str, depth: usize) -> End {
+        if depth > DEEPEST {
+            return End::Passed;
+        }
+        for rule in self.rules.iter().filter(|rule| rule.chain == chain) {
+            match self.end_of_rule(rule, depth) {
+                End::Continued => {}
+                End::Returned => return End::Continued,
+                end @ (End::Denied | End::Passed) => return end,
+            }
+        }
+        End::Continued
+    }
+
+    /// A condition on the vif alone takes every client's packets out, so for an accept it
+    /// counts as none.
+    fn end_of_rule(&self, rule: &Rule, depth: usize) -> End {
+        let (mut is_conditional, mut is_for_few) = (false, false);
+        for (word, value) in rule.expr.iter().flatten() {
+            let end = match word.as_str() {
+                "counter" | "log" | "mangle" | "notrack" | "set" | "ct helper" | "ct timeout" => {
+                    continue;
+                }
+                "match" => {
+                    is_conditional = true;
+                    is_for_few |= !is_about_vifs(value);
+                    continue;
+                }
+                "limit" | "quota" | "ct count" => {
+                    (is_conditional, is_for_few) = (true, true);
+                    continue;
+                }
+                "drop" | "reject" => End::Denied,
+                "return" => End::Returned,
+                "jump" => self.end_behind(value, depth),
+                "goto" => match self.end_behind(value, depth) {
+                    End::Denied => End::Denied,
+                    End::Passed | End::Continued | End::Returned => End::Passed,
+                },
+                // `accept`, and what may do the same: `queue`, `vmap`, what is new.
+                _ => End::Passed,
+            };
+            return match end {
+                End::Denied if is_conditional => End::Continued,
+                End::Passed | End::Returned if is_for_few => End::Continued,
+                end => end,
+            };
+        }
+        End::Continued
+    }
+
+    fn end_behind(&self, jump: &Value, depth: usize) -> End {
+        let target = jump.get("target").and_then(Value::as_str);
+        target.map_or(End::Passed, |chain| self.end(chain, depth + 1))
+    }
+}
+
+/// `iifname "vif*"`, or another pattern.
+fn is_about_vifs(condition: &Value) -> bool {
+    let key = condition.pointer("/left/meta/key").and_then(Value::as_str);
+    let is_equal = condition.get("op").and_then(Value::as_str) != Some("!=");
+    let right = condition.get("right").and_then(Value::as_str);
+    key == Some("iifname") && is_equal && right.is_some_and(|name| name.ends_with('*'))
+}
+
+/// The families in which nothing of this firewall stops what clients send: nothing at all, if
+/// the gate is closed.
+pub async fn open_families() -> Result<Vec<&'static str>, GateError> {
+    let mut open = Vec::new();
+    for family in FAMILIES {
+        let table = list(family, TABLE).await?;
+        if !table.is_some_and(|table| table.is_closed()) {
+            open.push(family);
+        }
+    }
+    Ok(open)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A table with a chain `forward` of these rules, and one `other`, as `nft -j` lists it.
+    fn table(policy: &str, flags: &str, rules: &[(&str, &str)]) -> Table {
+        let rules: Vec<String> = rules
+            .iter()
+            .zip(3..)
+            .map(|((chain, expressions), handle)| {
+                format!(
+                    r#", {{"rule": {{"family": "ip", "table": "qubes-firewall", "chain": "{chain}",
+                    "handle": {handle}, "expr": [{expressions}]}}}}"#
+                )
+            })
+            .collect();
+        let json = format!(
+            r#"{{"nftables": [{{"metainfo": {{"version": "1.0.6", "json_schema_version": 1}}}},
+            {{"table": {{"family": "ip", "name": "qubes-firewall", "handle": 1 {flags}}}}},
+            {{"chain": {{"family": "ip", "table": "qubes-firewall", "name": "forward", "handle": 1,
+            "type": "filter", "hook": "forward", "prio": 0, "policy": "{policy}"}}}},
+            {{"chain": {{"family": "ip", "table": "qubes-firewall", "name": "other", "handle": 2}}}}
+            {}]}}"#,
+            rules.concat()
+        );
+        Table::parse(json.as_bytes()).expect("a table")
+    }
+
+    const MARKED: &str =
+        r#"{"match": {"op": "!=", "left": {"&": [{"meta": {"key": "mark"}}, 16]}, "right": 0}}"#;
+    const VIFS: &str =
+        r#"{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "vif*"}}"#;
+    const NO_VIFS: &str =
+        r#"{"match": {"op": "!=", "left": {"meta": {"key": "iifname"}}, "right": "vif*"}}"#;
+    const ACCEPT: &str = r#"{"accept": null}"#;
+    const DROP: &str = r#"{"drop": null}"#;
+    const REJECT: &str = r#"{"reject": {"type": "icmp", "expr": "admin-prohibited"}}"#;
+    const JUMP: &str = r#"{"jump": {"target": "other"}}"#;
+    const GOTO: &str = r#"{"goto": {"target": "other"}}"#;
+    const COUNTER: &str = r#"{"counter": {"packets": 0, "bytes": 0}}"#;
+    const LIMIT: &str = r#"{"limit": {"rate": 1, "burst": 5, "per": "second"}}"#;
+
+    #[test]
+    fn a_chain_is_closed_if_nothing_gets_past_it_but_by_a_condition() {
+        let check = |name: &str, policy: &str, rules: &[(&str, &[&str])], expected: bool| {
+            let joined: Vec<(&str, String)> =
+                rules.iter().map(|(chain, all)| (*chain, all.join(", "))).collect();
+            let rules: Vec<(&str, &str)> =
+                joined.iter().map(|(chain, all)| (*chain, all.as_str())).collect();
+            assert_eq!(table(policy, "", &rules).is_closed(), expected, "{name}");
+            // A table that is asleep stops nothing.
+            let asleep = table(policy, r#", "flags": "dormant""#, &rules);
+            assert!(!asleep.is_closed(), "{name}, asleep");
+        };
+        let (f, o) = ("forward", "other");
+        check("no rules", "accept", &[], false);
+        check("no rules, policy drop", "drop", &[], true);
+        check("a bare gate", "drop", &[(f, &[NO_VIFS, ACCEPT]), (f, &[DROP])], true);
+        check("by a rule alone", "accept", &[(f, &[NO_VIFS, ACCEPT]), (f, &[COUNTER, DROP])], true);
+        let whole: [(&str, &[&str]); 5] = [
+            (f, &[MARKED, ACCEPT]),
+            (f, &[NO_VIFS, ACCEPT]),
+            (f, &[JUMP]),
+            (o, &[MARKED, ACCEPT]),
+            (o, &[REJECT]),
+        ];
+        check("the gate", "accept", &whole, true);
+        check("the gate without its last rule", "accept", &whole[..4], false);
+        check("the same with a policy", "drop", &whole[..4], true);
+        check("all is accepted first", "drop", &[(f, &[COUNTER, ACCEPT]), (f, &[DROP])], false);
+        check("all vifs are accepted", "drop", &[(f, &[VIFS, ACCEPT]), (f, &[DROP])], false);
+        check("some are", "drop", &[(f, &[VIFS, MARKED, ACCEPT]), (f, &[DROP])], true);
+        check("a few a second", "drop", &[(f, &[LIMIT, ACCEPT]), (f, &[DROP])], true);
+        check("some are dropped", "accept", &[(f, &[VIFS, DROP])], false);
+        check("a few are dropped", "accept", &[(f, &[LIMIT, DROP])], false);
+        check("behind a jump", "drop", &[(f, &[JUMP]), (f, &[DROP]), (o, &[ACCEPT])], false);
+        check("for some behind it", "drop", &[(f, &[MARKED, JUMP]), (o, &[ACCEPT])], true);
+        check("a return", "accept", &[(f, &[r#"{"return": null}"#]), (f, &[DROP])], false);
+        check(
+            "the same behind a jump",
+            "accept",
+            &[(f, &[JUMP]), (f, &[DROP]), (o, &[r#"{"return": null}"#])],
+            true,
+        );
+        check("gone elsewhere", "drop", &[(f, &[GOTO]), (f, &[DROP])], false);
+        check("gone to a drop", "accept", &[(f, &[GOTO]), (o, &[DROP])], true);
+        check("what is new", "drop", &[(f, &[r#"{"teleport": {}}"#])], false);
+        check("round and round", "drop", &[(f, &[JUMP]), (o, &[JUMP])], false);
+    }
+
+    #[test]
+    fn a_rule_that_is_missing_is_noticed_and_one_that_is_added_is_not() {
+        let own = [("forward".to_owned(), 1), ("other".to_owned(), 1)];
+        let seal = |handle: u64| Rule {
+            chain: "other".to_owned(),
+            handle,
+            comment: Some("who knows; seal".to_owned()),
+            expr: Vec::new(),
+        };
+        let check = |name: &str, handles: &[u64], last: Option<u64>, expected: bool| {
+            let mut table = table("drop", "", &[]);
+            table.rules.extend(handles.iter().map(|&handle| Rule {
+                chain: "forward".to_owned(),
+                handle,
+                comment: None,
+                expr: Vec::new(),
+            }));
+            table.rules.extend(last.map(seal));
+            assert_eq!(table.difference("seal", &own).is_none(), expected, "{name}");
+        };
+        check("whole", &[3], Some(4), true);
+        check("one more", &[3, 5], Some(4), true);
+        check("another instead", &[5], Some(4), false);
+        check("none", &[], Some(4), false);
+        check("without its seal", &[3], None, false);
+        check("nothing of it", &[], None, false);
+    }
+}

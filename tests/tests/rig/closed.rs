@@ -1,0 +1,252 @@
+//! Closed means closed: a kernel that cannot take the whole gate, and gates that lost a part.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use firewall_tests::agent::{self, Agent, PATIENCE};
+use firewall_tests::probe::OpenFlow;
+use firewall_tests::rig::Rig;
+
+use super::life::list_ruleset;
+use super::service::masquerade;
+use super::world::*;
+
+/// An `nft` in front of the real one that refuses what this kernel shall lack, with the words
+/// of the real one. Everything else is the real one's.
+pub struct Lacking {
+    directory: PathBuf,
+}
+
+impl Lacking {
+    /// What is refused is an extended regular expression for a line.
+    pub fn new(rig: &Rig, refused: &str) -> Result<Self> {
+        let directory = rig.directory().join("lacking");
+        fs::create_dir_all(&directory)?;
+        let real = real_nft()?;
+        let script = format!(
+            "#!/bin/sh\ncase \"$*\" in\n*\"-f -\"*) ;;\n*) exec {real} \"$@\" ;;\nesac\n\
+             text=$(tee -a {directory}/told)\n\
+             if printf '%s\\n' \"$text\" | grep -Eqf {directory}/refused; then\n\
+             echo 'Error: Could not process rule: No such file or directory' >&2\nexit 1\nfi\n\
+             printf '%s\\n' \"$text\" | {real} \"$@\"\n",
+            directory = directory.display(),
+            real = real.display()
+        );
+        let nft = directory.join("nft");
+        fs::write(&nft, script)?;
+        fs::set_permissions(&nft, fs::Permissions::from_mode(0o755))?;
+        let lacking = Self { directory };
+        lacking.refuse(refused)?;
+        Ok(lacking)
+    }
+
+    /// What is refused from now on; without a line, nothing is.
+    pub fn refuse(&self, refused: &str) -> Result<()> {
+        Ok(fs::write(self.directory.join("refused"), refused)?)
+    }
+
+    /// All that `nft` was to load.
+    pub fn told(&self) -> Result<String> {
+        Ok(fs::read_to_string(self.directory.join("told"))?)
+    }
+
+    pub fn environment(&self) -> Result<(&'static str, String)> {
+        let path = std::env::var("PATH")?;
+        Ok(("PATH", format!("{}:{path}", self.directory.display())))
+    }
+}
+
+fn real_nft() -> Result<PathBuf> {
+    let path = std::env::var("PATH")?;
+    let mut places = std::env::split_paths(&path).map(|directory| directory.join("nft"));
+    places.find(|place| place.is_file()).context("no nft")
+}
+
+/// What only the bare gate says.
+const BARE: &str = "The whole gate is not there";
+
+/// Runs a command of the agent to its end, whatever that is.
+fn run(rig: &Rig, mut command: Command, environment: &[(&str, String)]) -> Result<Output> {
+    command.envs(environment.iter().map(|(key, value)| (key, value)));
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    Ok(rig.netvm().spawn(&mut command)?.wait_with_output()?)
+}
+
+/// Without `nft_ct`, without `nft_reject`, without what translates addresses.
+const LACKS: [(&str, &str, &str, &str); 4] = [
+    ("qubes", "\tct |[{ ]ct (state|direction) ", "no nft_ct:", "ct"),
+    ("qubes", "reject with icmp", "no nft_reject_ipv4, nft_reject_ipv6:", "reject"),
+    ("standalone", "masquerade", "no nft_masq:", "masquerade"),
+    ("standalone", "type nat ", "no nft_chain_nat:", "nat"),
+];
+
+#[test]
+fn a_kernel_that_cannot_take_the_whole_gate_forwards_nothing_and_says_what_it_lacks() -> Result<()>
+{
+    let world = World::new("lacks")?;
+    masquerade(&world.rig)?;
+    for (mode, refused, words, name) in LACKS {
+        // As if nobody had ever closed it.
+        world.rig.netvm().nft(
+            "table ip qubes-firewall\ndelete table ip qubes-firewall\n\
+             table ip6 qubes-firewall\ndelete table ip6 qubes-firewall",
+        )?;
+        let lacking = Lacking::new(&world.rig, refused)?;
+        let environment = [lacking.environment()?];
+        world.check(name, ACCEPTED, ACCEPTED);
+        let prepare = agent::command(&world.rig, "prepare", &["--mode", mode])?;
+        let output = run(&world.rig, prepare, &environment)?;
+        let says = String::from_utf8(output.stderr)?;
+        assert_eq!(output.status.code(), Some(2), "{says}");
+        ensure!(says.contains(words) && says.contains("modprobe"), "{says}");
+        ensure!(says.contains("nothing is forwarded from clients"), "{says}");
+        world.check(name, SILENT, SILENT);
+        // Once the kernel has it, the same netvm is as it should be.
+        lacking.refuse("")?;
+        let prepare = agent::command(&world.rig, "prepare", &["--mode", mode])?;
+        let output = run(&world.rig, prepare, &environment)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        world.check(name, ALL_PROHIBITED4, ALL_PROHIBITED6);
+        // A whole gate stays when the next one is refused.
+        lacking.refuse(refused)?;
+        let prepare = agent::command(&world.rig, "prepare", &["--mode", mode])?;
+        let output = run(&world.rig, prepare, &environment)?;
+        let says = String::from_utf8(output.stderr)?;
+        ensure!(says.contains("the one from before stays"), "{says}");
+        world.check(name, ALL_PROHIBITED4, ALL_PROHIBITED6);
+    }
+    Ok(())
+}
+
+#[test]
+fn an_agent_whose_gate_is_refused_ends_closed_and_one_that_runs_says_so() -> Result<()> {
+    let world = World::new("refused")?;
+    let lacking = Lacking::new(&world.rig, "")?;
+    let environment = [lacking.environment()?];
+    let agent = Agent::start_in(&world.rig, &[], &environment)?;
+    agent.wait_for_vif(world.client.vif())?;
+    world.put(&agent, &[tcp_443()])?;
+    let (v4, v6) = WEB;
+    world.check("whole", v4, v6);
+    lacking.refuse("reject with icmp")?;
+    world.rig.netvm().nft("flush ruleset")?;
+    // What is forwarded has a way back.
+    masquerade(&world.rig)?;
+    agent.wait_for("a refused gate", |status| {
+        let problem = status.agent.gate_problem.as_deref().unwrap_or_default();
+        problem.contains("nothing is forwarded from clients") && problem.contains("nft_reject_ipv4")
+    })?;
+    world.check("bare", SILENT, SILENT);
+    lacking.refuse("")?;
+    world.rig.netvm().nft("add table ip somebody")?;
+    agent.wait_for("the whole gate", |status| status.agent.gate_problem.is_none())?;
+    world.check("whole again", v4, v6);
+    agent.kill()?;
+    lacking.refuse("reject with icmp")?;
+    world.rig.netvm().nft("flush ruleset")?;
+    masquerade(&world.rig)?;
+    let output = run(&world.rig, agent::command(&world.rig, "run", &[])?, &environment)?;
+    let says = String::from_utf8(output.stderr)?;
+    assert_eq!(output.status.code(), Some(2), "{says}");
+    ensure!(says.contains("nft_reject_ipv4"), "{says}");
+    world.check("no agent", SILENT, SILENT);
+    Ok(())
+}
+
+#[test]
+fn a_gate_in_force_is_replaced_without_a_moment_of_the_bare_one() -> Result<()> {
+    let world = World::new("regated")?;
+    let agent = world.start()?;
+    world.put(&agent, &[tcp_443()])?;
+    let to = std::net::SocketAddr::new(SERVER4, 443);
+    let mut flow = OpenFlow::open(world.client.namespace(), to, PATIENCE)?;
+    agent.kill()?;
+    let recorder = Lacking::new(&world.rig, "")?;
+    let environment = [recorder.environment()?];
+    // Another gate than the one in force each time, and at last the first again.
+    for bit in ["0x10000000", "0x20000000", "0x10000000"] {
+        let prepare = agent::command(&world.rig, "prepare", &["--mark-bit", bit])?;
+        let output = run(&world.rig, prepare, &environment)?;
+        ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+    let told = recorder.told()?;
+    ensure!(told.matches("chain qubes-forward").count() == 6, "{told}");
+    ensure!(!told.contains(BARE), "the bare gate came between: {told}");
+    ensure!(flow.exchange(PATIENCE)?, "what is established broke");
+    // Where nothing closes, it comes first.
+    world.rig.netvm().nft("delete table ip6 qubes-firewall")?;
+    let prepare = agent::command(&world.rig, "prepare", &[])?;
+    ensure!(run(&world.rig, prepare, &environment)?.status.success());
+    ensure!(recorder.told()?.contains(BARE), "no bare gate");
+    Ok(())
+}
+
+#[test]
+fn a_gate_that_lost_a_part_comes_back_whatever_others_wrote_into_it() -> Result<()> {
+    let world = World::new("partly")?;
+    let agent = world.start()?;
+    world.put(&agent, &[tcp_443()])?;
+    let (v4, v6) = WEB;
+    let whole = list_ruleset(&world.rig)?;
+    let fooled = "add rule ip qubes-firewall forward counter comment \"policy drop 0x10000000 \
+                  reject, the last rule of gate\"\n";
+    for loss in [
+        "flush chain ip qubes-firewall forward",
+        "flush chain ip qubes-firewall qubes-forward",
+        "flush chain ip6 qubes-firewall forward",
+        "flush chain inet qubes-firewall-nat translate",
+        "delete table inet qubes-firewall-nat",
+        "delete rule ip qubes-firewall qubes-forward handle LAST",
+        "delete rule ip qubes-firewall forward handle FIRST",
+    ] {
+        let mut text = String::new();
+        if loss.contains(" ip ") {
+            text.push_str(fooled);
+            text.push_str("insert rule ip qubes-firewall forward counter\n");
+        }
+        let listed = listed(&world.rig)?;
+        let handle = |chain: &str, last: bool| -> Result<String> {
+            let of_chain = listed.split(&format!("chain {chain} {{")).nth(1).context("no chain")?;
+            let of_chain = of_chain.split('}').next().unwrap_or_default();
+            let mut rules = of_chain.lines().skip(1).filter(|line| line.contains("# handle"));
+            let rule = if last { rules.last() } else { rules.next() };
+            let handle = rule.and_then(|rule| rule.rsplit(' ').next()).context("no handle")?;
+            Ok(handle.to_owned())
+        };
+        let loss = loss
+            .replace("LAST", &handle("qubes-forward", true)?)
+            .replace("FIRST", &handle("forward", false)?);
+        text.push_str(&loss);
+        let before = agent.log().matches("somebody removed the gate").count();
+        world.rig.netvm().nft(&text)?;
+        let deadline = Instant::now() + PATIENCE;
+        while list_ruleset(&world.rig)? != whole {
+            ensure!(Instant::now() < deadline, "{loss}: never back\n{}", agent.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        ensure!(agent.log().matches("somebody removed the gate").count() > before, "{loss}");
+        world.check(&loss, v4, v6);
+    }
+    // What users add is theirs.
+    let before = agent.log().matches("somebody removed the gate").count();
+    world.rig.netvm().nft(
+        "insert rule ip qubes-firewall forward counter\n\
+         add rule ip qubes-firewall qubes-forward counter",
+    )?;
+    agent.signal(nix::sys::signal::Signal::SIGHUP)?;
+    agent.wait_for("all is well", |status| status.agent.gate_problem.is_none())?;
+    let after = agent.log().matches("somebody removed the gate").count();
+    assert_eq!(after, before, "{}", agent.log());
+    ensure!(listed(&world.rig)?.matches("counter").count() == 2);
+    Ok(())
+}
+
+fn listed(rig: &Rig) -> Result<String> {
+    let mut nft = Command::new("nft");
+    nft.args(["-a", "list", "table", "ip", "qubes-firewall"]).stdout(Stdio::piped());
+    Ok(String::from_utf8(rig.netvm().spawn(&mut nft)?.wait_with_output()?.stdout)?)
+}
