@@ -9,6 +9,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::de::DeserializeOwned;
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::UnixListener;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -29,8 +30,15 @@ const MAX_REQUEST: u64 = 4096;
 /// files for a moment more.
 const ATTEMPTS: u32 = 20;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
-/// How long a slow asker may take.
+/// How long the daemon may take for an answer, and whoever asked to read it.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a question may take, which is one line.
+const PATIENCE_FOR_QUESTION: Duration = Duration::from_secs(2);
+/// Most that ask at a time; whoever comes then waits in the kernel. Far fewer than a process
+/// may have files open.
+const MOST_ASKING: usize = 256;
+/// Most readers of news.
+const MOST_READERS: usize = 64;
 
 /// A question.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -110,15 +118,15 @@ pub struct Listener {
 impl Listener {
     /// Listens. A socket that a dead agent left behind is replaced. Must be called inside
     /// a tokio runtime.
-    pub fn bind(path: &Path) -> Result<Self, ControlError> {
+    pub async fn bind(path: &Path) -> Result<Self, ControlError> {
         let failed = |error| ControlError::Io { path: path.to_owned(), error };
         let mut attempts = 0;
-        while UnixStream::connect(path).is_ok() {
+        while is_listened_to(path).await {
             attempts += 1;
             if attempts == ATTEMPTS {
                 return Err(ControlError::AlreadyRunning(path.to_owned()));
             }
-            std::thread::sleep(BETWEEN_ATTEMPTS);
+            tokio::time::sleep(BETWEEN_ATTEMPTS).await;
         }
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory).map_err(failed)?;
@@ -150,13 +158,24 @@ impl Drop for Listener {
     }
 }
 
+/// Whether somebody listens at a socket. One who is stuck has no room for whoever connects.
+async fn is_listened_to(path: &Path) -> bool {
+    match tokio::net::UnixStream::connect(path).await {
+        Ok(_) => true,
+        Err(error) => error.kind() == io::ErrorKind::WouldBlock,
+    }
+}
+
 async fn listen(listener: UnixListener, questions: mpsc::Sender<Question>) {
-    loop {
+    let (asking, readers) =
+        [MOST_ASKING, MOST_READERS].map(|most| Arc::new(Semaphore::new(most))).into();
+    // Neither is ever closed.
+    while let Ok(permit) = Arc::clone(&asking).acquire_owned().await {
         match listener.accept().await {
             Ok((stream, _)) => {
-                let questions = questions.clone();
+                let (questions, readers) = (questions.clone(), Arc::clone(&readers));
                 tokio::spawn(async move {
-                    if let Err(error) = serve(stream, questions).await {
+                    if let Err(error) = serve(stream, questions, permit, &readers).await {
                         debug!(%error, "a question was not answered");
                     }
                 });
@@ -172,12 +191,20 @@ async fn listen(listener: UnixListener, questions: mpsc::Sender<Question>) {
 async fn serve(
     mut stream: tokio::net::UnixStream,
     questions: mpsc::Sender<Question>,
+    asking: OwnedSemaphorePermit,
+    readers: &Semaphore,
 ) -> io::Result<()> {
     let (sender, answer) = oneshot::channel();
-    let request = timeout(PATIENCE, read_request(&mut stream)).await??;
+    let request = timeout(PATIENCE_FOR_QUESTION, read_request(&mut stream)).await??;
     questions.send((request, sender)).await.map_err(io::Error::other)?;
     match timeout(PATIENCE, answer).await?.map_err(io::Error::other)? {
-        Answer::News(place) => place.pass_on(&mut stream).await,
+        Answer::News(place) => match readers.try_acquire() {
+            Ok(_reader) => {
+                drop(asking);
+                place.pass_on(&mut stream).await
+            }
+            Err(_) => timeout(PATIENCE, place.refuse(&mut stream, MOST_READERS)).await?,
+        },
         answer => {
             let answer = serde_json::to_vec(&answer)?;
             timeout(PATIENCE, stream.write_all(&answer)).await??;

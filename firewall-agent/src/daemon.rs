@@ -79,7 +79,7 @@ pub async fn run(options: Options) -> Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
     let mut service = Service::find();
-    let mut listener = Listener::bind(&options.socket)?;
+    let mut listener = Listener::bind(&options.socket).await?;
     let mut daemon = Daemon::start(options).await?;
     let mut records = Records::new(daemon.dataplane.ebpf())?;
     let mut log = Log::new(daemon.dataplane.ebpf())?;

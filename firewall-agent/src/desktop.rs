@@ -46,8 +46,12 @@ impl Desktop {
 }
 
 async fn show(user: Option<String>, text: &str) -> std::io::Result<()> {
-    let named = user.and_then(|name| User::from_name(&name).ok().flatten());
-    let Some(user) = named.or_else(|| User::from_uid(FIRST_USER).ok().flatten()) else {
+    // Whoever knows the users may be as slow as the desktop.
+    let found = tokio::task::spawn_blocking(move || {
+        let named = user.and_then(|name| User::from_name(&name).ok().flatten());
+        named.or_else(|| User::from_uid(FIRST_USER).ok().flatten())
+    });
+    let Some(user) = found.await.map_err(std::io::Error::other)? else {
         return Err(std::io::Error::other("no user to tell"));
     };
     let bus = format!("unix:path=/run/user/{}/bus", user.uid);

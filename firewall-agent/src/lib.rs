@@ -9,7 +9,8 @@
 //! | [`daemon`] | the event loop |
 //! | [`sources`], [`links`], [`resolvers`] | edges that tell what happened |
 //! | [`dataplane`], [`nft`], [`conntrack`] | edges that do what is to be done |
-//! | [`pace`], [`watching`] | changes that come too fast; directories that change |
+//! | [`pace`], [`watching`], [`regular`] | changes that come too fast; directories that change; files |
+//! | [`logging`] | lines of the log, which nobody waits for |
 //! | [`service`], [`desktop`] | edges towards systemd and the user's screen |
 //! | [`prepare`], [`handover`] | what comes before the daemon, and when it goes for good |
 //! | [`control`], [`status`], [`explanation`], [`cli`] | what a person sees, and the way it gets there |
@@ -25,6 +26,7 @@ pub mod events;
 pub mod explanation;
 pub mod handover;
 pub mod links;
+pub mod logging;
 pub mod memory;
 pub mod metrics;
 pub mod names;
@@ -32,6 +34,7 @@ pub mod news;
 pub mod nft;
 pub mod pace;
 pub mod prepare;
+pub mod regular;
 pub mod resolvers;
 pub mod rules;
 pub mod service;

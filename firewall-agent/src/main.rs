@@ -1,13 +1,17 @@
 //! Starts what the arguments ask for.
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser as _;
 use firewall_agent::cli::{self, Arguments, Command};
+use firewall_agent::logging::Log;
 use firewall_agent::{daemon, handover};
 use tracing_subscriber::EnvFilter;
+
+/// Whatever goes wrong and is not an answer.
+const EXIT_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
@@ -28,7 +32,7 @@ fn main() -> ExitCode {
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("firewall-agent: {error:#}");
-        ExitCode::from(2)
+        ExitCode::from(EXIT_ERROR)
     })
 }
 
@@ -37,12 +41,20 @@ fn in_runtime(work: impl Future<Output = Result<()>>) -> Result<ExitCode> {
     // FIREWALL_LOG=debug shows more; the syntax is that of tracing's EnvFilter.
     let filter = EnvFilter::try_from_env("FIREWALL_LOG").unwrap_or_else(|_| "info".into());
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let log = Log::to_stderr()?;
+    let writer = log.clone();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(move || writer.clone())
         .with_ansi(colours)
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(work)?;
-    Ok(ExitCode::SUCCESS)
+    let outcome = runtime.block_on(work);
+    // Not even what waits for others on threads of its own holds up the end.
+    runtime.shutdown_background();
+    if let Err(error) = &outcome {
+        let _ = writeln!(log.clone(), "firewall-agent: {error:#}");
+    }
+    log.finish();
+    Ok(if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_ERROR) })
 }

@@ -14,6 +14,7 @@ use tracing::{info, warn};
 
 use crate::events::{Question, Remembered};
 use crate::names::MOST_ADDRESSES;
+use crate::regular;
 use crate::rules::Family;
 
 /// Changes with every boot; ages in the file are counted from there.
@@ -75,10 +76,7 @@ pub fn read(path: &Path) -> Vec<Remembered> {
 }
 
 fn try_read(path: &Path) -> io::Result<File> {
-    if fs::metadata(path)?.len() > MAX_FILE {
-        return Err(io::Error::other(format!("larger than {MAX_FILE} bytes")));
-    }
-    Ok(serde_json::from_slice(&fs::read(path)?)?)
+    Ok(serde_json::from_slice(&regular::read(path, MAX_FILE)?)?)
 }
 
 /// Writes it aside first, so that there is always a whole file.
@@ -96,8 +94,10 @@ pub fn write(path: &Path, names: &[Remembered]) -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
     let aside = path.with_extension("new");
+    // What is there may be anything, also a pipe that nobody reads.
+    let _ = fs::remove_file(&aside);
     let mut options = fs::OpenOptions::new();
-    let open = options.write(true).create(true).truncate(true).mode(0o600).open(&aside)?;
+    let open = options.write(true).create_new(true).mode(0o600).open(&aside)?;
     serde_json::to_writer(&open, &file)?;
     open.sync_all()?;
     fs::rename(aside, path)

@@ -3,7 +3,7 @@
 //! a bounded number of them.
 
 use std::fs;
-use std::io;
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
@@ -19,7 +19,9 @@ type Labels<'a> = &'a [(&'a str, &'a str)];
 /// whatever the umask: a collector is seldom root.
 pub fn write(path: &Path, status: &Status) -> io::Result<()> {
     let aside = path.with_extension("new");
-    fs::write(&aside, text(status)?)?;
+    // What is there may be anything, also a pipe that nobody reads.
+    let _ = fs::remove_file(&aside);
+    fs::File::create_new(&aside)?.write_all(&text(status)?)?;
     fs::set_permissions(&aside, fs::Permissions::from_mode(0o644))?;
     fs::rename(aside, path)
 }

@@ -39,6 +39,11 @@ pub enum News {
         /// How many.
         lines: u64,
     },
+    /// The agent tells as many readers as it can; this line is the last.
+    Full {
+        /// How many.
+        readers: usize,
+    },
 }
 
 /// A packet that was denied, or would have been.

@@ -8,7 +8,11 @@ use std::path::{Path, PathBuf};
 use notify::{Event, EventKind};
 use tracing::debug;
 
+use crate::regular;
 use crate::watching::Watching;
+
+/// Far more than any resolver reads.
+const MAX_FILE: u64 = 1 << 20;
 
 /// Where systemd-resolved names the servers behind its stub (systemd-resolved(8)).
 pub const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
@@ -72,7 +76,7 @@ pub fn read_both(file: &Path, behind_stub: &Path) -> Vec<IpAddr> {
 }
 
 fn read(path: &Path) -> Vec<IpAddr> {
-    match std::fs::read(path) {
+    match regular::read(path, MAX_FILE) {
         Ok(bytes) => parse(&String::from_utf8_lossy(&bytes)),
         Err(error) => {
             debug!(path = %path.display(), %error, "no resolvers known");

@@ -1,6 +1,12 @@
 //! What systemd is told, if it started the agent: ready, reloading, stopping, alive.
-//! Never fails: whoever runs the agent by hand has nobody to tell.
+//! Never fails and never waits: whoever runs the agent by hand has nobody to tell, and a
+//! service manager that does not read now is told later.
 
+use std::ffi::OsStr;
+use std::io::{self, ErrorKind};
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::Duration;
 
 use sd_notify::NotifyState;
@@ -11,7 +17,19 @@ use tracing::debug;
 pub struct Service {
     /// A sign of life is due at each tick.
     watchdog: Option<Interval>,
+    manager: Option<SocketAddr>,
+    /// Connected when something is to be told.
+    socket: Option<UnixDatagram>,
     status: String,
+    /// What the manager had no room for yet; of each kind the last one counts.
+    unsaid: Unsaid,
+}
+
+#[derive(Default)]
+struct Unsaid {
+    phase: Option<String>,
+    alive: Option<String>,
+    status: Option<String>,
 }
 
 impl Service {
@@ -20,33 +38,46 @@ impl Service {
         // Twice in the time after which it would take the agent for dead.
         let period = sd_notify::watchdog_enabled().map(|time| time / 2);
         let watchdog = period.filter(|period| *period > Duration::ZERO).map(interval);
-        Self { watchdog, status: String::new() }
+        let manager = std::env::var_os("NOTIFY_SOCKET").and_then(|name| {
+            let address = address(&name);
+            address.inspect_err(|error| debug!(?name, %error, "no notify socket")).ok()
+        });
+        Self { watchdog, manager, socket: None, status: String::new(), unsaid: Unsaid::default() }
     }
 
     /// Everything that is known is in force.
-    pub fn ready(&self) {
-        tell(&[NotifyState::Ready]);
+    pub fn ready(&mut self) {
+        self.unsaid.phase = Some(NotifyState::Ready.to_string());
+        self.say();
     }
 
     /// Everything is being read again; `ready` is to follow.
-    pub fn reloading(&self) {
+    pub fn reloading(&mut self) {
         match NotifyState::monotonic_usec_now() {
-            Ok(now) => tell(&[NotifyState::Reloading, now]),
+            Ok(now) => {
+                self.unsaid.phase = Some(format!("{}\n{now}", NotifyState::Reloading));
+                self.say();
+            }
             Err(error) => debug!(%error, "no monotonic clock"),
         }
     }
 
     /// The agent ends.
-    pub fn stopping(&self) {
-        tell(&[NotifyState::Stopping]);
+    pub fn stopping(&mut self) {
+        self.unsaid.phase = Some(NotifyState::Stopping.to_string());
+        self.say();
     }
 
-    /// One line for `systemctl status`.
+    /// One line for `systemctl status`. Tells as well what there was no room for before, so it
+    /// is to be called whenever anything happened.
     pub fn status(&mut self, status: String) {
         if self.status != status {
-            tell(&[NotifyState::Status(&status)]);
+            // Another line would be another assignment.
+            let line = status.replace('\n', " ");
+            self.unsaid.status = Some(NotifyState::Status(&line).to_string());
             self.status = status;
         }
+        self.say();
     }
 
     /// Waits until a sign of life is due.
@@ -60,13 +91,57 @@ impl Service {
     }
 
     /// Gives a sign of life.
-    pub fn alive(&self) {
-        tell(&[NotifyState::Watchdog]);
+    pub fn alive(&mut self) {
+        self.unsaid.alive = Some(NotifyState::Watchdog.to_string());
+        self.say();
+    }
+
+    /// Tells what is unsaid, as far as there is room for it now.
+    fn say(&mut self) {
+        let Some(manager) = &self.manager else {
+            self.unsaid = Unsaid::default();
+            return;
+        };
+        let Unsaid { phase, alive, status } = &mut self.unsaid;
+        for message in [phase, alive, status] {
+            let Some(text) = message else {
+                continue;
+            };
+            match send(&mut self.socket, manager, text) {
+                Ok(()) => *message = None,
+                Err(error) => {
+                    debug!(%error, text, "the service manager does not listen now");
+                    return;
+                }
+            }
+        }
     }
 }
 
-fn tell(states: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        debug!(%error, "the service manager does not listen");
+/// Where the service manager listens: a path, or `@` and an abstract name.
+fn address(name: &OsStr) -> io::Result<SocketAddr> {
+    match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        [b'/', ..] => SocketAddr::from_pathname(name),
+        _ => Err(io::Error::other("neither a path nor an abstract name")),
     }
+}
+
+/// Sends a message, if there is room for it now.
+fn send(socket: &mut Option<UnixDatagram>, manager: &SocketAddr, text: &str) -> io::Result<()> {
+    if socket.is_none() {
+        let new = UnixDatagram::unbound()?;
+        new.set_nonblocking(true)?;
+        new.connect_addr(manager)?;
+        *socket = Some(new);
+    }
+    let Some(connected) = socket else {
+        return Ok(());
+    };
+    let outcome = connected.send(text.as_bytes()).map(drop);
+    if outcome.as_ref().is_err_and(|error| error.kind() != ErrorKind::WouldBlock) {
+        // The manager may have a new socket under the same name.
+        *socket = None;
+    }
+    outcome
 }

@@ -2,7 +2,9 @@
 //! Never ends a process that it did not start.
 
 use std::fs::{self, File};
+use std::io::Read as _;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail, ensure};
 use firewall_agent::control::{self, Request};
 use firewall_agent::status::{ClientStatus, State, Status};
+use nix::libc::FIONREAD;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -66,9 +69,20 @@ impl Agent {
 
     /// The same with something added to its environment.
     pub fn start_in(rig: &Rig, arguments: &[&str], environment: &[(&str, String)]) -> Result<Self> {
+        let directory = rig.directory();
+        let log = File::options().create(true).append(true).open(directory.join("agent.log"))?;
+        Self::start_with_log(rig, arguments, environment, log.into())
+    }
+
+    /// The same with its log somewhere else; a pipe stays unread.
+    pub fn start_with_log(
+        rig: &Rig,
+        arguments: &[&str],
+        environment: &[(&str, String)],
+        log: Stdio,
+    ) -> Result<Self> {
         let directory = rig.directory().to_owned();
         fs::create_dir_all(directory.join("rules"))?;
-        let log = File::options().create(true).append(true).open(directory.join("agent.log"))?;
         let mut command = command(rig, "run", arguments)?;
         command
             .arg("--rules")
@@ -86,7 +100,11 @@ impl Agent {
         let deadline = Instant::now() + PATIENCE;
         while agent.status().is_err() {
             if let Some(status) = agent.child.try_wait()? {
-                bail!("the agent ended with {status}:\n{}", agent.log());
+                let mut unread = String::new();
+                if let Some(pipe) = &mut agent.child.stderr {
+                    pipe.read_to_string(&mut unread)?;
+                }
+                bail!("the agent ended with {status}:\n{}{unread}", agent.log());
             }
             ensure!(Instant::now() < deadline, "the agent does not answer:\n{}", agent.log());
             std::thread::sleep(Duration::from_millis(20));
@@ -183,6 +201,16 @@ impl Agent {
         fs::read_to_string(self.directory.join("agent.log")).unwrap_or_default()
     }
 
+    /// How many bytes of its log wait in a pipe.
+    pub fn waiting_log(&self) -> Result<usize> {
+        let pipe = self.child.stderr.as_ref().context("its log is no pipe")?;
+        let mut waiting: nix::libc::c_int = 0;
+        // SAFETY: FIONREAD writes one number where it is told to.
+        let outcome = unsafe { nix::libc::ioctl(pipe.as_raw_fd(), FIONREAD, &raw mut waiting) };
+        nix::errno::Errno::result(outcome)?;
+        Ok(usize::try_from(waiting)?)
+    }
+
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.child.id()
@@ -203,7 +231,14 @@ impl Agent {
 
     /// Waits until it has ended, and returns whether with exit code 0.
     pub fn wait(&mut self) -> Result<bool> {
-        Ok(self.child.wait()?.success())
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait()? {
+                return Ok(status.success());
+            }
+            ensure!(Instant::now() < deadline, "the agent does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 
     /// Ends it without warning.

@@ -28,6 +28,20 @@ impl Manager {
         ("NOTIFY_SOCKET", self.path.display().to_string())
     }
 
+    /// Leaves no room for what a service wants to say.
+    pub fn fill(&self, message: &str) -> Result<()> {
+        let other = UnixDatagram::unbound()?;
+        other.set_nonblocking(true)?;
+        other.connect(&self.path)?;
+        loop {
+            match other.send(message.as_bytes()) {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// The next message that has this assignment, like `READY`, as its lines; those that only
     /// give a status or a sign of life are left out unless asked for.
     pub fn wait_for(&self, key: &str, timeout: Duration) -> Result<Vec<String>> {

@@ -31,6 +31,7 @@ mod rig {
     mod scene;
     mod service;
     mod traffic;
+    mod unread;
     mod vifs;
     mod world;
 }

@@ -50,7 +50,7 @@ impl Lessons {
     /// Takes in one line.
     pub fn learn(&mut self, news: &News) {
         match news {
-            News::Hello { .. } => {}
+            News::Hello { .. } | News::Full { .. } => {}
             News::Missed { lines } => self.missed += lines,
             News::Denied(denied) => {
                 self.untold += u64::from(denied.suppressed);

@@ -143,6 +143,9 @@ impl Monitor {
             News::Missed { lines } => {
                 format!("{lines} lines are missing here: they came faster than they were read")
             }
+            News::Full { readers } => {
+                format!("the agent tells {readers} readers already, and no more; end one of them")
+            }
         }
     }
 

@@ -51,6 +51,12 @@ impl Feed {
 }
 
 impl Place {
+    /// Tells a reader that there are too many already.
+    pub(super) async fn refuse(self, stream: &mut UnixStream, readers: usize) -> io::Result<()> {
+        let lines = [line(&self.hello)?, line(&News::Full { readers })?];
+        stream.write_all(lines.concat().as_bytes()).await
+    }
+
     /// Passes on all news until the reader goes.
     pub(super) async fn pass_on(self, stream: &mut UnixStream) -> io::Result<()> {
         let Self { hello, mut lines } = self;

@@ -6,7 +6,7 @@
 //! last. Empty lines and lines that begin with `#` do not count.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, Read as _};
+use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,7 @@ use notify::event::{AccessKind, AccessMode};
 use tracing::warn;
 
 use crate::events::{Event, SourceError};
+use crate::regular;
 use crate::rules::parse::{self, Entry, Problem, RulesetError};
 use crate::rules::{Family, Ruleset};
 use crate::sources::client_of;
@@ -117,17 +118,18 @@ fn read_file(path: &Path, client: IpAddr) -> Result<Ruleset, SourceError> {
     let origin = path.display().to_string();
     let unreadable =
         |error: io::Error| RulesetError::of_whole(Problem::Unreadable(error.to_string()));
-    let rules = read_text(path).map_err(unreadable).and_then(|text| ruleset(client, &text));
+    // A pipe would make the agent wait for whoever writes to it.
+    let text = regular::read(path, MAX_FILE).and_then(text);
+    let rules = text.map_err(unreadable).and_then(|text| ruleset(client, &text));
     rules.map_err(|error| SourceError { origin, error: Box::new(error) })
 }
 
-/// The text of a file, if it can be one of rules.
+/// The text of a file, if it can be one of rules; a person may give a pipe.
 pub fn read_text(path: &Path) -> io::Result<String> {
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(io::Error::other(format!("larger than {MAX_FILE} bytes")));
-    }
+    text(regular::read_all(std::fs::File::open(path)?, MAX_FILE)?)
+}
+
+fn text(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|_| io::Error::other("not UTF-8 text"))
 }
 

@@ -35,7 +35,7 @@ fn a_slow_reader_is_told_what_it_missed_and_holds_up_nobody() -> Result<()> {
     let path = std::env::temp_dir().join(format!("firewall-feed-{}", std::process::id()));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let mut listener = Listener::bind(&path)?;
+        let mut listener = Listener::bind(&path).await?;
         let feed = Feed::default();
         let mut quick = reader(&path, &mut listener, &feed).await?;
         let mut slow = reader(&path, &mut listener, &feed).await?;

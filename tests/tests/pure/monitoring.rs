@@ -91,6 +91,7 @@ fn the_json_of_monitor_is_what_its_documentation_says() {
         News::Hello { schema: 1, version: "0.1.0".to_owned(), pid: 4711, records_per_second: 20 },
         News::Denied(Box::new(by_rule(3, named(&["git.example"], denied("198.51.100.7", 6, 443))))),
         News::Missed { lines: 12 },
+        News::Full { readers: 64 },
     ];
     for news in news {
         let line = serde_json::to_string(&news).expect("JSON");
