@@ -64,11 +64,12 @@ pub enum Command {
     /// Run the service in the foreground.
     ///
     /// SIGHUP makes it read everything again. When it ends, in whatever way, the policies
-    /// in force stay in force and nothing new is forwarded.
+    /// in force stay in force and nothing new is forwarded, as long as the gate is there.
     Run(Run),
     /// Say whether all is well: the agent, vifs, clients, and every problem.
     ///
-    /// Exit code 0: all is well. 1: something needs attention. 3: no agent runs.
+    /// Exit code 0: all is well. 1: something needs attention; or no agent runs, and the netvm
+    /// is OPEN, or nobody knows. 3: no agent runs, and nothing new is forwarded.
     Status(ask::Ask),
     /// Show clients' rules as they are in force, with what each of them has counted.
     ///

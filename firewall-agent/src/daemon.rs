@@ -223,7 +223,20 @@ impl Daemon {
 
     async fn stop(&self) -> Result<()> {
         if !self.options.open_on_stop {
-            info!("stopped; the policies in force stay in force, and nothing else is forwarded");
+            let held = self.dataplane.unpinned();
+            if held > 0 {
+                warn!(held, "programs end with this agent: there is no place to pin them");
+            }
+            match nft::open_families().await {
+                Ok(open) if open.is_empty() => info!(
+                    "stopped; the policies in force stay in force, and nothing else is forwarded"
+                ),
+                Ok(open) => error!(
+                    families = open.join(", "),
+                    "stopped OPEN: the gate is not there, whatever no program drops is forwarded"
+                ),
+                Err(error) => error!(%error, "stopped; whether the gate is there is NOT KNOWN"),
+            }
             return Ok(());
         }
         let pins = &self.options.dataplane.pins;
@@ -263,7 +276,7 @@ impl Daemon {
     }
 
     async fn check_programs(&mut self) {
-        let lost = self.dataplane.check(|link| self.world.link_name(link));
+        let lost = self.dataplane.check();
         if !lost.is_empty() {
             self.follow(Event::Detached(lost)).await;
         }

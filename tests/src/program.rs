@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -103,6 +103,11 @@ impl Program {
     /// A loaded program, to be called by another.
     pub fn descriptor(&mut self, name: &str) -> Result<&ProgramFd> {
         Ok(self.classifier(name)?.fd()?)
+    }
+
+    /// Pins a loaded program.
+    pub fn pin(&mut self, name: &str, path: &Path) -> Result<()> {
+        Ok(self.classifier(name)?.pin(path)?)
     }
 
     /// What the kernel tells about a loaded program.

@@ -12,6 +12,7 @@ mod rig {
     mod errors;
     mod explained;
     mod files;
+    mod filters;
     mod fragments;
     mod headers;
     mod input;

@@ -24,6 +24,7 @@ use crate::control::Request;
 use crate::dataplane::inspect::{self, Inspection};
 use crate::events::Flow;
 use crate::explanation::{Connection, Explained, Explanation, Judgement, Outcome, PacketStatus};
+use crate::nft;
 use crate::rules::check::{self, PolicyTables};
 use crate::rules::resolve::{self, Surroundings};
 use crate::rules::{Family, compile};
@@ -229,6 +230,8 @@ fn by_agent_and_kernel(arguments: &Explain) -> Result<Vec<Explained>> {
         );
     }
     let flows = flows(&subjects);
+    // A running agent looks at the gate itself.
+    let gate = agent_problem.is_some().then(open_families);
     let mut all = Vec::new();
     for subject in &subjects {
         let mut explained = by_both(arguments, subject, agent_problem.as_deref(), &flows)?;
@@ -238,9 +241,33 @@ fn by_agent_and_kernel(arguments: &Explain) -> Result<Vec<Explained>> {
             }
             explained = by_both(arguments, subject, agent_problem.as_deref(), &flows)?;
         }
-        all.extend(explained);
+        all.extend(explained.into_iter().map(|it| behind_gate(it, gate.as_ref())));
     }
     Ok(all)
+}
+
+/// What is rejected is rejected by the gate: where it is not there, it is forwarded.
+fn behind_gate(mut it: Explained, gate: Option<&Result<Vec<&'static str>, String>>) -> Explained {
+    let family = if it.client.is_ipv4() { "ip" } else { "ip6" };
+    let note = match gate {
+        Some(Ok(open)) if open.contains(&family) => {
+            if it.outcome == Outcome::Rejected {
+                it.outcome = Outcome::Forwarded;
+            }
+            "OPEN: the gate is not there, so what rules reject is forwarded".to_owned()
+        }
+        Some(Err(why)) => format!("whether the gate is there is NOT KNOWN: {why}"),
+        Some(Ok(_)) | None => return it,
+    };
+    it.agent_problem = Some(it.agent_problem.map_or(note.clone(), |why| format!("{why}; {note}")));
+    it
+}
+
+/// The families in which nothing closes.
+fn open_families() -> Result<Vec<&'static str>, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| error.to_string())?;
+    runtime.block_on(nft::open_families()).map_err(|error| error.to_string())
 }
 
 /// For each vif that leads to the client.
@@ -339,7 +366,8 @@ fn by_kernel(
 
 /// The vifs behind which the kernel's tables have a client at home.
 fn vifs_of(pins: &Path, client: IpAddr) -> Vec<u32> {
-    let programs: BTreeSet<u32> = inspect::pinned(pins).into_values().flatten().collect();
+    let attached = inspect::attached(pins).unwrap_or_default();
+    let programs: BTreeSet<u32> = attached.into_values().flatten().collect();
     let clients = programs.into_iter().filter_map(|program| {
         Inspection::of_program(program).and_then(|tables| tables.clients()).ok()
     });

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use super::text::counted;
 use crate::dataplane::inspect::{self, Inspection};
+use crate::nft;
 use crate::rules::Ruleset;
 use crate::sources::files;
 use crate::status::{CounterStatus, SCHEMA};
@@ -23,9 +24,26 @@ pub struct Remains {
     pub schema: u32,
     /// Why the agent does not tell.
     pub agent_problem: String,
-    /// Vifs with a pinned program.
+    /// `closed`: nothing is forwarded from a client but what these vifs' programs accept, and
+    /// answers. `open`: whatever no program drops is forwarded. `unknown`: `gate_problem` says
+    /// why.
+    pub gate: &'static str,
+    /// Families (`ip`, `ip6`) in which nothing closes, or why nobody knows.
+    pub gate_problem: Option<String>,
+    /// Why the kernel does not tell which programs are attached.
+    pub programs_problem: Option<String>,
+    /// Vifs with a program.
     pub vifs: Vec<RemainingVif>,
 }
+
+impl Remains {
+    /// Whether it is certain that a client's packets need a program that accepts them.
+    pub fn is_closed(&self) -> bool {
+        self.gate == CLOSED
+    }
+}
+
+const CLOSED: &str = "closed";
 
 /// A vif with a program.
 #[derive(Debug, Serialize)]
@@ -70,9 +88,18 @@ pub struct RemainingRule {
     pub counter: CounterStatus,
 }
 
-/// Looks at the tables of all pinned programs.
-pub fn remains(why: String, pins: &Path, rules: &Path, client: Option<IpAddr>) -> Remains {
-    let vifs = inspect::pinned(pins).into_iter().map(|(index, program)| {
+/// Looks at the gate, and at the tables of all programs that are attached.
+pub fn remains(
+    why: String,
+    pins: &Path,
+    rules: &Path,
+    client: Option<IpAddr>,
+) -> anyhow::Result<Remains> {
+    let (attached, programs_problem) = match inspect::attached(pins) {
+        Ok(attached) => (attached, None),
+        Err(error) => (BTreeMap::new(), Some(error.to_string())),
+    };
+    let vifs = attached.into_iter().map(|(index, program)| {
         let tables = program.and_then(Inspection::of_program);
         let clients = tables.and_then(|tables| clients(&tables, index, rules, client));
         let name = nix::net::if_::if_indextoname(index).ok();
@@ -84,7 +111,15 @@ pub fn remains(why: String, pins: &Path, rules: &Path, client: Option<IpAddr>) -
             }
         }
     });
-    Remains { schema: SCHEMA, agent_problem: why, vifs: vifs.collect() }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (gate, gate_problem) = match runtime.block_on(nft::open_families()) {
+        Ok(open) if open.is_empty() => (CLOSED, None),
+        Ok(open) => ("open", Some(open.join(", "))),
+        Err(error) => ("unknown", Some(error.to_string())),
+    };
+    let schema = SCHEMA;
+    let vifs = vifs.collect();
+    Ok(Remains { schema, agent_problem: why, gate, gate_problem, programs_problem, vifs })
 }
 
 fn clients(
@@ -139,21 +174,38 @@ fn status(counter: Counter) -> CounterStatus {
 pub fn text(remains: &Remains) -> String {
     // Writing to a String cannot fail.
     let mut text = format!("{}\n", remains.agent_problem);
-    if remains.vifs.is_empty() {
-        text.push_str(
-            "No program is pinned either, so nothing is forwarded from any client.\n\
-             (Programs that were attached with clsact have no pins and cannot be seen here.)\n",
-        );
+    let problem = remains.gate_problem.as_deref().unwrap_or_default();
+    let _ = match remains.gate {
+        CLOSED => Ok(()),
+        "open" => writeln!(
+            text,
+            "OPEN: the gate is not there ({problem}), so WHATEVER clients send IS FORWARDED, but \
+             for what a program drops.\nStart the service, or run `firewall-agent prepare`, to \
+             close it."
+        ),
+        _ => writeln!(text, "Whether anything is closed is NOT KNOWN: {problem}"),
+    };
+    if let Some(problem) = &remains.programs_problem {
+        let _ = writeln!(text, "Which programs are attached is NOT KNOWN: {problem}");
         return text;
     }
-    let _ = writeln!(
-        text,
-        "{}; nothing else is forwarded.\n",
-        match remains.vifs.len() {
-            1 => "1 vif goes on with the policies that an earlier agent left".to_owned(),
-            count => format!("{count} vifs go on with the policies that an earlier agent left"),
-        }
-    );
+    let end = if remains.is_closed() { "; nothing else is forwarded" } else { "" };
+    let _ = match remains.vifs.len() {
+        0 if remains.is_closed() => writeln!(
+            text,
+            "No program is attached either, and the gate is closed, so nothing is forwarded from \
+             any client but answers."
+        ),
+        0 => writeln!(text, "No program is attached either."),
+        1 => writeln!(text, "1 vif goes on with the policies that an earlier agent left{end}.\n"),
+        count => writeln!(
+            text,
+            "{count} vifs go on with the policies that an earlier agent left{end}.\n"
+        ),
+    };
+    if remains.vifs.is_empty() {
+        return text;
+    }
     for vif in &remains.vifs {
         let name = vif.name.clone().unwrap_or_else(|| format!("interface {}", vif.index));
         if let Some(problem) = &vif.problem {

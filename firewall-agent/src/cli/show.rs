@@ -62,9 +62,10 @@ fn answer(
         Err(why) => {
             let rules = show.map_or(Path::new(DEFAULT_RULES), |show| &show.rules);
             let client = show.and_then(|show| show.client);
-            let remains = remains::remains(why, &ask.pins, rules, client);
+            let remains = remains::remains(why, &ask.pins, rules, client)?;
             ask.print(&remains, || remains::text(&remains))?;
-            return Ok(ExitCode::from(EXIT_NOT_RUNNING));
+            let code = if remains.is_closed() { EXIT_NOT_RUNNING } else { EXIT_PROBLEM };
+            return Ok(ExitCode::from(code));
         }
     };
     ask.print(&status, || text(&status))?;

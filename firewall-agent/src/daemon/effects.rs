@@ -51,11 +51,11 @@ impl Daemon {
             Effect::Disconnect(flows) => Some(self.disconnect(&flows).await),
             Effect::Settled(client) => Some(tried(Task::Settled(client), maps.settle(client))),
             Effect::Attach { vif, name } => {
-                let outcome = self.dataplane.attach(vif, &name);
+                let outcome = self.dataplane.attach(vif);
                 Some(attached(vif, &name, outcome, "nothing passes"))
             }
             Effect::AttachUplink { uplink, name } => {
-                let outcome = self.dataplane.attach_uplink(uplink, &name);
+                let outcome = self.dataplane.attach_uplink(uplink);
                 Some(attached(uplink, &name, outcome, "clients' addresses are not guarded there"))
             }
             Effect::Forget { link } => Some(tried(Task::Forget(link), self.dataplane.forget(link))),

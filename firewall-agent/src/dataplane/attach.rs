@@ -1,26 +1,24 @@
 //! Where programs are attached, and the pins that keep them there.
 //! Never detaches what polices a vif without putting another in its place, unless the
-//! firewall is to be opened.
+//! firewall is to be opened, or the link is no vif any more.
+//!
+//! A link is known by its index: a name can change at any time.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use aya::Ebpf;
-use aya::programs::links::FdLink;
-use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle};
+use aya::programs::links::{FdLink, Link as _};
+use aya::programs::tc::{NlOptions, SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, tc};
 use tracing::warn;
 
+use super::attached::{CLSACT, CLSACT_HANDLE, CLSACT_PRIORITY, Filter, filter, tcx_programs};
 use super::pins::{
     entries, link_name, pin_directory, pin_link, pinned, remove_pin, subdirectories,
 };
-use super::{Attach, Dataplane, DataplaneError, early};
-
-/// Priority and handle of the clsact filter. Fixed, so that a new agent replaces the
-/// filter of an earlier one instead of adding another.
-const CLSACT_PRIORITY: u16 = 1;
-const CLSACT_HANDLE: TcHandle = TcHandle::new(0, 1);
+use super::{Attach, Dataplane, DataplaneError, early, with_sources};
 
 /// A program, and where it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,6 +33,8 @@ pub(super) enum Program {
 
 impl Program {
     pub(super) const ALL: [Self; 3] = [Self::FromClient, Self::FromUplink, Self::ToUplink];
+    const OF_VIF: [Self; 1] = [Self::FromClient];
+    const OF_UPLINK: [Self; 2] = [Self::FromUplink, Self::ToUplink];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -44,7 +44,7 @@ impl Program {
         }
     }
 
-    fn direction(self) -> TcAttachType {
+    pub(super) fn direction(self) -> TcAttachType {
         match self {
             Self::FromClient | Self::FromUplink => TcAttachType::Ingress,
             Self::ToUplink => TcAttachType::Egress,
@@ -72,48 +72,58 @@ pub(super) struct Attachment {
 impl Dataplane {
     /// Attaches the program to a vif, or takes over what an earlier agent attached there,
     /// without a moment between the old program and the new one. Returns how, in words.
-    pub fn attach(&mut self, vif: u32, name: &str) -> Result<String, DataplaneError> {
-        let how = self.attach_program(Program::FromClient, vif, name)?.name();
-        if self.attach_early(vif, name) { Ok(format!("xdp, {how}")) } else { Ok(how.to_owned()) }
+    pub fn attach(&mut self, vif: u32) -> Result<String, DataplaneError> {
+        let how = self.attach_all(&Program::OF_VIF, vif)?.name();
+        if self.attach_early(vif) { Ok(format!("xdp, {how}")) } else { Ok(how.to_owned()) }
     }
 
     /// The same for the programs that guard clients' addresses on any other link.
-    pub fn attach_uplink(&mut self, uplink: u32, name: &str) -> Result<String, DataplaneError> {
-        self.attach_program(Program::FromUplink, uplink, name)?;
-        Ok(self.attach_program(Program::ToUplink, uplink, name)?.name().to_owned())
+    pub fn attach_uplink(&mut self, uplink: u32) -> Result<String, DataplaneError> {
+        self.remove_stage(uplink)?;
+        Ok(self.attach_all(&Program::OF_UPLINK, uplink)?.name().to_owned())
     }
 
-    fn attach_program(
-        &mut self,
-        program: Program,
-        link: u32,
-        name: &str,
-    ) -> Result<Attach, DataplaneError> {
-        // aya looks the interface up by name; it must be the same before and after.
-        expect_index(name, link)?;
-        let attachment = match self.options.attach {
-            Attach::Tcx => self.attach_tcx(program, link, name),
-            Attach::Clsact => self.attach_clsact(program, name),
-            Attach::Auto => self
-                .attach_tcx(program, link, name)
-                .or_else(|refused| self.attach_clsact(program, name).map_err(|_| refused)),
-        }?;
-        let how = attachment.how;
-        self.attached.insert((program, link), attachment);
-        expect_index(name, link)?;
-        self.detach_others(program, link, name, how)?;
+    /// Attaches these programs to a link, and takes all others of ours away: it may have been
+    /// another kind of link before, under another name.
+    fn attach_all(&mut self, wanted: &[Program], link: u32) -> Result<Attach, DataplaneError> {
+        let others = Program::ALL.into_iter().filter(|program| !wanted.contains(program));
+        for program in others.clone() {
+            self.attached.remove(&(program, link));
+        }
+        let mut how = self.options.attach;
+        for &program in wanted {
+            how = self.attach_program(program, link)?;
+        }
+        for program in others {
+            // Two programs of one direction have one place for a filter.
+            let is_taken = wanted.iter().any(|it| it.direction() == program.direction());
+            self.detach_others(program, link, !(is_taken && how == Attach::Clsact))?;
+        }
         Ok(how)
     }
 
-    /// Removes what an earlier agent attached in another way: it would judge by rules of
-    /// the past, and if it came last, have the last word.
-    fn detach_others(
-        &self,
-        program: Program,
-        link: u32,
-        name: &str,
-        how: Attach,
-    ) -> Result<(), DataplaneError> {
+    fn attach_program(&mut self, program: Program, link: u32) -> Result<Attach, DataplaneError> {
+        // aya looks the interface up by name; it must be the same before and after.
+        let name = name_of(link)?;
+        let attachment = match self.options.attach {
+            Attach::Tcx => self.attach_tcx(program, link, &name),
+            Attach::Clsact => self.attach_clsact(program, link, &name),
+            Attach::Auto => self.attach_tcx(program, link, &name).or_else(|tcx| {
+                let attached = self.attach_clsact(program, link, &name);
+                attached.map_err(|clsact| DataplaneError::Neither {
+                    tcx: tcx.to_string(),
+                    clsact: clsact.to_string(),
+                })
+            }),
+        }?;
+        let how = attachment.how;
+        self.attached.insert((program, link), attachment);
+        let now = name_of(link)?;
+        if now != name {
+            return Err(DataplaneError::Renamed { name, vif: link });
+        }
+        // An earlier agent's would judge by rules of the past, and if it came last, have the
+        // last word.
         for version in subdirectories(&self.options.pins)? {
             let is_own = version == self.links && how == Attach::Tcx;
             if !is_own {
@@ -121,10 +131,22 @@ impl Dataplane {
             }
         }
         if how == Attach::Tcx {
-            // Mostly there is none.
-            let _ = tc::qdisc_detach_program(name, program.direction(), program.name());
+            detach_filter(program, link)?;
         }
-        Ok(())
+        Ok(how)
+    }
+
+    /// Takes a program away from a link of another kind.
+    fn detach_others(
+        &self,
+        program: Program,
+        link: u32,
+        with_filter: bool,
+    ) -> Result<(), DataplaneError> {
+        for version in subdirectories(&self.options.pins)? {
+            remove_pin(&version.join(link_name(program.name(), link)))?;
+        }
+        if with_filter { detach_filter(program, link) } else { Ok(()) }
     }
 
     fn attach_tcx(
@@ -157,66 +179,80 @@ impl Dataplane {
         Ok(Attachment { how: Attach::Tcx, held: None })
     }
 
-    fn attach_clsact(&mut self, which: Program, name: &str) -> Result<Attachment, DataplaneError> {
-        if self.replace_clsact(which, name).is_err() {
-            // A qdisc that is there already is as good; attaching tells.
-            let _ = tc::qdisc_add_clsact(name);
-            let options = NlOptions {
-                priority: CLSACT_PRIORITY,
-                handle: CLSACT_HANDLE,
-                ..NlOptions::default()
-            };
-            let options = TcAttachOptions::Netlink(options);
-            let program = which.of(&mut self.ebpf)?;
-            let link = program.attach_with_options(name, which.direction(), options)?;
-            // Dropping it would detach: the filter is to outlive the agent.
-            std::mem::forget(program.take_link(link)?);
-        }
-        Ok(Attachment { how: Attach::Clsact, held: None })
-    }
-
-    /// Puts the program in the place of the filter that is there; there must be one.
-    fn replace_clsact(&mut self, which: Program, name: &str) -> Result<(), DataplaneError> {
+    fn attach_clsact(
+        &mut self,
+        which: Program,
+        link: u32,
+        name: &str,
+    ) -> Result<Attachment, DataplaneError> {
+        let direction = which.direction();
+        let attached = Attachment { how: Attach::Clsact, held: None };
+        let earlier = filter(link, direction, &Program::ALL.map(Program::name))?;
         let program = which.of(&mut self.ebpf)?;
-        let earlier = SchedClassifierLink::attached(
-            name,
-            which.direction(),
-            CLSACT_PRIORITY,
-            CLSACT_HANDLE,
-            None,
-        );
-        let earlier = earlier.map_err(TcError::from)?;
-        let link = program.attach_to_link(earlier)?;
-        std::mem::forget(program.take_link(link)?);
-        Ok(())
+        let added = match earlier {
+            Filter::Foreign => return Err(DataplaneError::Taken { name: name.to_owned() }),
+            Filter::Own(_) => {
+                let (priority, handle) = (CLSACT_PRIORITY, CLSACT_HANDLE);
+                let earlier =
+                    SchedClassifierLink::attached(name, direction, priority, handle, None)?;
+                program.attach_to_link(earlier)?
+            }
+            Filter::None => {
+                // One that is there already is as good, but for one that takes what comes in only:
+                // a filter for what goes out would come to stand there too.
+                let qdisc = tc::qdisc_add_clsact(name);
+                if direction == TcAttachType::Egress
+                    && let Some(other) = super::attached::qdisc(link)?.filter(|it| it != CLSACT)
+                {
+                    return Err(DataplaneError::Clsact {
+                        qdisc: format!("`{other}` has its place"),
+                        filter: format!("`tc qdisc del dev {name} {other}` makes room"),
+                    });
+                }
+                let options = NlOptions {
+                    priority: CLSACT_PRIORITY,
+                    handle: CLSACT_HANDLE,
+                    ..NlOptions::default()
+                };
+                let options = TcAttachOptions::Netlink(options);
+                let added = program.attach_with_options(name, direction, options);
+                added.map_err(|filter| DataplaneError::Clsact {
+                    qdisc: qdisc.map_or_else(|error| with_sources(&error), |()| "added".to_owned()),
+                    filter: with_sources(&filter),
+                })?
+            }
+        };
+        // Dropping it would detach: the filter is to outlive the agent.
+        std::mem::forget(program.take_link(added)?);
+        Ok(attached)
     }
 
     /// Looks whether everything is still attached, pins what could not be pinned before, and
     /// returns the links whose programs somebody took away.
-    pub fn check<'a>(&mut self, name_of: impl Fn(u32) -> Option<&'a str>) -> BTreeSet<u32> {
+    pub fn check(&mut self) -> BTreeSet<u32> {
         self.pin_held();
         let early: Vec<u32> = self.lost_early().collect();
         let all: Vec<(Program, u32, Attach)> =
             self.attached.iter().map(|(&(which, link), it)| (which, link, it.how)).collect();
         let lost = all.into_iter().filter(|&(which, link, how)| {
-            let name = name_of(link).filter(|name| expect_index(name, link).is_ok());
-            // Of a link that is gone, or has another name, rtnetlink tells.
-            name.is_some_and(|name| !self.is_attached(which, name, how))
+            // Of a link that is gone, rtnetlink tells.
+            !self.is_attached(which, link, how).unwrap_or(false) && name_of(link).is_ok()
         });
         lost.map(|(_, link, _)| link).chain(early).collect()
     }
 
-    fn is_attached(&mut self, which: Program, name: &str, how: Attach) -> bool {
-        match how {
-            Attach::Auto | Attach::Tcx => self.is_attached_by_tcx(which, name).unwrap_or(false),
-            Attach::Clsact => self.replace_clsact(which, name).is_ok(),
-        }
-    }
-
-    fn is_attached_by_tcx(&mut self, which: Program, name: &str) -> Result<bool, DataplaneError> {
+    fn is_attached(
+        &mut self,
+        which: Program,
+        link: u32,
+        how: Attach,
+    ) -> Result<bool, DataplaneError> {
         let own = which.of(&mut self.ebpf)?.info()?.id();
-        let (_, there) = SchedClassifier::query_tcx(name, which.direction())?;
-        Ok(there.iter().any(|program| program.id() == own))
+        let direction = which.direction();
+        Ok(match how {
+            Attach::Auto | Attach::Tcx => tcx_programs(link, direction)?.contains(&own),
+            Attach::Clsact => filter(link, direction, &[which.name()])? == Filter::Own(own),
+        })
     }
 
     /// How many programs end with this process, because there is no place to pin them.
@@ -238,7 +274,8 @@ impl Dataplane {
         }
     }
 
-    /// Removes what is left of a link that is gone. The kernel detached the programs.
+    /// Removes what is left of a link that is gone, or is of another kind now. If it is gone,
+    /// the kernel detached the programs.
     pub fn forget(&mut self, link: u32) -> Result<(), DataplaneError> {
         self.attached.retain(|(_, attached), _| *attached != link);
         self.early.remove(&link);
@@ -267,11 +304,8 @@ impl Dataplane {
 /// this process alone goes when it ends.
 pub fn detach_all(pins: &Path) -> Result<(), DataplaneError> {
     let links = nix::net::if_::if_nameindex().map_err(DataplaneError::Links)?;
-    for name in links.iter().filter_map(|link| link.name().to_str().ok()) {
-        for program in Program::ALL {
-            // Mostly there is none.
-            let _ = tc::qdisc_detach_program(name, program.direction(), program.name());
-        }
+    for link in &links {
+        Program::ALL.into_iter().try_for_each(|it| detach_filter(it, link.index()))?;
     }
     for version in subdirectories(pins)? {
         entries(&version)?.iter().try_for_each(|pin| remove_pin(pin))?;
@@ -282,9 +316,22 @@ pub fn detach_all(pins: &Path) -> Result<(), DataplaneError> {
     Ok(())
 }
 
-fn expect_index(name: &str, vif: u32) -> Result<(), DataplaneError> {
-    match nix::net::if_::if_nametoindex(name) {
-        Ok(index) if index == vif => Ok(()),
-        _ => Err(DataplaneError::Renamed { name: name.to_owned(), vif }),
+/// Takes the clsact filter away, whichever of our programs it has; mostly there is none.
+fn detach_filter(program: Program, link: u32) -> Result<(), DataplaneError> {
+    let direction = program.direction();
+    match filter(link, direction, &Program::ALL.map(Program::name))? {
+        Filter::None | Filter::Foreign => return Ok(()),
+        Filter::Own(_) => {}
     }
+    let (priority, handle) = (CLSACT_PRIORITY, CLSACT_HANDLE);
+    let earlier =
+        SchedClassifierLink::attached(&name_of(link)?, direction, priority, handle, None)?;
+    Ok(earlier.detach()?)
+}
+
+/// What a link is called now.
+pub(super) fn name_of(link: u32) -> Result<String, DataplaneError> {
+    let gone = |_| DataplaneError::Gone { link };
+    let name = nix::net::if_::if_indextoname(link).map_err(gone)?;
+    Ok(name.to_string_lossy().into_owned())
 }

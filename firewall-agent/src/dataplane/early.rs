@@ -7,6 +7,7 @@ use aya::programs::xdp::XdpLink;
 use aya::programs::{Xdp, XdpMode};
 use tracing::warn;
 
+use super::attach::name_of;
 use super::pins::{link_name, pin_directory, pin_link, pinned, remove_pin, subdirectories};
 use super::{Dataplane, DataplaneError};
 
@@ -16,14 +17,14 @@ pub(super) const NAME: &str = "from_client_early";
 impl Dataplane {
     /// Puts the stage in front of a vif if that is wanted, or takes over the one that is
     /// there; takes it away if it is not. Returns whether there is one.
-    pub(super) fn attach_early(&mut self, vif: u32, name: &str) -> bool {
+    pub(super) fn attach_early(&mut self, vif: u32) -> bool {
         let outcome = self.remove_early(vif).and_then(|()| match self.options.xdp {
             true => self.try_early(vif),
             false => Ok(()),
         });
         let is_there = self.options.xdp && outcome.is_ok();
         if let Err(error) = outcome {
-            warn!(link = name, %error, "no XDP stage");
+            warn!(link = ?name_of(vif).ok(), %error, "no XDP stage");
         }
         if is_there {
             self.early.insert(vif)
@@ -51,6 +52,13 @@ impl Dataplane {
         let mut unwanted =
             versions.iter().filter(|version| !self.options.xdp || **version != self.links);
         unwanted.try_for_each(|version| remove_pin(&version.join(link_name(NAME, vif))))
+    }
+
+    /// Takes the stage away from a link that is no vif.
+    pub(super) fn remove_stage(&mut self, link: u32) -> Result<(), DataplaneError> {
+        self.early.remove(&link);
+        let versions = subdirectories(&self.options.pins)?;
+        versions.iter().try_for_each(|version| remove_pin(&version.join(link_name(NAME, link))))
     }
 
     fn try_early(&mut self, vif: u32) -> Result<(), DataplaneError> {

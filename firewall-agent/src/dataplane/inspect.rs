@@ -1,17 +1,18 @@
 //! The kernel's own tables, read without the agent: what is in force, whoever put it there.
 //! Never writes anything.
 //!
-//! Nothing but links is pinned. A link leads to its program, the program to the numbers of
-//! its maps, and these to the maps (`bpf_link_info`, `bpf_prog_info`, uapi/linux/bpf.h).
+//! The kernel tells which programs are attached to a link, a program leads to the numbers of
+//! its maps, and these to the maps (`BPF_PROG_QUERY`, `bpf_prog_info`, uapi/linux/bpf.h).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError};
-use aya::programs::links::{FdLink, LinkError, PinnedLink};
+use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramError, loaded_programs};
 use firewall_common::abi::{
     ABI_VERSION, Address, Class, Client, ClientKey, Counter, DEFAULT_RULE, NO_CLASS, Segment, Span,
@@ -19,10 +20,13 @@ use firewall_common::abi::{
 use firewall_common::packet::Frame;
 use firewall_common::policy::{Tables, decide};
 use firewall_common::verdict::{Decision, Reason, reason_counter, rule_counter};
+use nix::libc::EINVAL;
 use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
 
 use super::Program;
+use super::attached::{Filter, filter, tcx_programs};
+use super::pins::{entries, subdirectories};
 
 const ADDRESS_BITS: u32 = 128;
 
@@ -32,15 +36,15 @@ const ATTEMPTS: u32 = 20;
 /// The tables cannot be read.
 #[derive(Debug, Error)]
 pub enum InspectError {
-    /// There is no such pin.
-    #[error(
-        "no program of this version is pinned for it in {0}; one attached with clsact has no \
-         pin and cannot be found from here"
-    )]
-    NotPinned(String),
-    /// The pin is unusable.
-    #[error("the pinned link cannot be read (are you root?): {0}")]
-    Link(#[from] LinkError),
+    /// None is attached.
+    #[error("no program of this firewall is attached to it")]
+    NotAttached,
+    /// Another agent made the tables.
+    #[error("its program is of another version of the agent, whose tables are other ones")]
+    OtherVersion,
+    /// The kernel does not tell.
+    #[error("the kernel does not tell what is attached (are you root?): {0}")]
+    Look(#[from] io::Error),
     /// The program is unusable.
     #[error("the program cannot be read: {0}")]
     Program(#[from] ProgramError),
@@ -63,21 +67,70 @@ pub enum InspectError {
     Unsteady,
 }
 
-/// The program that is pinned for each vif, by interface index.
-pub fn pinned(pins: &Path) -> BTreeMap<u32, Result<u32, InspectError>> {
-    let directory = pins.join(format!("v{ABI_VERSION}"));
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    let links = entries.filter_map(|entry| {
-        let name = entry.file_name().into_string().ok()?;
-        let index = name.strip_prefix(Program::FromClient.name())?.strip_prefix('-')?;
-        Some((index.parse().ok()?, program_of(&entry.path())))
-    });
-    links.collect()
+/// The program that polices each vif, by interface index: what the kernel has attached, however
+/// it was attached and whether it is pinned or not.
+pub fn attached(pins: &Path) -> Result<BTreeMap<u32, Result<u32, InspectError>>, InspectError> {
+    let links = nix::net::if_::if_nameindex().map_err(io::Error::from)?;
+    let pinned = pinned(pins);
+    let mut attached = BTreeMap::new();
+    for link in links.iter().map(|link| link.index()) {
+        if let Some(program) = attached_to(link, pinned.get(&link).copied())? {
+            attached.insert(link, program);
+        }
+    }
+    Ok(attached)
 }
 
-fn program_of(pin: &Path) -> Result<u32, InspectError> {
-    let link = FdLink::from(PinnedLink::from_pin(pin)?);
-    Ok(link.info()?.program_id())
+/// The program that polices a link, if it is a vif of ours.
+fn attached_to(
+    link: u32,
+    pinned: Option<Pinned>,
+) -> Result<Option<Result<u32, InspectError>>, InspectError> {
+    let program = Program::FromClient;
+    let by_tcx = match tcx_programs(link, program.direction()) {
+        // Before Linux 6.6 there is none.
+        Err(error) if error.raw_os_error() == Some(EINVAL) => Vec::new(),
+        programs => programs?,
+    };
+    if let Some(Pinned { program, is_own }) = pinned.filter(|it| by_tcx.contains(&it.program)) {
+        return Ok(Some(if is_own { Ok(program) } else { Err(InspectError::OtherVersion) }));
+    }
+    // One that a running agent holds itself, because there was no place for pins.
+    if let Some(held) = by_tcx.iter().find(|it| Inspection::of_program(**it).is_ok()) {
+        return Ok(Some(Ok(*held)));
+    }
+    Ok(match filter(link, program.direction(), &[program.name()])? {
+        Filter::Own(program) => Some(Ok(program)),
+        Filter::None | Filter::Foreign => None,
+    })
+}
+
+#[derive(Clone, Copy)]
+struct Pinned {
+    program: u32,
+    /// Of this version.
+    is_own: bool,
+}
+
+/// The programs to which pinned links of vifs lead. What cannot be read is not there.
+fn pinned(pins: &Path) -> BTreeMap<u32, Pinned> {
+    let mut pinned = BTreeMap::new();
+    let own = format!("v{ABI_VERSION}");
+    for version in subdirectories(pins).unwrap_or_default() {
+        let is_own = version.ends_with(&own);
+        for pin in entries(&version).unwrap_or_default() {
+            let name = pin.file_name().and_then(|name| name.to_str());
+            let index = name.and_then(|name| name.strip_prefix(Program::FromClient.name()));
+            let index = index.and_then(|index| index.strip_prefix('-')?.parse().ok());
+            let program = PinnedLink::from_pin(&pin).and_then(|link| FdLink::from(link).info());
+            if let (Some(index), Ok(link)) = (index, program)
+                && (is_own || !pinned.contains_key(&index))
+            {
+                pinned.insert(index, Pinned { program: link.program_id(), is_own });
+            }
+        }
+    }
+    pinned
 }
 
 /// The maps of one program.
@@ -98,12 +151,10 @@ pub struct Inspection {
 }
 
 impl Inspection {
-    /// The maps of the program that is pinned for a vif.
+    /// The maps of the program that polices a vif.
     pub fn of_vif(pins: &Path, vif: u32) -> Result<Self, InspectError> {
-        let program = pinned(pins).remove(&vif);
-        let program =
-            program.ok_or_else(|| InspectError::NotPinned(pins.display().to_string()))??;
-        Self::of_program(program)
+        let program = attached_to(vif, pinned(pins).remove(&vif))?;
+        Self::of_program(program.ok_or(InspectError::NotAttached)??)
     }
 
     /// The maps of a program.

@@ -8,6 +8,7 @@ pub mod records;
 
 mod addresses;
 mod attach;
+mod attached;
 mod early;
 mod epoch;
 mod mapped;
@@ -22,7 +23,6 @@ use std::path::PathBuf;
 
 use aya::programs::ProgramError;
 use aya::programs::links::LinkError;
-use aya::programs::tc::TcError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use firewall_common::abi::{CACHED_ANSWERS, CACHED_CLIENTS};
 use thiserror::Error;
@@ -108,9 +108,43 @@ pub enum DataplaneError {
     /// A pinned link is unusable.
     #[error("{}", with_sources(.0))]
     Link(#[from] LinkError),
-    /// clsact could not be set up.
-    #[error("{}", with_sources(.0))]
-    Tc(#[from] TcError),
+    /// The kernel does not tell what is attached.
+    #[error("cannot look at what is attached: {0}")]
+    Look(#[from] io::Error),
+    /// clsact could not be set up, and in which of its two steps.
+    #[error(
+        "clsact's qdisc: {qdisc}; its filter: {filter} (it needs the kernel's modules \
+         sch_ingress and cls_bpf)"
+    )]
+    Clsact {
+        /// What came of adding the qdisc.
+        qdisc: String,
+        /// Why there is no filter.
+        filter: String,
+    },
+    /// Somebody else's filter is where ours is to be.
+    #[error(
+        "{name} has a filter of somebody else with priority 1 and handle 1, where ours would be; \
+         move it (`tc filter show dev {name} ingress` and `egress` list them)"
+    )]
+    Taken {
+        /// Name of the link.
+        name: String,
+    },
+    /// Neither way to attach works.
+    #[error("neither tcx ({tcx}) nor clsact ({clsact})")]
+    Neither {
+        /// Why not by tcx, which needs Linux 6.6.
+        tcx: String,
+        /// Why not by clsact.
+        clsact: String,
+    },
+    /// There is no such link any more.
+    #[error("there is no interface {link} any more")]
+    Gone {
+        /// Its index.
+        link: u32,
+    },
     /// A map is unusable.
     #[error(transparent)]
     Maps(#[from] MapsError),

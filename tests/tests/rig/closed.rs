@@ -7,9 +7,11 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_tests::agent::{self, Agent, PATIENCE};
-use firewall_tests::probe::OpenFlow;
+use firewall_agent::status::State;
+use firewall_tests::agent::{self, Agent, PATIENCE, write_rules};
+use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use firewall_tests::rig::Rig;
+use nix::sys::signal::Signal;
 
 use super::life::list_ruleset;
 use super::service::masquerade;
@@ -158,6 +160,32 @@ fn an_agent_whose_gate_is_refused_ends_closed_and_one_that_runs_says_so() -> Res
 }
 
 #[test]
+fn where_nothing_can_be_closed_it_is_said_to_be_open() -> Result<()> {
+    let world = World::new("open")?;
+    let lacking = Lacking::new(&world.rig, "")?;
+    let environment = [lacking.environment()?];
+    let mut agent = Agent::start_in(&world.rig, &[], &environment)?;
+    agent.wait_for_vif(world.client.vif())?;
+    // Not even nf_tables is left.
+    lacking.refuse(".")?;
+    world.rig.netvm().nft("flush ruleset")?;
+    agent.wait_for("OPEN", |status| {
+        let problem = status.agent.gate_problem.as_deref().unwrap_or_default();
+        problem.starts_with("OPEN, nothing stops what clients send: ")
+    })?;
+    masquerade(&world.rig)?;
+    write_rules(world.rig.directory(), world.v4, "policy = drop\ncommit\n")?;
+    agent.wait_for_state(world.v4, State::Live)?;
+    let ping = Probe::ping(world.client.namespace(), SERVER4);
+    assert_eq!(ping.run(SILENCE)?, Outcome::Accepted, "it is not as open as it is said to be");
+    agent.signal(Signal::SIGTERM)?;
+    ensure!(agent.wait()?, "SIGTERM is not a clean end");
+    ensure!(agent.log().contains("stopped OPEN"), "{}", agent.log());
+    ensure!(!agent.log().contains("nothing else is forwarded"), "{}", agent.log());
+    Ok(())
+}
+
+#[test]
 fn a_gate_in_force_is_replaced_without_a_moment_of_the_bare_one() -> Result<()> {
     let world = World::new("regated")?;
     let agent = world.start()?;
@@ -237,7 +265,7 @@ fn a_gate_that_lost_a_part_comes_back_whatever_others_wrote_into_it() -> Result<
         "insert rule ip qubes-firewall forward counter\n\
          add rule ip qubes-firewall qubes-forward counter",
     )?;
-    agent.signal(nix::sys::signal::Signal::SIGHUP)?;
+    agent.signal(Signal::SIGHUP)?;
     agent.wait_for("all is well", |status| status.agent.gate_problem.is_none())?;
     let after = agent.log().matches("somebody removed the gate").count();
     assert_eq!(after, before, "{}", agent.log());

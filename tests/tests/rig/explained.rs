@@ -17,6 +17,7 @@ use firewall_tests::rig::{ClientSpec, Rig, UPLINK_V4, UPLINK_V6};
 use firewall_tests::server::EchoServer;
 
 use super::named::{Named, ONE, TWO};
+use super::service::masquerade;
 use super::world::*;
 
 /// The agent's command line in the netvm: exit code, standard output and error.
@@ -181,8 +182,19 @@ fn explain_sees_connections_other_clients_and_recorded_packets() -> Result<()> {
 
 #[test]
 fn what_goes_on_without_an_agent_is_shown_and_explained() -> Result<()> {
-    let world = World::new("without")?;
-    let agent = world.start()?;
+    goes_on("without", "tcx")
+}
+
+#[test]
+fn what_goes_on_by_clsact_is_shown_and_explained_as_well() -> Result<()> {
+    goes_on("withoutcl", "clsact")
+}
+
+fn goes_on(label: &str, attach: &str) -> Result<()> {
+    let world = World::new(label)?;
+    masquerade(&world.rig)?;
+    let agent = Agent::start(&world.rig, &["--attach", attach])?;
+    agent.wait_for_vif(world.client.vif())?;
     let rules = Ruleset { default_accept: false, rules: vec![tcp_443(), ping()] };
     agent.put(world.v4, &rules)?;
     let from = world.client.namespace();
@@ -203,11 +215,26 @@ fn what_goes_on_without_an_agent_is_shown_and_explained() -> Result<()> {
     let (code, text, _) = cli(&world.rig, &["show"])?;
     assert_eq!(code, 3);
     assert!(text.contains("1 vif goes on") && text.contains("cannot tell"), "{text}");
+    assert!(text.contains("nothing else is forwarded"), "{text}");
     let (code, said) = explain(&world.rig, world.v4, &format!("{SERVER4}/icmp"))?;
     assert_eq!((code, said.outcome), (0, Said::Forwarded), "{said:#?}");
     assert_eq!(said.judgement.rule_index, Some(1));
     let (code, said) = explain(&world.rig, world.v4, &format!("{SERVER4}:80/tcp"))?;
     assert_eq!((code, said.judgement.reason.as_str()), (1, "default"), "{said:#?}");
+    // Without the gate, what is rejected is forwarded, and so it is said.
+    world.rig.netvm().nft("delete table ip qubes-firewall")?;
+    let to = format!("{SERVER4}:80/udp");
+    assert_eq!(Probe::udp(from, (SERVER4, 80).into()).run(SILENCE)?, Outcome::Accepted);
+    let (code, said) = explain(&world.rig, world.v4, &to)?;
+    assert_eq!((code, said.outcome), (0, Said::Forwarded), "{said:#?}");
+    assert!(said.agent_problem.is_some_and(|why| why.contains("OPEN")));
+    let (code, text, _) = cli(&world.rig, &["show"])?;
+    assert_eq!(code, 1);
+    assert!(text.contains("OPEN: the gate is not there (ip)"), "{text}");
+    assert!(!text.contains("nothing else is forwarded"), "{text}");
+    let (code, json, _) = cli(&world.rig, &["status", "--json"])?;
+    let shown: serde_json::Value = serde_json::from_str(&json)?;
+    assert_eq!((code, &shown["gate"], &shown["gate_problem"]), (1, &"open".into(), &"ip".into()));
     let file = format!("{directory}/10.137.0.12");
     let (code, text, _) = cli(&world.rig, &["explain", "--rules", &file, "--to", "1.1.1.1/icmp"])?;
     assert_eq!(code, 0, "{text}");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
@@ -76,12 +76,14 @@ fn show_and_status_tell_what_is_in_force() -> Result<()> {
     assert_eq!(cli(&agent, &["show", "10.137.0.99"])?.0, 0);
     let socket = agent.socket();
     agent.kill()?;
-    let output = Command::new(firewall_tests::agent::binary()?)
+    let mut command = Command::new(firewall_tests::agent::binary()?);
+    command
         .args(["status", "--socket"])
         .arg(socket)
         .arg("--pins")
         .arg(world.rig.bpffs().join("firewall"))
-        .output()?;
+        .stdout(Stdio::piped());
+    let output = world.rig.netvm().spawn(&mut command)?.wait_with_output()?;
     assert_eq!(output.status.code(), Some(3));
     let text = String::from_utf8(output.stdout)?;
     assert!(text.contains("1 vif goes on"), "{text}");
