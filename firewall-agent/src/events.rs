@@ -408,6 +408,17 @@ pub enum Notice {
         /// Interface name.
         link: String,
     },
+    /// A link has another name.
+    Renamed {
+        /// The name it had.
+        from: String,
+        /// The name it has.
+        to: String,
+        /// Whether it was a vif.
+        was_vif: bool,
+        /// Whether it is one now.
+        is_vif: bool,
+    },
     /// The source of rules cannot be read, or can be again.
     Source(Option<String>),
     /// A name leads elsewhere now.

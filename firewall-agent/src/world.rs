@@ -26,6 +26,7 @@ pub mod audits;
 pub mod explaining;
 mod installing;
 mod naming;
+mod renaming;
 mod retries;
 mod settling;
 mod statuses;
@@ -182,7 +183,7 @@ impl World {
     }
 
     fn follow_links(&mut self, links: Links) -> Vec<Effect> {
-        let mut effects = Vec::new();
+        let mut effects = self.renamed(&links);
         if links.locals != self.locals {
             self.locals = links.locals;
             self.names.retry();

@@ -28,6 +28,7 @@ mod rig {
     mod offload;
     mod packages;
     mod qubesdb;
+    mod renamed;
     mod repair;
     mod scene;
     mod service;

@@ -40,6 +40,16 @@ impl Daemon {
             Notice::Detached { link } => {
                 error!(link, "somebody took the programs away; attaching them again");
             }
+            Notice::Renamed { from, to, was_vif: true, is_vif: false } => warn!(
+                from,
+                to,
+                "renamed, and no vif by that name: it counts as an uplink, so WHAT COMES FROM IT \
+                 IS FORWARDED WITHOUT RULES"
+            ),
+            Notice::Renamed { from, to, was_vif: false, is_vif: true } => {
+                info!(from, to, "renamed, and a vif by that name");
+            }
+            Notice::Renamed { from, to, .. } => info!(from, to, "renamed"),
             Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
             Notice::Source(None) => info!("rules can be read again"),
             Notice::Name { question: Question { name, family }, added, gone } => {
