@@ -280,8 +280,15 @@ impl TryFrom<Run> for crate::daemon::Options {
             !open_on_stop || gate.mode == Mode::Qubes,
             "--open-on-stop goes with mode qubes only: elsewhere nothing would translate addresses"
         );
-        let dataplane =
-            dataplane::Options { pins, mark_bit, attach, xdp, guard_neighbours, reject_rate };
+        let dataplane = dataplane::Options {
+            pins,
+            mark_bit,
+            attach,
+            xdp,
+            guard_neighbours,
+            caches: dataplane::may_cache(),
+            reject_rate,
+        };
         let guard = Guard { private };
         Ok(Self {
             source,

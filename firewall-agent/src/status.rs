@@ -46,6 +46,9 @@ pub struct AgentStatus {
     pub mark_bit: u32,
     /// Instructions that the kernel's verifier walked through to accept the program.
     pub verified_instructions: Option<u32>,
+    /// Whether the program keeps answers for packets like the last ones: not on every machine
+    /// may it.
+    pub caches: bool,
     /// DNS servers behind `specialtarget=dns`.
     pub resolvers: Vec<IpAddr>,
     /// The last attempt to load the gate, if it failed.

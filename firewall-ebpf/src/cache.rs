@@ -7,9 +7,14 @@
 //! whoever sees the new number sees the new table, and what was kept with an older one is
 //! void.
 //!
-//! Each processor has entries of its own. A program of tc runs with softirqs disabled
-//! (`__netif_receive_skb_core`), so no other one comes between on the same processor.
+//! This holds where loads are not reordered with other loads, since `EPOCH` is read before a
+//! table: on x86 (Intel's manual, volume 3, "memory ordering"), not on arm64. And each
+//! processor has entries of its own, with no locks: a program of tc runs with softirqs
+//! disabled (`__netif_receive_skb_core`), so no other one comes between on the same processor,
+//! but on PREEMPT_RT, where softirqs are preempted. On any other machine the agent switches
+//! the caches off before it loads the program, and the verifier takes the code out that keeps.
 
+use aya_ebpf::Global;
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::btf_map;
@@ -19,6 +24,11 @@ use firewall_common::abi::{
 use firewall_common::packet::Packet;
 
 use crate::maps::EPOCH;
+
+/// Whether anything is kept; 0 is no: then every entry stays one that nobody wrote, and fits
+/// nothing. The agent sets it before loading.
+#[unsafe(no_mangle)]
+static CACHES: Global<u32> = Global::new(0);
 
 /// A client, and what it depends on.
 #[repr(C)]
@@ -79,6 +89,9 @@ pub fn client(epoch: u64, key: &ClientKey) -> Option<Client> {
 /// Keeps a client that was just looked up.
 #[inline(always)]
 pub fn keep_client(epoch: u64, key: &ClientKey, client: &Client) {
+    if CACHES.load() == 0 {
+        return;
+    }
     let Some(entry) = CLIENT_CACHE.get_ptr_mut(client_slot(key)) else {
         return;
     };
@@ -112,6 +125,9 @@ fn match_answer(slot: u32, epoch: u64, client: &Client, packet: &Packet) -> Opti
 /// Keeps an answer that was just found; the one before it moves to the second place.
 #[inline(always)]
 pub fn keep_answer(epoch: u64, client: &Client, packet: &Packet, answer: &Segment) {
+    if CACHES.load() == 0 {
+        return;
+    }
     let first = answer_slot(client, packet);
     let (Some(entry), Some(second)) =
         (ANSWER_CACHE.get_ptr_mut(first), ANSWER_CACHE.get_ptr_mut(first + 1))

@@ -70,15 +70,25 @@ impl Program {
         Self::load_with(REJECT_RATE, false)
     }
 
+    /// The same without its caches, as on a machine that does not keep their promises.
+    pub fn load_without_caches() -> Result<Self> {
+        Self::load_as(REJECT_RATE, false, false)
+    }
+
     /// The same, with another budget for denied packets of a client in a second, and with
     /// or without the guard of neighbours.
     pub fn load_with(reject_rate: NonZeroU64, guard_neighbours: bool) -> Result<Self> {
+        Self::load_as(reject_rate, guard_neighbours, true)
+    }
+
+    fn load_as(reject_rate: NonZeroU64, guard_neighbours: bool, caches: bool) -> Result<Self> {
         let options = Options {
             pins: PathBuf::new(),
             mark_bit: MARK_BIT,
             attach: Attach::Auto,
             xdp: true,
             guard_neighbours,
+            caches,
             reject_rate,
         };
         let mut ebpf = load_object(&options).context("cannot load the object, are you root?")?;

@@ -113,6 +113,7 @@ impl Daemon {
                 mode: self.gate.mode.name().to_owned(),
                 mark_bit: self.options.dataplane.mark_bit,
                 verified_instructions: self.verified_instructions,
+                caches: self.options.dataplane.caches,
                 resolvers: self.world.resolvers().to_vec(),
                 gate_problem: self.gate_problem.clone(),
                 unpinned_programs: self.dataplane.unpinned(),

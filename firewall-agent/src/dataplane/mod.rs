@@ -12,6 +12,7 @@ mod attached;
 mod early;
 mod epoch;
 mod mapped;
+mod memory_model;
 mod pins;
 mod policies;
 mod ranges;
@@ -30,6 +31,7 @@ use thiserror::Error;
 pub use self::attach::detach_all;
 use self::attach::{Attachment, Program};
 use self::maps::{Maps, MapsError};
+pub use self::memory_model::may_cache;
 use self::pins::pin_directory;
 
 /// The kernel programs, compiled by `cargo xtask build-ebpf`; empty if the agent was
@@ -75,6 +77,8 @@ pub struct Options {
     pub xdp: bool,
     /// Whether ARP and neighbour discovery from clients are judged.
     pub guard_neighbours: bool,
+    /// Whether the program keeps answers; [`may_cache`] says where it may.
+    pub caches: bool,
     /// Denied packets of one client in a second that are handed on to be rejected.
     pub reject_rate: NonZeroU64,
 }
@@ -218,13 +222,17 @@ pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
     let guard = u32::from(options.guard_neighbours);
     // A processor without entries of its own asks the tables each time.
     let processors = aya::util::nr_cpus().unwrap_or(1);
-    let entries = |each: usize| u32::try_from(each * processors).unwrap_or(u32::MAX);
+    let entries = |each: usize| match options.caches {
+        true => u32::try_from(each * processors).unwrap_or(u32::MAX),
+        false => 1,
+    };
     EbpfLoader::new()
         .map_max_entries("CLIENT_CACHE", entries(CACHED_CLIENTS))
         .map_max_entries("ANSWER_CACHE", entries(CACHED_ANSWERS))
         .btf(None)
         .override_global("MARK_BIT", &options.mark_bit, true)
         .override_global("GUARD_NEIGHBOURS", &guard, true)
+        .override_global("CACHES", &u32::from(options.caches), true)
         .override_global("REJECT_INTERVAL", &interval, true)
         .load(OBJECT)
 }

@@ -80,6 +80,7 @@ pub fn status() -> Status {
             mode: "qubes".to_owned(),
             mark_bit: 1,
             verified_instructions: None,
+            caches: true,
             resolvers: Vec::new(),
             gate_problem: Some("no nft".to_owned()),
             unpinned_programs: 0,
