@@ -12,8 +12,8 @@ use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use super::files::cli;
 use super::world::*;
 
-/// Asks for an audit, and returns in how many seconds it ends.
-/// Begins or ends an audit, and waits until what is denied by then has ended.
+/// Begins or ends an audit, waits until what is denied by then has ended, and returns in how
+/// many seconds the audit ends.
 fn audit(agent: &Agent, client: IpAddr, seconds: u64) -> Result<Option<u64>> {
     let request = Request::Audit { client, seconds };
     let answer: Result<Option<u64>, String> = control::ask(&agent.socket(), &request)?;
@@ -86,7 +86,7 @@ fn an_audit_ends_by_itself_and_what_was_opened_meanwhile_ends_with_it() -> Resul
         let mut flow = OpenFlow::open(from, to, PATIENCE)?;
         ensure!(flow.exchange(PATIENCE)?, "an audited connection does not work");
         agent.wait_for("the audit over", |status| {
-            status.clients.iter().all(|client| client.audit.is_none())
+            status.clients.iter().all(|client| client.audit.is_none() && !client.settling)
         })?;
         ensure!(!flow.exchange(SILENCE)?, "the connection goes on");
         assert_eq!(Probe::tcp(from, to).run(SILENCE)?, prohibited);

@@ -56,6 +56,7 @@ fn the_xdp_stage_drops_in_front_of_all_else_and_changes_no_verdict() -> Result<(
     agent.wait_for("the stage", |status| attached(status, vif).as_deref() == Some("xdp, tcx"))?;
     ensure!(!reaches_taps(&world)?, "not dropped by XDP");
     assert_eq!(strays(&agent.status()?), 1);
+    agent.wait_for_settled()?;
     world.check("behind the stage", v4, v6);
     agent.kill()?;
     ensure!(!reaches_taps(&world)?, "not dropped by XDP when the agent is gone");

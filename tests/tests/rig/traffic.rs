@@ -259,6 +259,7 @@ fn dns_rules_and_redirection_follow_resolv_conf() -> Result<()> {
     )?;
     fs::rename(aside, &resolv_conf)?;
     agent.wait_for("new resolvers", |status| status.agent.resolvers == servers[1..])?;
+    agent.wait_for_settled()?;
     assert_eq!([probe(servers[0])?, probe(servers[1])?], [PROHIBITED4, Outcome::Accepted]);
     assert_eq!(probe(virtual_resolver)?, Outcome::Accepted);
     ensure!(running[1].received().udp_packets == 2, "DNS went elsewhere");
