@@ -63,7 +63,7 @@ fn an_audit_lets_denied_connections_pass_counts_them_and_cuts_them_at_its_end() 
         assert_eq!(code, 1);
         let problem = format!("PROBLEM: {client} is audited: what its rules deny passes for ");
         assert!(text.contains(&problem), "{text}");
-        assert!(agent.log().contains("AUDIT: what its rules deny PASSES"), "{}", agent.log());
+        agent.wait_for_log("AUDIT: what its rules deny PASSES")?;
         let (code, text) = cli(&agent, &["audit", &client.to_string(), "--off"])?;
         assert_eq!((code, text.contains("is not audited")), (0, true), "{text}");
         ensure!(!flow.exchange(SILENCE)?, "the connection goes on");
@@ -91,8 +91,7 @@ fn an_audit_ends_by_itself_and_what_was_opened_meanwhile_ends_with_it() -> Resul
         ensure!(!flow.exchange(SILENCE)?, "the connection goes on");
         assert_eq!(Probe::tcp(from, to).run(SILENCE)?, prohibited);
     }
-    assert!(agent.log().contains("audit ended"), "{}", agent.log());
-    Ok(())
+    agent.wait_for_log("audit ended")
 }
 
 #[test]

@@ -256,7 +256,9 @@ fn a_gate_that_lost_a_part_comes_back_whatever_others_wrote_into_it() -> Result<
             ensure!(Instant::now() < deadline, "{loss}: never back\n{}", agent.log());
             std::thread::sleep(Duration::from_millis(20));
         }
-        ensure!(agent.log().matches("somebody removed the gate").count() > before, "{loss}");
+        agent.wait_for(&format!("{loss} told"), |_| {
+            agent.log().matches("somebody removed the gate").count() > before
+        })?;
         world.check(&loss, v4, v6);
     }
     // What users add is theirs.

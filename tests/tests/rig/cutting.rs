@@ -86,8 +86,7 @@ fn a_tightened_policy_ends_tcp_udp_and_icmp_in_both_directions_and_spares_the_re
         ensure!(spared.exchange(PATIENCE)?, "the allowed connection was cut");
         let prohibited = if client.is_ipv4() { PROHIBITED4 } else { PROHIBITED6 };
         assert_eq!(Probe::ping(from, server).run(SILENCE)?, prohibited);
-        let log = agent.log();
-        ensure!(log.contains("connections that rules deny now ended="), "{log}");
+        agent.wait_for_log("connections that rules deny now ended=")?;
     }
     Ok(())
 }

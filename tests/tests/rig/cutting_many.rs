@@ -113,10 +113,8 @@ fn a_large_table_is_cut_in_little_memory_while_the_agent_answers() -> Result<()>
         }
     }
     ensure!(asked > 0, "nothing was answered while connections were being ended");
-    let log = agent.log();
     let ended = usize::from(destinations) * usize::from(PORTS - SPARED);
-    ensure!(log.contains(&format!("connections that rules deny now ended={ended}")), "{log}");
-    Ok(())
+    agent.wait_for_log(&format!("connections that rules deny now ended={ended}"))
 }
 
 #[test]

@@ -88,7 +88,7 @@ fn where_xdp_cannot_be_packets_meet_tc_alone() -> Result<()> {
     for name in [vif, "vif77.0"] {
         agent.wait_for("attached", |status| attached(status, name).as_deref() == Some("tcx"))?;
     }
-    assert_eq!(agent.log().matches("no XDP stage").count(), 2, "{}", agent.log());
+    agent.wait_for("told twice", |_| agent.log().matches("no XDP stage").count() == 2)?;
     world.put(&agent, &[tcp_443()])?;
     ensure!(reaches_taps(&world)?, "dropped by a program that does not");
     let (v4, v6) = WEB;

@@ -170,8 +170,7 @@ fn a_gate_that_somebody_removed_comes_back() -> Result<()> {
         }
         world.check(removal, v4, v6);
     }
-    ensure!(agent.log().contains("somebody removed the gate"), "{}", agent.log());
-    Ok(())
+    agent.wait_for_log("somebody removed the gate")
 }
 
 #[test]

@@ -105,6 +105,5 @@ fn what_does_not_work_is_told_and_tried_again_until_it_does() -> Result<()> {
     fs::remove_dir(odd)?;
     agent.wait_for("over", |status| status.agent.failing.is_empty())?;
     assert_eq!(cli(&agent, &["status"])?.0, 0);
-    ensure!(agent.log().contains(&format!("over: {stays}")), "{}", agent.log());
-    Ok(())
+    agent.wait_for_log(&format!("over: {stays}"))
 }
