@@ -182,15 +182,20 @@ pub struct Run {
     /// newer. Against floods. On a veth it takes large packets away, and TCP gets slow.
     #[arg(long)]
     pub xdp: bool,
-    /// Drop ARP and IPv6 neighbour discovery in which a client speaks for addresses that
-    /// are not its own, router advertisements and redirects. Off by default: Windows and
-    /// other HVM guests may announce addresses that dom0 does not know of.
+    /// Drop IPv6 neighbour discovery in which a client speaks for addresses that are not its
+    /// own, and router advertisements. Off by default: Windows and other HVM guests may
+    /// announce addresses that dom0 does not know of.
     #[arg(long)]
     pub guard_neighbours: bool,
     /// Denied packets of one client in a second that are answered with "admin prohibited";
     /// more of them are dropped silently.
     #[arg(long, value_name = "PACKETS", default_value = "10000")]
     pub reject_rate: NonZeroU64,
+    /// New flows of one vif in a second to the netvm's own addresses, multicast and broadcast,
+    /// after 200 at once; more of them are dropped. Raise it where the netvm serves its qubes
+    /// itself, say as a proxy.
+    #[arg(long, value_name = "FLOWS", default_value = "20")]
+    pub local_rate: NonZeroU64,
     /// File to write metrics to every 10 seconds, in Prometheus' text format. The textfile
     /// collector of node_exporter takes it if its name ends in `.prom`.
     #[arg(long, value_name = "FILE")]
@@ -273,6 +278,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             xdp,
             guard_neighbours,
             reject_rate,
+            local_rate,
             metrics,
             open_on_stop,
         } = run;
@@ -288,6 +294,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             guard_neighbours,
             caches: dataplane::may_cache(),
             reject_rate,
+            local_rate,
         };
         let guard = Guard { private };
         Ok(Self {

@@ -3,8 +3,7 @@
 
 use std::net::IpAddr;
 
-use firewall_common::abi::Address;
-use firewall_common::packet::{Packet, Protocol};
+use firewall_common::packet::{Fragment, Message, Packet, Protocol};
 use firewall_common::verdict::{Decision, Reason, Verdict};
 use serde::{Deserialize, Serialize};
 
@@ -32,24 +31,61 @@ pub struct PacketStatus {
     pub port: u16,
     /// Source port of TCP and UDP, code of ICMP, if it is known.
     pub source_port: Option<u16>,
+    /// Whether it is the first of several fragments.
+    pub first_fragment: bool,
     /// Whether it is a fragment other than the first.
     pub later_fragment: bool,
-    /// Whose hardware address an ICMPv6 neighbour advertisement tells.
-    pub neighbour: Option<IpAddr>,
+    /// What it tells that is judged apart from its type, if it is ICMP.
+    pub message: Option<MessageStatus>,
+}
+
+/// What an ICMP packet tells that is judged apart from its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MessageStatus {
+    /// An error about a packet to its sender.
+    Error,
+    /// An error about a packet that was not sent to the one that complains.
+    ForeignError,
+    /// A redirect.
+    Redirect,
+    /// A neighbour advertisement of somebody else's address.
+    ForeignAdvertisement,
 }
 
 impl PacketStatus {
+    /// A whole packet, of which nothing else is known.
+    pub fn plain(source: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Self {
+        Self {
+            source,
+            destination,
+            protocol,
+            port,
+            source_port: None,
+            first_fragment: false,
+            later_fragment: false,
+            message: None,
+        }
+    }
+
     /// As the evaluator takes it.
     pub fn packet(&self) -> Packet {
         let Self { source, destination, protocol: number, port, .. } = *self;
         let protocol = protocol(number, source.is_ipv4());
+        let message = match self.message {
+            None => Message::Plain,
+            Some(MessageStatus::Error) => Message::Error,
+            Some(MessageStatus::ForeignError) => Message::ForeignError,
+            Some(MessageStatus::Redirect) => Message::Redirect,
+            Some(MessageStatus::ForeignAdvertisement) => Message::ForeignAdvertisement,
+        };
         Packet {
             protocol,
             number,
             port: if protocol == Protocol::Other { 0 } else { port },
             source_port: self.source_port.unwrap_or(0),
-            neighbour: self.neighbour.map_or(Address::NONE, Address::from),
-            later_fragment: self.later_fragment,
+            message,
+            fragment: if self.later_fragment { Fragment::LATER } else { Fragment::WHOLE },
             ..Packet::of_addresses(source.into(), destination.into())
         }
     }
@@ -58,15 +94,22 @@ impl PacketStatus {
 impl From<&Packet> for PacketStatus {
     fn from(packet: &Packet) -> Self {
         let Packet { source, destination, protocol: _, number, port, .. } = *packet;
-        let neighbour = packet.neighbour;
+        let message = match packet.message {
+            Message::Plain => None,
+            Message::Error => Some(MessageStatus::Error),
+            Message::ForeignError => Some(MessageStatus::ForeignError),
+            Message::Redirect => Some(MessageStatus::Redirect),
+            Message::ForeignAdvertisement => Some(MessageStatus::ForeignAdvertisement),
+        };
         Self {
             source: source.into(),
             destination: destination.into(),
             protocol: number,
             port,
             source_port: Some(packet.source_port),
-            later_fragment: packet.later_fragment,
-            neighbour: (neighbour != Address::NONE).then(|| neighbour.into()),
+            first_fragment: !packet.fragment.is_whole() && !packet.fragment.is_later(),
+            later_fragment: packet.fragment.is_later(),
+            message,
         }
     }
 }
@@ -84,7 +127,7 @@ pub fn protocol(number: u8, is_ipv4: bool) -> Protocol {
 /// A verdict with its evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Judgement {
-    /// `accept`, `reject`, `pass`, `drop` or `audit`.
+    /// `accept`, `reject`, `pass`, `drop`, `audit` or `related`.
     pub verdict: String,
     /// Why, in the word of counters and drop records: `rule`, `default`, `blocked`, ...
     pub reason: String,
@@ -130,7 +173,7 @@ pub struct Explanation {
     pub problem: Option<ProblemStatus>,
     /// Whether connections are being ended just now; until then what is denied is dropped.
     pub settling: bool,
-    /// Whether ARP and neighbour discovery of clients are judged.
+    /// Whether IPv6 neighbour discovery of clients is judged.
     pub guards_neighbours: bool,
     /// What the evaluator says, on the agent's own policy.
     pub judgement: Judgement,
@@ -209,6 +252,9 @@ pub enum Outcome {
     Forwarded,
     /// It is for the netvm itself, whose own input rules decide.
     Local,
+    /// Connection tracking decides: the gate forwards an ICMP error about a connection that is
+    /// known, and drops any other.
+    Related,
     /// The gate rejects it: the client gets an ICMP error.
     Rejected,
     /// It ends silently.
@@ -227,15 +273,24 @@ pub enum Connection {
 
 impl Outcome {
     /// What the gate makes of a verdict.
-    pub fn of(judgement: &Judgement, connection: Option<Connection>, to_client: bool) -> Self {
+    pub fn of(
+        judgement: &Judgement,
+        connection: Option<Connection>,
+        to_client: bool,
+        is_first_fragment: bool,
+    ) -> Self {
         let answers = connection == Some(Connection::Answers);
         match judgement.known() {
+            // A denied fragment is not handed on to be rejected.
+            Some((Verdict::Reject, _)) if is_first_fragment => Self::Dropped,
+            Some((Verdict::Related, _)) => Self::Related,
             // nftables lets nothing new from one client to another.
             Some((Verdict::Accept | Verdict::Audit, _)) if to_client && !answers => Self::Dropped,
             Some((Verdict::Accept | Verdict::Audit, _)) => Self::Forwarded,
             Some((Verdict::Reject, _)) if answers => Self::Forwarded,
-            // A fragment alone has no mark; it passes inside the datagram that has one.
-            Some((Verdict::Reject, _) | (Verdict::Pass, Reason::Fragment)) => Self::Rejected,
+            // Right behind the others of its datagram it would pass; alone it does not.
+            Some((Verdict::Pass, Reason::Fragment)) => Self::Dropped,
+            Some((Verdict::Reject, _)) => Self::Rejected,
             Some((Verdict::Pass, _)) => Self::Local,
             Some((Verdict::Drop, _)) | None => Self::Dropped,
         }

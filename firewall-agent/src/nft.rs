@@ -128,6 +128,24 @@ pub fn changes() -> io::Result<Changes> {
     Ok(Changes::new(Box::pin(told), BETWEEN_LOOKS))
 }
 
+/// The words of a family of addresses.
+struct Family {
+    family: &'static str,
+    /// The protocol whose errors answer what is rejected.
+    icmp: &'static str,
+    /// Matches what connection tracking takes for errors (`icmp_is_err` in uapi/linux/icmp.h,
+    /// `nf_conntrack_icmpv6_error` in net/netfilter/nf_conntrack_proto_icmpv6.c).
+    errors: &'static str,
+}
+
+const IPV4: Family = Family {
+    family: "ip",
+    icmp: "icmp",
+    errors: "meta l4proto icmp icmp type { 3, 4, 5, 11, 12 }",
+};
+const IPV6: Family =
+    Family { family: "ip6", icmp: "icmpv6", errors: "meta l4proto icmpv6 icmpv6 type < 128" };
+
 impl Gate {
     /// Loads the rules in one transaction: what was there before goes as these come. What
     /// closes stays until then, and if nothing does, the bare gate comes first.
@@ -210,10 +228,10 @@ impl Gate {
     /// Family, name and text of each table.
     fn tables(&self) -> Vec<(&'static str, &'static str, String)> {
         let mut tables = Vec::new();
-        for (family, icmp) in [("ip", "icmp"), ("ip6", "icmpv6")] {
+        for family in [IPV4, IPV6] {
             let mut text = String::new();
-            self.write_gate(&mut text, family, icmp);
-            tables.push((family, "qubes-firewall", text));
+            self.write_gate(&mut text, &family);
+            tables.push((family.family, "qubes-firewall", text));
         }
         match self.mode {
             Mode::Qubes => {}
@@ -251,8 +269,13 @@ table {family} qubes-firewall {{
     /// The well-known names are Qubes': users' scripts use the chains `forward` and
     /// `qubes-forward`, so both judge by the mark. No packet gets as far as the policy: it is
     /// in force later than the rules ([`close`]).
-    fn write_gate(&self, text: &mut String, family: &str, icmp: &str) {
+    ///
+    /// An ICMP error that has the mark is about a packet to its sender; whether there was such a
+    /// packet, connection tracking knows. `established` tells answers from errors: those are
+    /// `related`, in the direction of the packet that met them.
+    fn write_gate(&self, text: &mut String, family: &Family) {
         let Self { pattern, mark_bit, .. } = self;
+        let Family { family, icmp, errors } = family;
         let pattern = pattern.as_str();
         let mark = format!("meta mark & {mark_bit:#010x} != 0 accept");
         // Writing to a String cannot fail.
@@ -264,13 +287,14 @@ table {family} qubes-firewall {{
 	comment "The rules of qubes are not here but in eBPF: run `firewall-agent show`"
 	chain forward {{
 		type filter hook forward priority filter; policy drop;
+		{errors} iifname "{pattern}" ct state != related drop comment "errors about no known connection"
 		{mark} comment "accepted by a qube's rules"
 		iifname != "{pattern}" accept comment "not from a qube"
-		ct direction reply accept comment "answers to connections towards a qube"
-		meta l4proto {icmp} ct state related accept comment "errors about known connections"
+		ct state established ct direction reply accept comment "answers to connections towards a qube"
 		jump qubes-forward
 	}}
 	chain qubes-forward {{
+		{errors} ct state != related drop
 		{mark}
 		reject with {icmp} type admin-prohibited
 	}}

@@ -35,7 +35,7 @@ fn kind(reason: Reason) -> Kind {
     match reason {
         Reason::Rule | Reason::Default | Reason::OverBudget => Kind::Elsewhere,
         Reason::Audit => Kind::Audited,
-        Reason::Arp | Reason::Local | Reason::Fragment => Kind::Passed,
+        Reason::Arp | Reason::Local | Reason::Fragment | Reason::IcmpError => Kind::Passed,
         Reason::Blocked
         | Reason::Waiting
         | Reason::UnknownSource
@@ -52,6 +52,13 @@ fn kind(reason: Reason) -> Kind {
         | Reason::MappedAddress
         | Reason::ConnectedSource
         | Reason::ConnectedDestination
+        | Reason::StrayFragment
+        | Reason::TooManyFragments
+        | Reason::ForeignError
+        | Reason::Redirect
+        | Reason::TooMany
+        | Reason::Settling
+        | Reason::Outdated
         | Reason::Inconsistent => Kind::Denied,
     }
 }

@@ -10,7 +10,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Version of the layouts in this file. It changes with any of them, and is part of
 /// the name under which links are pinned.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 macro_rules! abi_type {
     (
@@ -149,9 +149,25 @@ abi_type! {
 }
 
 abi_type! {
+    /// Key of the map of flows to the netvm itself: what connection tracking has one entry for.
+    FlowKey: 28 bytes {
+        /// Interface index of the vif.
+        vif: u32,
+        /// The destination address.
+        destination: Address,
+        /// UDP or TCP destination port, or ICMP type.
+        port: u16,
+        /// UDP or TCP source port, or identifier of an ICMP echo request.
+        source_port: u16,
+        /// Number of the protocol, and 256 for IPv6.
+        protocol: u32,
+    }
+}
+
+abi_type! {
     /// What is, was or will be in force for one client. Never changed while packets can
     /// see it: one store of its index into the map `LIVE` replaces one by another.
-    Client: 28 bytes {
+    Client: 32 bytes {
         /// One of the `STATE_` constants, with or without [`SETTLING`]; anything else
         /// drops.
         state: u32,
@@ -170,8 +186,19 @@ abi_type! {
         /// One more than the index of the class that answers for all destinations; 0 is that
         /// there are several, and the policy's prefixes tell which.
         only_class: u32,
+        /// Number of this value, by which packets that it let pass are told apart from those
+        /// that an earlier one did; 1 to [`MAX_STAMPS`], exclusive.
+        stamp: u32,
     }
 }
+
+/// Nothing is known of a stamp: an earlier agent may have given it out. At index 0: packets with
+/// such stamps pass.
+pub const STAMP_UNKNOWN: u32 = 0;
+/// A stamp is in force.
+pub const STAMP_CURRENT: u32 = 1;
+/// A stamp is not in force any more. At index 0: nor are those of which nothing is known.
+pub const STAMP_OVER: u32 = 2;
 
 /// The client's rules are not known yet: its packets are dropped silently.
 pub const STATE_WAITING: u32 = 0;
@@ -285,6 +312,21 @@ pub const RECORDS_PER_SECOND: u32 = 20;
 /// Denied packets of one client that are handed on at once, to be rejected, beside those
 /// that fit into 10 milliseconds.
 pub const REJECT_BURST: u64 = 2_000;
+
+/// How many new flows of a vif to the netvm itself, or to many, can come at once; with them it
+/// makes entries in the tables of connection tracking, which all share.
+pub const FLOWS_BURST: u64 = 200;
+/// For how long a flow that was paid for is not new again, in seconds. Connection tracking
+/// keeps no flow for a shorter time (nf_conntrack_tcp_timeout_close, 10 s).
+pub const FLOW_SECONDS: u64 = 10;
+/// Flows to the netvm itself that are known at once, of all vifs together.
+pub const MAX_FLOWS: usize = 1 << 13;
+/// ARP packets, packets of neighbour discovery and ICMP errors of a vif in a second.
+pub const NOTICES_PER_SECOND: u64 = 1_000;
+/// How many of them can come at once.
+pub const NOTICES_BURST: u64 = 1_000;
+/// Stamps, of which 0 is none; at most 65,536, which `skb->tc_index` can hold.
+pub const MAX_STAMPS: usize = 1 << 15;
 
 /// Most clients (vif and address) at once.
 pub const MAX_CLIENTS: usize = 4096;

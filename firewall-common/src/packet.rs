@@ -1,18 +1,20 @@
 //! Bytes of an Ethernet frame to a [`Packet`], or the reason why it is dropped.
 //! Never looks at tables, and never reads beyond what the IP header claims.
-//!
-//! Sources: RFC 791 (IPv4), RFC 8200 (IPv6), RFC 7112 (first fragments),
-//! RFC 4302 (AH ends the walk: it is a protocol like ESP).
+
+mod icmp;
+mod ipv4;
+mod ipv6;
+mod quote;
 
 use crate::abi::Address;
 use crate::verdict::Reason;
 
+pub use self::icmp::{NEIGHBOUR_DISCOVERY, ROUTER_ADVERTISEMENT, is_redirect};
+pub use self::ipv6::MAX_EXTENSION_HEADERS;
+pub use self::quote::is_error;
+
 /// Length of an Ethernet header, in bytes.
 pub const ETHERNET_LENGTH: u32 = 14;
-/// Where the ports are without options or extension headers.
-const PLAIN_IPV4: u32 = ETHERNET_LENGTH + IPV4_LENGTH;
-const PLAIN_IPV6: u32 = ETHERNET_LENGTH + IPV6_LENGTH;
-
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
@@ -25,44 +27,22 @@ const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_UDP: u8 = 17;
 const PROTOCOL_ICMPV6: u8 = 58;
 
-const HEADER_HOP_BY_HOP: u8 = 0;
-const HEADER_ROUTING: u8 = 43;
-const HEADER_FRAGMENT: u8 = 44;
-const HEADER_DESTINATION: u8 = 60;
-
-/// ICMPv6 types (RFC 4861) that tell others where to send.
-pub const ROUTER_ADVERTISEMENT: u16 = 134;
-/// See [`ROUTER_ADVERTISEMENT`].
-pub const NEIGHBOUR_ADVERTISEMENT: u16 = 136;
-/// See [`ROUTER_ADVERTISEMENT`].
-pub const REDIRECT: u16 = 137;
-
-/// Most IPv6 extension headers in front of the final protocol. RFC 8200 foresees at
-/// most five that are not protocols of their own (section 4.1).
-pub const MAX_EXTENSION_HEADERS: u32 = 8;
-
+/// Length of an IPv4 header without options, in bytes.
 const IPV4_LENGTH: u32 = 20;
+/// Length of an IPv6 header without extension headers, in bytes.
 const IPV6_LENGTH: u32 = 40;
+/// Length of a TCP header without options, in bytes.
+const TCP_LENGTH: u32 = 20;
+/// Length of a UDP header, in bytes.
+const UDP_LENGTH: u32 = 8;
 /// Where the sender's protocol address is in an ARP packet.
 const ARP_SENDER: u32 = 14;
-/// Where the target is in a neighbour advertisement (RFC 4861, section 4.4).
-const ADVERTISEMENT_TARGET: u32 = 8;
 
-const OPTION_END: u8 = 0;
-const OPTION_NOP: u8 = 1;
-const OPTION_LSRR: u8 = 131;
-const OPTION_SSRR: u8 = 137;
-
-/// Where the bytes of a frame come from: an skb in the kernel, a slice elsewhere.
-pub trait Source {
-    /// `N` bytes from `offset` on, counted from the Ethernet header; `None` if the
-    /// frame ends before.
-    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
-
-    /// The same at an offset that is a constant, where the kernel may need no call.
-    fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.bytes(offset)
-    }
+/// The beginning of a frame, and what is known of it beside its bytes.
+pub trait Head {
+    /// `N` bytes at an offset that is a constant, counted from the Ethernet header; `None` if they
+    /// cannot be had here.
+    fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
     /// Length of the frame in bytes.
     fn length(&self) -> u32;
@@ -78,11 +58,22 @@ pub trait Source {
     }
 }
 
-impl Source for [u8] {
-    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let start = usize::try_from(offset).ok()?;
-        let bytes = self.get(start..start.checked_add(N)?)?;
-        bytes.try_into().ok()
+/// All bytes of a frame: an skb in the kernel, a slice elsewhere.
+pub trait Source: Head {
+    /// `N` bytes from `offset` on, counted from the Ethernet header; `None` if the
+    /// frame ends before.
+    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+
+    /// The same number. In the kernel, the verifier forgets here what comparisons told of it, and
+    /// goes on once for all outcomes.
+    fn forget(&self, number: u32) -> u32 {
+        number
+    }
+}
+
+impl Head for [u8] {
+    fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.bytes(offset)
     }
 
     fn length(&self) -> u32 {
@@ -90,8 +81,17 @@ impl Source for [u8] {
     }
 }
 
+impl Source for [u8] {
+    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let start = usize::try_from(offset).ok()?;
+        let bytes = self.get(start..start.checked_add(N)?)?;
+        bytes.try_into().ok()
+    }
+}
+
 /// The protocol as rules know it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
 pub enum Protocol {
     /// TCP, by destination port.
     Tcp,
@@ -101,6 +101,106 @@ pub enum Protocol {
     Icmp,
     /// Anything else, given by its number in [`Packet::number`].
     Other,
+}
+
+/// Where a packet stands in the datagram that it may be a piece of. One word, since a packet is
+/// mostly whole: the identification in the upper half, then the place, whose lowest bit tells
+/// that more follow, and the length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragment(u64);
+
+impl Fragment {
+    /// A whole packet.
+    pub const WHOLE: Self = Self(0);
+    /// A fragment other than the first, of which nothing else is known.
+    pub const LATER: Self = Self(8 << 16);
+
+    /// A fragment whose data begin at `start`, a multiple of 8, and have `length` bytes. Refused
+    /// is what no sender makes: all fragments but the last end at a multiple of 8 bytes, and none
+    /// is empty (RFC 791, section 3.2; RFC 8200, section 4.5).
+    #[inline(always)]
+    pub(crate) fn new(
+        identification: u32,
+        start: u16,
+        length: u16,
+        more: bool,
+    ) -> Result<Self, Reason> {
+        if length == 0 || more && length & 7 != 0 {
+            return Err(Reason::Malformed);
+        }
+        let place = start & !7 | more as u16;
+        Ok(Self((identification as u64) << 32 | (place as u64) << 16 | length as u64))
+    }
+
+    /// What the pieces of one datagram have in common, as it stands in the header; 0 for a whole
+    /// packet.
+    #[inline(always)]
+    pub const fn identification(&self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Where its data begin in the datagram's, in bytes; a multiple of 8.
+    #[inline(always)]
+    pub const fn start(&self) -> u16 {
+        (self.0 >> 16) as u16 & !7
+    }
+
+    /// How many bytes of data it brings; 0 for a whole packet.
+    #[inline(always)]
+    pub const fn length(&self) -> u16 {
+        self.0 as u16
+    }
+
+    /// Whether more data follow in another fragment.
+    #[inline(always)]
+    pub const fn more(&self) -> bool {
+        self.0 & 1 << 16 != 0
+    }
+
+    /// Whether it is a fragment other than the first: it has no ports.
+    #[inline(always)]
+    pub const fn is_later(&self) -> bool {
+        self.start() != 0
+    }
+
+    /// Whether the packet is a datagram of its own. An IPv6 fragment with all of a datagram is
+    /// one (an atomic fragment, RFC 6946).
+    #[inline(always)]
+    pub const fn is_whole(&self) -> bool {
+        self.0 & 0xffff << 16 == 0
+    }
+
+    /// As one word, and back.
+    #[inline(always)]
+    pub const fn to_bits(&self) -> u64 {
+        self.0
+    }
+
+    /// See [`Self::to_bits`].
+    #[inline(always)]
+    pub const fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+}
+
+/// What an ICMP packet tells that is judged apart from its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Message {
+    /// Nothing, or the packet is not ICMP.
+    Plain,
+    /// That a packet to its sender met an error: ICMP types 3, 4, 11 and 12, and ICMPv6 types
+    /// below 128 (RFC 4443, section 2.1), which are what connection tracking takes for errors
+    /// (`icmp_is_err` in uapi/linux/icmp.h, `nf_conntrack_icmpv6_error`).
+    Error,
+    /// The same of a packet that was not sent to the one that complains, or cannot have been sent
+    /// by the one that the error goes to.
+    ForeignError,
+    /// That a packet should go by another way.
+    Redirect,
+    /// That a hardware address belongs to somebody else than its sender (an ICMPv6 neighbour
+    /// advertisement).
+    ForeignAdvertisement,
 }
 
 /// What rules can see of a packet. Ports are in the machine's byte order.
@@ -118,10 +218,12 @@ pub struct Packet {
     pub port: u16,
     /// Source port of TCP and UDP, code of ICMP, 0 otherwise.
     pub source_port: u16,
-    /// Whose hardware address an ICMPv6 neighbour advertisement tells; all zero otherwise.
-    pub neighbour: Address,
-    /// A fragment other than the first: it has no ports, and `port` means nothing.
-    pub later_fragment: bool,
+    /// Identifier of an ICMP echo request, 0 otherwise.
+    pub identifier: u16,
+    /// Which piece of a datagram it is. A later fragment has no ports, and `port` means nothing.
+    pub fragment: Fragment,
+    /// What it tells that is judged apart from its type, if it is ICMP.
+    pub message: Message,
 }
 
 impl Packet {
@@ -135,9 +237,24 @@ impl Packet {
             number: 0,
             port: 0,
             source_port: 0,
-            neighbour: Address::NONE,
-            later_fragment: false,
+            identifier: 0,
+            fragment: Fragment::WHOLE,
+            message: Message::Plain,
         }
+    }
+
+    /// Whether it is a ping, which connection tracking tells from others by its identifier.
+    #[inline(always)]
+    pub fn is_echo_request(&self) -> bool {
+        self.protocol == Protocol::Icmp && icmp::is_echo_request(self.port, self.source.is_mapped())
+    }
+
+    /// Whether it is neighbour discovery of IPv6.
+    #[inline(always)]
+    pub fn is_neighbour_discovery(&self) -> bool {
+        self.number == PROTOCOL_ICMPV6
+            && self.protocol == Protocol::Icmp
+            && NEIGHBOUR_DISCOVERY.contains(&self.port)
     }
 }
 
@@ -153,6 +270,48 @@ pub enum Frame {
     Ip(Packet),
 }
 
+/// Reads a frame of the kind that nearly all are of: a packet that is whole, without options or
+/// extension headers, and judged by its type if it is ICMP. `None` is any other frame. What this
+/// reads is what [`parse`] reads, but for [`Packet::identifier`], which stays 0.
+#[inline(always)]
+pub fn parse_plain(source: &(impl Head + ?Sized)) -> Option<Packet> {
+    if source.other_host() || source.tag_beside() {
+        return None;
+    }
+    match u16::from_be_bytes(source.head(ETHERNET_LENGTH - 2)?) {
+        ETHERTYPE_IPV4 => ipv4::parse_plain(source),
+        ETHERTYPE_IPV6 => ipv6::parse_plain(source),
+        _ => None,
+    }
+}
+
+/// Reads the ports, or ICMP type and code, at `offset`, which is a constant.
+#[inline(always)]
+fn parse_plain_ports(
+    source: &(impl Head + ?Sized),
+    mut packet: Packet,
+    offset: u32,
+    end: u32,
+) -> Option<Packet> {
+    match packet.protocol {
+        Protocol::Tcp | Protocol::Udp if offset + 4 <= end => {
+            let [s0, s1, d0, d1] = source.head(offset)?;
+            packet.source_port = u16::from_be_bytes([s0, s1]);
+            packet.port = u16::from_be_bytes([d0, d1]);
+        }
+        Protocol::Icmp if offset + 2 <= end => {
+            let [kind, code] = source.head(offset)?;
+            (packet.port, packet.source_port) = (kind.into(), code.into());
+            if !icmp::is_plain(packet.port, packet.source.is_mapped()) {
+                return None;
+            }
+        }
+        Protocol::Other => {}
+        Protocol::Tcp | Protocol::Udp | Protocol::Icmp => return None,
+    }
+    Some(packet)
+}
+
 /// Reads a frame. An error is the reason to drop it.
 #[inline(always)]
 pub fn parse(source: &(impl Source + ?Sized)) -> Result<Frame, Reason> {
@@ -164,8 +323,8 @@ pub fn parse(source: &(impl Source + ?Sized)) -> Result<Frame, Reason> {
     }
     let ethertype = source.head::<2>(ETHERNET_LENGTH - 2).ok_or(Reason::Truncated)?;
     match u16::from_be_bytes(ethertype) {
-        ETHERTYPE_IPV4 => parse_ipv4(source).map(Frame::Ip),
-        ETHERTYPE_IPV6 => parse_ipv6(source).map(Frame::Ip),
+        ETHERTYPE_IPV4 => ipv4::parse(source).map(Frame::Ip),
+        ETHERTYPE_IPV6 => ipv6::parse(source).map(Frame::Ip),
         ETHERTYPE_ARP => parse_arp(source),
         ETHERTYPE_VLAN | ETHERTYPE_QINQ | ETHERTYPE_QINQ_OLD => Err(Reason::Tagged),
         _ => Err(Reason::ForeignEthertype),
@@ -179,176 +338,9 @@ fn parse_arp(source: &(impl Source + ?Sized)) -> Result<Frame, Reason> {
     Ok(Frame::Arp { sender: Address::from_ipv4(sender) })
 }
 
-#[inline(always)]
-fn parse_ipv4(source: &(impl Source + ?Sized)) -> Result<Packet, Reason> {
-    let header = source.head::<{ IPV4_LENGTH as usize }>(ETHERNET_LENGTH);
-    let header = header.ok_or(Reason::Truncated)?;
-    let [version_ihl, _, len0, len1, _, _, frag0, frag1, _, number, _, _, addresses @ ..] = header;
-    let [s0, s1, s2, s3, d0, d1, d2, d3] = addresses;
-    if version_ihl >> 4 != 4 {
-        return Err(Reason::Malformed);
-    }
-    let header_length = u32::from(version_ihl & 0x0f) * 4;
-    let total_length = u32::from(u16::from_be_bytes([len0, len1]));
-    if header_length < IPV4_LENGTH || total_length < header_length {
-        return Err(Reason::Malformed);
-    }
-    let end = ETHERNET_LENGTH + total_length;
-    if end > source.length() {
-        return Err(Reason::Truncated);
-    }
-    if header_length > IPV4_LENGTH {
-        check_options(source, ETHERNET_LENGTH + header_length)?;
-    }
-    let fragment = u16::from_be_bytes([frag0, frag1]);
-    let mut packet = Packet {
-        source: Address::from_ipv4([s0, s1, s2, s3]),
-        destination: Address::from_ipv4([d0, d1, d2, d3]),
-        protocol: match number {
-            PROTOCOL_TCP => Protocol::Tcp,
-            PROTOCOL_UDP => Protocol::Udp,
-            PROTOCOL_ICMP => Protocol::Icmp,
-            _ => Protocol::Other,
-        },
-        number,
-        port: 0,
-        source_port: 0,
-        neighbour: Address::NONE,
-        later_fragment: fragment & 0x1fff != 0,
-    };
-    read_ports(source, &mut packet, ETHERNET_LENGTH + header_length, end)?;
-    Ok(packet)
-}
-
-/// Walks the options between the fixed header and `end`. A source route would let the
-/// packet go elsewhere than its destination says.
-#[inline(always)]
-fn check_options(source: &(impl Source + ?Sized), end: u32) -> Result<(), Reason> {
-    let mut offset = ETHERNET_LENGTH + IPV4_LENGTH;
-    // 40 bytes of options hold at most 40 of them.
-    for _ in 0..40 {
-        if offset >= end {
-            return Ok(());
-        }
-        let [kind] = source.bytes::<1>(offset).ok_or(Reason::Truncated)?;
-        if kind == OPTION_END {
-            return Ok(());
-        }
-        if kind == OPTION_NOP {
-            offset += 1;
-            continue;
-        }
-        if kind == OPTION_LSRR || kind == OPTION_SSRR {
-            return Err(Reason::SourceRoute);
-        }
-        if offset + 1 >= end {
-            return Err(Reason::Malformed);
-        }
-        let [length] = source.bytes::<1>(offset + 1).ok_or(Reason::Truncated)?;
-        if length < 2 {
-            return Err(Reason::Malformed);
-        }
-        offset += u32::from(length);
-        if offset > end {
-            return Err(Reason::Malformed);
-        }
-    }
-    Ok(())
-}
-
-#[inline(always)]
-fn parse_ipv6(source: &(impl Source + ?Sized)) -> Result<Packet, Reason> {
-    let [v0, _, _, _, len0, len1, first, _] =
-        source.head::<8>(ETHERNET_LENGTH).ok_or(Reason::Truncated)?;
-    if v0 >> 4 != 6 {
-        return Err(Reason::Malformed);
-    }
-    let end = ETHERNET_LENGTH + IPV6_LENGTH + u32::from(u16::from_be_bytes([len0, len1]));
-    if end > source.length() {
-        return Err(Reason::Truncated);
-    }
-    let mut packet = Packet {
-        source: address(source.head(ETHERNET_LENGTH + 8))?,
-        destination: address(source.head(ETHERNET_LENGTH + 24))?,
-        protocol: Protocol::Other,
-        number: first,
-        port: 0,
-        source_port: 0,
-        neighbour: Address::NONE,
-        later_fragment: false,
-    };
-    if packet.source.is_mapped() || packet.destination.is_mapped() {
-        return Err(Reason::MappedAddress);
-    }
-    let offset = walk_headers(source, &mut packet, end)?;
-    packet.protocol = match packet.number {
-        PROTOCOL_TCP => Protocol::Tcp,
-        PROTOCOL_UDP => Protocol::Udp,
-        PROTOCOL_ICMPV6 => Protocol::Icmp,
-        _ => Protocol::Other,
-    };
-    read_ports(source, &mut packet, offset, end)?;
-    Ok(packet)
-}
-
-#[inline(always)]
-fn address(bytes: Option<[u8; 16]>) -> Result<Address, Reason> {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = bytes.ok_or(Reason::Truncated)?;
-    let words = [[a, b, c, d], [e, f, g, h], [i, j, k, l], [m, n, o, p]];
-    Ok(Address { words: words.map(u32::from_ne_bytes) })
-}
-
-/// Walks extension headers from `packet.number` to the final protocol, sets that, and
-/// returns where its own header begins. Stops at a later fragment: what follows is data.
-#[inline(always)]
-fn walk_headers(
-    source: &(impl Source + ?Sized),
-    packet: &mut Packet,
-    end: u32,
-) -> Result<u32, Reason> {
-    let mut offset = ETHERNET_LENGTH + IPV6_LENGTH;
-    for _ in 0..=MAX_EXTENSION_HEADERS {
-        match packet.number {
-            HEADER_ROUTING => return Err(Reason::RoutingHeader),
-            HEADER_HOP_BY_HOP | HEADER_DESTINATION => {
-                let [next, length] = extension(source, offset, end)?;
-                packet.number = next;
-                offset += (u32::from(length) + 1) * 8;
-                if offset > end {
-                    return Err(Reason::Truncated);
-                }
-            }
-            HEADER_FRAGMENT => {
-                let [next, _, frag0, frag1, _, _, _, _] = extension(source, offset, end)?;
-                packet.number = next;
-                offset += 8;
-                // Offset 0 without "more" is a whole packet (an atomic fragment, RFC 6946).
-                if u16::from_be_bytes([frag0, frag1]) & 0xfff8 != 0 {
-                    packet.later_fragment = true;
-                    return Ok(offset);
-                }
-            }
-            _ => return Ok(offset),
-        }
-    }
-    Err(Reason::TooManyHeaders)
-}
-
-/// The first bytes of an extension header, which is never shorter than 8 bytes.
-#[inline(always)]
-fn extension<const N: usize>(
-    source: &(impl Source + ?Sized),
-    offset: u32,
-    end: u32,
-) -> Result<[u8; N], Reason> {
-    if offset + 8 > end {
-        return Err(Reason::Truncated);
-    }
-    source.bytes::<N>(offset).ok_or(Reason::Truncated)
-}
-
 /// Sets the ports, or ICMP type and code, from the header at `offset`. A first fragment
-/// without them is dropped: IPv4's are never so short, and RFC 7112 forbids IPv6's.
+/// without them is dropped: IPv4's are never so short, and RFC 7112 forbids IPv6's. Of an IPv6
+/// fragment, the kernel wants the whole header (`ipv6frag_thdr_truncated`).
 #[inline(always)]
 fn read_ports(
     source: &(impl Source + ?Sized),
@@ -356,38 +348,24 @@ fn read_ports(
     offset: u32,
     end: u32,
 ) -> Result<(), Reason> {
-    if packet.later_fragment {
+    if packet.fragment.is_later() {
         return Ok(());
     }
     match packet.protocol {
         Protocol::Tcp | Protocol::Udp => {
-            if offset + 4 > end {
+            let needed = match packet.protocol {
+                _ if packet.fragment.is_whole() || packet.source.is_mapped() => 4,
+                Protocol::Tcp => TCP_LENGTH,
+                _ => UDP_LENGTH,
+            };
+            if offset + needed > end {
                 return Err(Reason::Truncated);
             }
-            let ports = match offset {
-                PLAIN_IPV4 => source.head::<4>(PLAIN_IPV4),
-                PLAIN_IPV6 => source.head::<4>(PLAIN_IPV6),
-                _ => source.bytes::<4>(offset),
-            };
-            let [s0, s1, d0, d1] = ports.ok_or(Reason::Truncated)?;
+            let [s0, s1, d0, d1] = source.bytes(offset).ok_or(Reason::Truncated)?;
             packet.source_port = u16::from_be_bytes([s0, s1]);
             packet.port = u16::from_be_bytes([d0, d1]);
         }
-        Protocol::Icmp => {
-            if offset + 2 > end {
-                return Err(Reason::Truncated);
-            }
-            let [kind, code] = source.bytes::<2>(offset).ok_or(Reason::Truncated)?;
-            packet.port = u16::from(kind);
-            packet.source_port = u16::from(code);
-            let target = offset + ADVERTISEMENT_TARGET;
-            let is_advertisement =
-                packet.number == PROTOCOL_ICMPV6 && packet.port == NEIGHBOUR_ADVERTISEMENT;
-            // One without a target tells nothing.
-            if is_advertisement && target + 16 <= end {
-                packet.neighbour = address(source.bytes(target))?;
-            }
-        }
+        Protocol::Icmp => return icmp::read(source, packet, offset, end),
         Protocol::Other => {}
     }
     Ok(())

@@ -6,9 +6,7 @@ use crate::abi::{
     ACTION_ACCEPT, Address, Class, Client, ClientKey, NO_CLASS, SETTLING, STATE_BLOCKED,
     STATE_POLICY, STATE_WAITING, Segment, Span,
 };
-use crate::packet::{
-    Frame, NEIGHBOUR_ADVERTISEMENT, Packet, Protocol, REDIRECT, ROUTER_ADVERTISEMENT,
-};
+use crate::packet::{Frame, Message, Packet, Protocol, ROUTER_ADVERTISEMENT};
 use crate::verdict::{Decision, Reason, Verdict};
 
 /// Most steps of a bisection: a span has at most one segment per port, 65,536 of them.
@@ -18,7 +16,7 @@ const MAX_STEPS: u32 = 17;
 pub trait Tables {
     /// What is in force for a client.
     fn client(&self, key: &ClientKey) -> Option<Client>;
-    /// Whether ARP and neighbour discovery are judged.
+    /// Whether IPv6 neighbour discovery is judged.
     fn guards_neighbours(&self) -> bool;
     /// Whether an address is one of the netvm's own.
     fn is_local(&self, address: &Address) -> bool;
@@ -57,14 +55,17 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         }
         return Decision::stray(Verdict::Drop, Reason::UnknownSource);
     };
-    let is_judged = client.state & !SETTLING == STATE_POLICY && !packet.later_fragment;
-    // A policy of one class answers as soon by itself.
+    if let Some(decision) = decide_message(&client, packet) {
+        return decision;
+    }
+    let is_judged = client.state & !SETTLING == STATE_POLICY && !packet.fragment.is_later();
+    // Where a policy has one class, the class is found as soon as an answer that was kept.
     let is_kept = is_judged && client.only_class == 0;
     if is_kept && let Some(answer) = tables.recall(&client, packet) {
         return judged(tables, &client, &answer);
     }
     if packet.destination.is_multicast() || tables.is_local(&packet.destination) {
-        if tables.guards_neighbours() && speaks_for_others(tables, vif, packet) {
+        if tables.guards_neighbours() && speaks_for_others(packet) {
             return Decision::on(&client, Verdict::Drop, Reason::ForeignNeighbour);
         }
         return Decision::on(&client, Verdict::Pass, Reason::Local);
@@ -75,7 +76,7 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         STATE_BLOCKED => return Decision::on(&client, Verdict::Reject, Reason::Blocked),
         _ => return Decision::on(&client, Verdict::Drop, Reason::Inconsistent),
     }
-    if packet.later_fragment {
+    if packet.fragment.is_later() {
         return Decision::on(&client, Verdict::Pass, Reason::Fragment);
     }
     let answer = match client.only_class.checked_sub(1) {
@@ -96,7 +97,7 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
 fn judged(tables: &impl Tables, client: &Client, answer: &Segment) -> Decision {
     let decision = Decision::of_policy(client, answer);
     if answer.action != ACTION_ACCEPT && is_audited(tables, client) {
-        return decision.audited();
+        return decision.audited(client.audit_until);
     }
     decision
 }
@@ -107,12 +108,33 @@ fn is_audited(tables: &impl Tables, client: &Client) -> bool {
     client.audit_until != 0 && tables.seconds() < u64::from(client.audit_until)
 }
 
-/// ARP is the kernel's. A guard lets a client speak for its own addresses only; the sender
-/// of a probe is not known yet (RFC 5227).
+/// ICMP that is judged by what it tells, whatever rules say of its type. An error passes if the
+/// packet that met it was sent to the one that complains; the rest connection tracking knows. A
+/// redirect never passes: whoever sends one speaks for a router, and a client is none on the way
+/// of anybody else.
+#[inline(always)]
+fn decide_message(client: &Client, packet: &Packet) -> Option<Decision> {
+    let (verdict, reason) = match packet.message {
+        Message::Plain | Message::ForeignAdvertisement => return None,
+        Message::Redirect => (Verdict::Drop, Reason::Redirect),
+        Message::ForeignError => (Verdict::Drop, Reason::ForeignError),
+        Message::Error if client.state & !SETTLING == STATE_WAITING => {
+            (Verdict::Drop, Reason::Waiting)
+        }
+        // The connection may be one of those that end.
+        Message::Error if client.state & SETTLING != 0 => (Verdict::Drop, Reason::Settling),
+        Message::Error => (Verdict::Related, Reason::IcmpError),
+    };
+    Some(Decision::on(client, verdict, reason))
+}
+
+/// ARP is the kernel's. A client speaks for its own addresses only, since each sender takes an
+/// entry of the neighbour table, which all interfaces share; the sender of a probe is not known
+/// yet (RFC 5227).
 #[inline(always)]
 fn decide_arp(tables: &impl Tables, vif: u32, sender: Address) -> Decision {
     let is_own = || tables.client(&ClientKey { vif, address: sender }).is_some();
-    if tables.guards_neighbours() && !sender.is_unspecified() && !is_own() {
+    if !sender.is_unspecified() && !is_own() {
         return Decision::stray(Verdict::Drop, Reason::ForeignNeighbour);
     }
     Decision::stray(Verdict::Pass, Reason::Arp)
@@ -120,17 +142,9 @@ fn decide_arp(tables: &impl Tables, vif: u32, sender: Address) -> Decision {
 
 /// Whether a packet tells where to send what is not for this client.
 #[inline(always)]
-fn speaks_for_others(tables: &impl Tables, vif: u32, packet: &Packet) -> bool {
-    if packet.protocol != Protocol::Icmp || packet.source.is_mapped() {
-        return false;
-    }
-    match packet.port {
-        ROUTER_ADVERTISEMENT | REDIRECT => true,
-        NEIGHBOUR_ADVERTISEMENT => {
-            tables.client(&ClientKey { vif, address: packet.neighbour }).is_none()
-        }
-        _ => false,
-    }
+fn speaks_for_others(packet: &Packet) -> bool {
+    packet.message == Message::ForeignAdvertisement
+        || packet.is_neighbour_discovery() && packet.port == ROUTER_ADVERTISEMENT
 }
 
 /// The segment that answers for a packet.

@@ -20,12 +20,16 @@ pub enum Verdict {
     /// Hand it on with the mark although the client's policy denies it: the client is
     /// audited.
     Audit,
+    /// Hand it on with the mark because it is an ICMP error about a packet to this client: the
+    /// gate forwards it if connection tracking knows the connection of that packet, and drops
+    /// it otherwise.
+    Related,
 }
 
 impl Verdict {
     /// All verdicts, in the order of their indices.
     pub const ALL: &'static [Self] =
-        &[Self::Accept, Self::Reject, Self::Pass, Self::Drop, Self::Audit];
+        &[Self::Accept, Self::Reject, Self::Pass, Self::Drop, Self::Audit, Self::Related];
 
     /// The verdict with this index.
     pub fn from_index(index: u8) -> Option<Self> {
@@ -46,6 +50,7 @@ impl Verdict {
             Self::Pass => "pass",
             Self::Drop => "drop",
             Self::Audit => "audit",
+            Self::Related => "related",
         }
     }
 }
@@ -86,13 +91,27 @@ reasons! {
     Arp = "arp",
     /// For the netvm itself, or multicast or broadcast; the kernel's input rules judge.
     Local = "local",
-    /// A later fragment; it can only be forwarded inside the datagram whose first
-    /// fragment was judged, because the gate's conntrack reassembles before it.
+    /// A later fragment, right behind the one before it; it is forwarded inside the datagram
+    /// whose first fragment was judged, because connection tracking reassembles in front of
+    /// the gate.
     Fragment = "fragment",
+    /// A later fragment that does not follow on another one which what is in force for the
+    /// client let pass.
+    StrayFragment = "stray-fragment",
+    /// A fragment, and the client has as many in unfinished datagrams as it may.
+    TooManyFragments = "too-many-fragments",
+    /// An ICMP error about a packet to this client; connection tracking tells whether there
+    /// was one.
+    IcmpError = "icmp-error",
+    /// An ICMP error about a packet that was not sent to this client, or that no honest sender
+    /// would make.
+    ForeignError = "foreign-error",
+    /// An ICMP or ICMPv6 redirect: a client tells nobody where to send.
+    Redirect = "redirect",
     /// The source address is not at home behind this vif.
     UnknownSource = "unknown-source",
-    /// ARP or neighbour discovery that speaks for somebody else than a client of this vif;
-    /// dropped only where the neighbour guard is on.
+    /// ARP that speaks for somebody else than a client of this vif; where the neighbour guard
+    /// is on, neighbour discovery as well.
     ForeignNeighbour = "foreign-neighbour",
     /// An IPv6 source that is link-local or unspecified: the neighbour and multicast
     /// chatter of every client, which Qubes has always dropped. Not worth a record.
@@ -117,12 +136,18 @@ reasons! {
     MappedAddress = "mapped-address",
     /// Denied, and over the client's budget of rejects: counted beside the rule.
     OverBudget = "over-budget",
+    /// Not the rules' business, but over what a vif may hand on of that.
+    TooMany = "too-many",
     /// Denied, but the client is audited, so it passed: counted beside the rule.
     Audit = "audit",
     /// From somewhere else than a client's vif, with a client's source address.
     ConnectedSource = "connected-source",
     /// For a client's address, but about to leave by another way than its vif.
     ConnectedDestination = "connected-destination",
+    /// An ICMP error of a client of which connections may have to end.
+    Settling = "settling",
+    /// About to leave by an uplink, but what accepted it is not in force any more.
+    Outdated = "outdated",
     /// The tables contradict themselves; a bug.
     Inconsistent = "inconsistent",
 }
@@ -156,23 +181,37 @@ pub struct Decision {
     pub generation: u32,
     /// First counter of the client, or 0 for the counters of packets without a client.
     pub counters: u32,
-    /// Index of the client, if the verdict is to reject.
+    /// Index of the client, or 0 for a packet without a client.
     pub client: u32,
+    /// What is in force for the client, by its number; see [`Client::stamp`].
+    pub stamp: u32,
+    /// Until when the verdict counts, if the client is audited; see [`Client::audit_until`].
+    pub until: u32,
 }
 
 impl Decision {
     /// A verdict on a packet of no known client.
     #[inline(always)]
     pub const fn stray(verdict: Verdict, reason: Reason) -> Self {
-        Self { verdict, reason, rule: DEFAULT_RULE, generation: 0, counters: 0, client: 0 }
+        Self {
+            verdict,
+            reason,
+            rule: DEFAULT_RULE,
+            generation: 0,
+            counters: 0,
+            client: 0,
+            stamp: 0,
+            until: 0,
+        }
     }
 
     /// A verdict on a packet of a known client that no rule had a say in.
     #[inline(always)]
     pub const fn on(client: &Client, verdict: Verdict, reason: Reason) -> Self {
-        let Client { state, generation, counters, index, .. } = *client;
+        let Client { state, generation, counters, index, stamp, .. } = *client;
         let verdict = settled(verdict, state);
-        Self { verdict, reason, rule: DEFAULT_RULE, generation, counters, client: index }
+        let rule = DEFAULT_RULE;
+        Self { verdict, reason, rule, generation, counters, client: index, stamp, until: 0 }
     }
 
     /// The verdict of a client's policy.
@@ -186,15 +225,16 @@ impl Decision {
             DEFAULT_RULE => Reason::Default,
             _ => Reason::Rule,
         };
-        let Client { state, generation, counters, index, .. } = *client;
+        let Client { state, generation, counters, index, stamp, .. } = *client;
         let verdict = settled(verdict, state);
-        Self { verdict, reason, rule: answer.rule, generation, counters, client: index }
+        let rule = answer.rule;
+        Self { verdict, reason, rule, generation, counters, client: index, stamp, until: 0 }
     }
 
-    /// The same while the client is audited.
+    /// The same while the client is audited, until then.
     #[inline(always)]
-    pub const fn audited(self) -> Self {
-        Self { verdict: Verdict::Audit, ..self }
+    pub const fn audited(self, until: u32) -> Self {
+        Self { verdict: Verdict::Audit, until, ..self }
     }
 
     /// Index of the counter that counts this packet.
@@ -207,14 +247,17 @@ impl Decision {
     }
 }
 
-/// While a client settles, nothing denied is handed on.
+/// While a client settles, nothing is handed on that is denied.
 #[inline(always)]
 const fn settled(verdict: Verdict, state: u32) -> Verdict {
     match verdict {
         Verdict::Reject if state & SETTLING != 0 => Verdict::Drop,
-        Verdict::Accept | Verdict::Reject | Verdict::Pass | Verdict::Drop | Verdict::Audit => {
-            verdict
-        }
+        Verdict::Accept
+        | Verdict::Reject
+        | Verdict::Pass
+        | Verdict::Drop
+        | Verdict::Audit
+        | Verdict::Related => verdict,
     }
 }
 

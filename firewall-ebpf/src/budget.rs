@@ -33,42 +33,82 @@ pub struct RecordBudget {
 }
 
 /// When a packet is judged, in nanoseconds of the monotonic clock as of the last tick. What is
-/// accepted needs no time.
+/// accepted needs no time here.
 #[inline(always)]
 pub fn time_of(decision: &Decision) -> u64 {
     match decision.verdict {
-        Verdict::Accept | Verdict::Pass => 0,
+        Verdict::Accept => 0,
         // SAFETY: the helper takes nothing and only returns a number.
-        Verdict::Reject | Verdict::Drop | Verdict::Audit => unsafe { bpf_ktime_get_coarse_ns() },
+        Verdict::Reject | Verdict::Drop | Verdict::Audit | Verdict::Pass | Verdict::Related => unsafe {
+            bpf_ktime_get_coarse_ns()
+        },
     }
 }
 
-/// A reject over the budget becomes a drop. Within it, `takes` tells whether the packet uses
-/// some of it up, or will be back here before it is handed on.
+/// A reject over the budget becomes a drop.
+#[inline(always)]
+pub fn limit(arrival: &Arrival, decision: Decision, now: u64) -> Decision {
+    match decision.verdict {
+        Verdict::Reject => limit_reject(arrival, decision, now, true),
+        Verdict::Accept | Verdict::Audit | Verdict::Drop | Verdict::Pass | Verdict::Related => {
+            decision
+        }
+    }
+}
+
+/// What the budget of rejects makes of a packet that will be back here before it is handed on,
+/// and takes nothing of it yet.
+#[inline(always)]
+pub fn look(arrival: &Arrival, decision: Decision, now: u64) -> Decision {
+    match decision.verdict {
+        Verdict::Reject => limit_reject(arrival, decision, now, false),
+        Verdict::Accept | Verdict::Audit | Verdict::Drop | Verdict::Pass | Verdict::Related => {
+            decision
+        }
+    }
+}
+
+#[inline(always)]
+fn limit_reject(arrival: &Arrival, decision: Decision, now: u64, takes: bool) -> Decision {
+    let Some(next) = REJECT_BUDGETS.get_ptr_mut(decision.client) else {
+        return decision;
+    };
+    // SAFETY: inside the map's value; a race costs accuracy, not safety.
+    let next = unsafe { &mut *next };
+    if !has_room(*next, now, REJECT_INTERVAL.load(), REJECT_BURST) {
+        report::count_too(arrival, &decision, Reason::OverBudget);
+        return Decision { verdict: Verdict::Drop, ..decision };
+    }
+    if takes {
+        *next = taken(*next, now, REJECT_INTERVAL.load());
+    }
+    decision
+}
+
+/// Takes one packet out of a budget that fills up by one in each interval, if there is room.
+#[inline(always)]
+pub fn take(next: &mut u64, now: u64, interval: u64, burst: u64) -> bool {
+    if !has_room(*next, now, interval, burst) {
+        return false;
+    }
+    *next = taken(*next, now, interval);
+    true
+}
+
+/// Whether a budget has room for one more packet.
 ///
 /// A token bucket kept as one time (the generic cell rate algorithm): each packet moves it
 /// on by its interval, and it may be ahead of the clock by no more than a burst and the tick
 /// that the clock may be late. Two processors may race here; then a packet more or less is
 /// handed on.
 #[inline(always)]
-pub fn limit(arrival: &Arrival, decision: Decision, now: u64, takes: bool) -> Decision {
-    if decision.verdict != Verdict::Reject {
-        return decision;
-    }
-    let Some(next) = REJECT_BUDGETS.get_ptr_mut(decision.client) else {
-        return decision;
-    };
-    // SAFETY: inside the map's value; a race costs accuracy, not safety.
-    let next = unsafe { &mut *next };
-    let interval = REJECT_INTERVAL.load();
-    if *next > now.wrapping_add(interval.wrapping_mul(REJECT_BURST)).wrapping_add(TICK) {
-        report::count_too(arrival, &decision, Reason::OverBudget);
-        return Decision { verdict: Verdict::Drop, ..decision };
-    }
-    if takes {
-        *next = if *next > now { *next } else { now }.wrapping_add(interval);
-    }
-    decision
+fn has_room(next: u64, now: u64, interval: u64, burst: u64) -> bool {
+    next <= now.wrapping_add(interval.wrapping_mul(burst)).wrapping_add(TICK)
+}
+
+#[inline(always)]
+fn taken(next: u64, now: u64, interval: u64) -> u64 {
+    if next > now { next.wrapping_add(interval) } else { now.wrapping_add(interval) }
 }
 
 /// Whether one more record of an interface may go out now, and how many did not since the

@@ -8,56 +8,162 @@
 
 mod budget;
 mod cache;
+mod forget;
+mod fragments;
+mod handed_on;
 mod linear;
 mod maps;
+mod reading;
 mod report;
 mod skb;
 mod uplink;
 mod xdp;
 
 use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
-use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use firewall_common::packet;
+use firewall_common::packet::{self, Frame};
 use firewall_common::policy;
 use firewall_common::verdict::Verdict;
 
 use crate::maps::KernelMaps;
+use crate::reading::Reading;
 use crate::skb::Skb;
 use crate::xdp::Buffer;
 
+/// Not a verdict: the packet is one that [`rare`] judges.
+const RARE: i32 = i32::MAX;
+
 /// tcx or clsact ingress of a vif: every packet that a client sends.
+///
+/// Two functions of which the stack has one at a time: what nearly all packets need in one, and
+/// in the other what any packet may need.
 #[classifier]
 pub fn from_client(context: TcContext) -> i32 {
-    let skb = Skb::new(&context);
-    let frame = packet::parse(&skb);
-    let decision = policy::decide(&KernelMaps::now(), skb.arrival().interface, &frame);
-    let now = budget::time_of(&decision);
-    let decision = budget::limit(skb.arrival(), decision, now, true);
-    report::report(&context, skb.arrival(), &frame, &decision, now);
-    let marked = match decision.verdict {
-        Verdict::Accept | Verdict::Audit => true,
-        Verdict::Reject | Verdict::Pass => false,
-        Verdict::Drop => return TC_ACT_SHOT,
-    };
-    skb.set_marked(marked);
-    TC_ACT_UNSPEC
+    match common(context.skb.skb) {
+        RARE => rare(context.skb.skb),
+        action => action,
+    }
 }
 
-/// Native XDP of a vif, where that is wanted and there is such a thing: drops early what
-/// `from_client` would drop, and leaves everything else to it.
+/// Judges a plain packet that is not for the netvm itself.
+#[inline(never)]
+fn common(skb: *mut __sk_buff) -> i32 {
+    let context = TcContext::new(skb);
+    let skb = Skb::<true>::new(&context);
+    let Some(packet) = packet::parse_plain(&skb) else {
+        return RARE;
+    };
+    let frame = Ok(Frame::Ip(packet));
+    let tables = KernelMaps::<true>::now();
+    let decision = policy::decide(&tables, skb.arrival().interface, &frame);
+    if decision.verdict == Verdict::Pass {
+        return RARE;
+    }
+    let now = budget::time_of(&decision);
+    let decision = budget::limit(skb.arrival(), decision, now);
+    report::report(skb.arrival(), &frame, &decision, now);
+    skb.obey(&decision)
+}
+
+/// Judges any packet. What follows reading is in functions that know a packet only by its
+/// [`Reading`]; see there.
+#[inline(never)]
+fn rare(skb: *mut __sk_buff) -> i32 {
+    let context = TcContext::new(skb);
+    let mut reading = read(skb);
+    let to = &raw mut reading;
+    // SAFETY: the value lives as long as the calls.
+    unsafe { decide(to) };
+    // SAFETY: as above.
+    unsafe { share(to) };
+    // SAFETY: as above.
+    unsafe { tell(to) };
+    Skb::<false>::new(&context).obey(&reading.decision())
+}
+
+/// Reads a packet.
+#[inline(never)]
+fn read(skb: *mut __sk_buff) -> Reading {
+    let context = TcContext::new(skb);
+    let skb = Skb::<false>::new(&context);
+    Reading::new(skb.arrival(), &packet::parse(&skb))
+}
+
+/// Decides about a packet that was read.
+///
+/// # Safety
+///
+/// `reading` points to a value, or is null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn decide(reading: *mut Reading) -> i32 {
+    // SAFETY: the caller's promise.
+    let Some(reading) = (unsafe { reading.as_mut() }) else {
+        return 0;
+    };
+    let arrival = reading.arrival();
+    let tables = KernelMaps::<false>::now();
+    let decision = policy::decide(&tables, arrival.interface, &reading.frame());
+    let now = budget::time_of(&decision);
+    reading.decide(&budget::limit(&arrival, decision, now));
+    0
+}
+
+/// Drops what is more than its share.
+///
+/// # Safety
+///
+/// `reading` points to a value, or is null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn share(reading: *mut Reading) -> i32 {
+    // SAFETY: the caller's promise.
+    let Some(reading) = (unsafe { reading.as_mut() }) else {
+        return 0;
+    };
+    let vif = reading.arrival().interface;
+    let decision = handed_on::limit(vif, &reading.packet(), reading.decision());
+    reading.decide(&decision);
+    0
+}
+
+/// Counts what was decided, and reports it.
+///
+/// # Safety
+///
+/// `reading` points to a value, or is null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn tell(reading: *const Reading) -> i32 {
+    // SAFETY: the caller's promise.
+    let Some(reading) = (unsafe { reading.as_ref() }) else {
+        return 0;
+    };
+    let decision = reading.decision();
+    let now = budget::time_of(&decision);
+    report::report(&reading.arrival(), &Ok(Frame::Ip(reading.packet())), &decision, now);
+    0
+}
+
+/// Native XDP of a vif, where that is wanted and there is such a thing: drops early the plain
+/// packets that `from_client` would drop, and leaves everything else to it.
 #[xdp(frags)]
 pub fn from_client_early(context: XdpContext) -> u32 {
     let buffer = Buffer::new(&context);
-    let frame = packet::parse(&buffer);
-    let decision = policy::decide(&KernelMaps::now(), buffer.arrival().interface, &frame);
+    let Some(packet) = packet::parse_plain(&buffer) else {
+        return XDP_PASS;
+    };
+    let frame = Ok(Frame::Ip(packet));
+    let tables = KernelMaps::<false>::now();
+    let decision = policy::decide(&tables, buffer.arrival().interface, &frame);
     let now = budget::time_of(&decision);
-    let decision = budget::limit(buffer.arrival(), decision, now, false);
+    let decision = budget::look(buffer.arrival(), decision, now);
     if decision.verdict != Verdict::Drop {
         return XDP_PASS;
     }
-    report::report(&context, buffer.arrival(), &frame, &decision, now);
+    report::report(buffer.arrival(), &frame, &decision, now);
     XDP_DROP
 }
 
@@ -68,10 +174,14 @@ pub fn from_uplink(context: TcContext) -> i32 {
 }
 
 /// tcx or clsact egress of every other interface: what is for a client, even one that is
-/// not there, leaves through its vif or not at all.
+/// not there, leaves through its vif or not at all, and what a client sent leaves while that
+/// which accepted it is in force.
 #[classifier]
 pub fn to_uplink(context: TcContext) -> i32 {
-    uplink::check(&context, uplink::End::Destination)
+    match uplink::check_stamp(&context) {
+        TC_ACT_SHOT => TC_ACT_SHOT,
+        _ => uplink::check(&context, uplink::End::Destination),
+    }
 }
 
 /// Does nothing: what `cargo xtask bench prog` subtracts. Never attached.

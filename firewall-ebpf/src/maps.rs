@@ -13,7 +13,7 @@ use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
     Address, Class, Client, ClientKey, Counter, DropRecord, FILTER_WORDS, MAX_BUDGETS, MAX_CLASSES,
     MAX_CLIENTS, MAX_CONNECTED, MAX_COUNTERS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES,
-    MAX_PREFIXES, MAX_SEGMENTS, RECORDS_BYTES, Segment,
+    MAX_PREFIXES, MAX_SEGMENTS, MAX_STAMPS, RECORDS_BYTES, STAMP_CURRENT, STAMP_UNKNOWN, Segment,
 };
 use firewall_common::packet::Packet;
 use firewall_common::policy::Tables;
@@ -94,7 +94,13 @@ pub static RECORDS: RingBuf<DropRecord, RECORDS_BYTES> = RingBuf::new();
 #[btf_map]
 pub static RECORD_BUDGETS: Array<RecordBudget, MAX_BUDGETS> = Array::new();
 
-/// Whether ARP and neighbour discovery are judged; 0 is no. The agent sets it before
+/// What is known of each stamp: [`STAMP_CURRENT`] while it is in force; at 0, what counts for
+/// stamps of which nothing is known. Agent writes: a stamp before packets can carry it, and
+/// again right after the store that ends what is in force.
+#[btf_map]
+static STAMPS: Array<u32, MAX_STAMPS> = Array::new();
+
+/// Whether neighbour discovery is judged; 0 is no. The agent sets it before
 /// loading.
 #[unsafe(no_mangle)]
 static GUARD_NEIGHBOURS: Global<u32> = Global::new(0);
@@ -105,18 +111,33 @@ pub fn is_connected(address: &Address) -> bool {
     may_hold(&CONNECTED_FILTER, address) && CONNECTED.get_ptr(address).is_some()
 }
 
+/// Whether a packet with this stamp was let pass by what is not in force any more; 0 is no stamp.
+/// Nothing is known of the stamps of an earlier agent, until this one has taken over.
+#[inline(always)]
+pub fn is_stale(stamp: u32) -> bool {
+    if stamp == 0 {
+        return false;
+    }
+    match STAMPS.get(stamp) {
+        Some(&STAMP_CURRENT) => false,
+        Some(&STAMP_UNKNOWN) => STAMPS.get(0).is_none_or(|known| *known != STAMP_UNKNOWN),
+        _ => true,
+    }
+}
+
 #[inline(always)]
 fn may_hold(filter: &Array<u64, FILTER_WORDS>, address: &Address) -> bool {
     let (word, bit) = address.filter_bit();
     filter.get(word).is_none_or(|word| word & bit != 0)
 }
 
-/// The maps as the evaluator sees them, and what they were numbered with before.
-pub struct KernelMaps {
+/// The maps as the evaluator sees them, and what they were numbered with before. What the tables
+/// said last is asked first, if that is wanted.
+pub struct KernelMaps<const CACHED: bool> {
     epoch: u64,
 }
 
-impl KernelMaps {
+impl<const CACHED: bool> KernelMaps<CACHED> {
     /// The maps as they are now.
     #[inline(always)]
     pub fn now() -> Self {
@@ -124,17 +145,19 @@ impl KernelMaps {
     }
 }
 
-impl Tables for KernelMaps {
+impl<const CACHED: bool> Tables for KernelMaps<CACHED> {
     #[inline(always)]
     fn client(&self, key: &ClientKey) -> Option<Client> {
-        if let Some(client) = cache::client(self.epoch, key) {
+        if CACHED && let Some(client) = cache::client(self.epoch, key) {
             return Some(client);
         }
         // SAFETY: an entry of CLIENTS is never changed in place.
         let index = *unsafe { CLIENTS.get(key) }?;
         let installed = *LIVE.get(index)?;
         let client = INSTALLED.get(installed)?;
-        cache::keep_client(self.epoch, key, client);
+        if CACHED {
+            cache::keep_client(self.epoch, key, client);
+        }
         Some(*client)
     }
 
@@ -166,12 +189,17 @@ impl Tables for KernelMaps {
 
     #[inline(always)]
     fn recall(&self, client: &Client, packet: &Packet) -> Option<Segment> {
+        if !CACHED {
+            return None;
+        }
         cache::answer(self.epoch, client, packet)
     }
 
     #[inline(always)]
     fn keep(&self, client: &Client, packet: &Packet, answer: &Segment) {
-        cache::keep_answer(self.epoch, client, packet, answer);
+        if CACHED {
+            cache::keep_answer(self.epoch, client, packet, answer);
+        }
     }
 
     #[inline(always)]

@@ -3,7 +3,6 @@
 
 use core::arch::asm;
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::error;
 use firewall_common::abi::{Address, DropRecord};
@@ -26,16 +25,10 @@ pub struct Arrival {
 
 /// Counts one verdict, and sends a drop record where there is something to tell.
 #[inline(always)]
-pub fn report(
-    context: &impl EbpfContext,
-    arrival: &Arrival,
-    frame: &Result<Frame, Reason>,
-    decision: &Decision,
-    now: u64,
-) {
+pub fn report(arrival: &Arrival, frame: &Result<Frame, Reason>, decision: &Decision, now: u64) {
     count(arrival, decision);
     match decision.verdict {
-        Verdict::Accept | Verdict::Pass => {}
+        Verdict::Accept | Verdict::Pass | Verdict::Related => {}
         Verdict::Drop if decision.reason == Reason::LinkLocal => {}
         Verdict::Reject | Verdict::Drop => record(arrival, frame, decision, now),
         Verdict::Audit => {
@@ -44,7 +37,7 @@ pub fn report(
         }
     }
     if decision.reason == Reason::Inconsistent {
-        error!(context, "tables contradict themselves, generation {}", decision.generation);
+        error!((), "tables contradict themselves, generation {}", decision.generation);
     }
 }
 

@@ -1,12 +1,17 @@
-//! An skb as a source of bytes, and the mark.
+//! An skb as a source of bytes; the mark, and the stamp that goes with it. The stamp is in
+//! `skb->tc_index`, of 16 bits, which the kernel keeps with a packet through defragmentation,
+//! forwarding, segmentation and queues. Only filters of clsact that classify write to it
+//! (`tc_run` in net/core/dev.c); ours do not.
 //! Never touches packet data: `bpf_skb_load_bytes` copies, and reads paged data too, so
 //! that nothing depends on how much of a packet is linear.
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
-use firewall_common::packet::Source;
+use firewall_common::packet::{Head, Source};
+use firewall_common::verdict::{Decision, Verdict};
 
+use crate::forget::forget;
 use crate::linear;
 use crate::report::Arrival;
 
@@ -17,18 +22,18 @@ static MARK_BIT: Global<u32> = Global::new(1 << 28);
 /// `skb->pkt_type` of a frame for another machine (uapi/linux/if_packet.h).
 const PACKET_OTHERHOST: u32 = 3;
 
-/// A packet on its way into the kernel.
+/// A packet on its way into the kernel. Of a linear one, only what needs no call is read.
 ///
 /// Each field of the context is read once, at the beginning: the verifier wants a constant
 /// offset in every access, and the compiler would share the address of two of them.
-pub struct Skb<'a> {
+pub struct Skb<'a, const LINEAR: bool> {
     context: &'a TcContext,
     arrival: Arrival,
     tag_beside: bool,
     other_host: bool,
 }
 
-impl<'a> Skb<'a> {
+impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
     /// Reads the context of a program.
     #[inline(always)]
     pub fn new(context: &'a TcContext) -> Self {
@@ -48,26 +53,55 @@ impl<'a> Skb<'a> {
         &self.arrival
     }
 
-    /// Sets or clears the mark's bit; the other bits are others'.
+    /// Does what was decided, and returns what tc is to do.
     #[inline(always)]
-    pub fn set_marked(&self, marked: bool) {
-        let bit = MARK_BIT.load();
+    pub fn obey(&self, decision: &Decision) -> i32 {
+        match decision.verdict {
+            Verdict::Accept | Verdict::Audit | Verdict::Related => self.mark(decision.stamp),
+            Verdict::Reject | Verdict::Pass => self.unmark(),
+            Verdict::Drop => return TC_ACT_SHOT,
+        }
+        TC_ACT_UNSPEC
+    }
+
+    /// Sets the mark's bit, beside the other bits, which are others', and notes by which stamp.
+    #[inline(always)]
+    fn mark(&self, stamp: u32) {
         // SAFETY: as in `new`.
-        let others = unsafe { (*self.context.skb.skb).mark } & !bit;
-        self.context.skb.set_mark(if marked { others | bit } else { others });
+        let skb = unsafe { &mut *self.context.skb.skb };
+        skb.mark |= MARK_BIT.load();
+        skb.tc_index = stamp;
+    }
+
+    /// Clears the mark's bit.
+    #[inline(always)]
+    fn unmark(&self) {
+        // SAFETY: as in `new`.
+        let skb = unsafe { &mut *self.context.skb.skb };
+        skb.mark &= !MARK_BIT.load();
+        skb.tc_index = 0;
     }
 }
 
-impl Source for Skb<'_> {
-    #[inline(always)]
-    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        self.context.skb.load(offset as usize).ok()
+/// The stamp of a packet that has the mark's bit; 0 of any other.
+#[inline(always)]
+pub fn stamp_of(context: &TcContext) -> u32 {
+    // SAFETY: as in `Skb::new`.
+    let skb: &__sk_buff = unsafe { &*context.skb.skb };
+    if skb.mark & MARK_BIT.load() == 0 {
+        return 0;
     }
+    skb.tc_index
+}
 
+impl<const LINEAR: bool> Head for Skb<'_, LINEAR> {
     #[inline(always)]
     fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        linear::read(self.context.data(), self.context.data_end(), offset)
-            .or_else(|| self.bytes(offset))
+        if LINEAR {
+            linear::read(self.context.data(), self.context.data_end(), offset)
+        } else {
+            self.context.skb.load(offset as usize).ok()
+        }
     }
 
     #[inline(always)]
@@ -83,5 +117,17 @@ impl Source for Skb<'_> {
     #[inline(always)]
     fn other_host(&self) -> bool {
         self.other_host
+    }
+}
+
+impl Source for Skb<'_, false> {
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.context.skb.load(offset as usize).ok()
+    }
+
+    #[inline(always)]
+    fn forget(&self, number: u32) -> u32 {
+        forget(number)
     }
 }

@@ -9,8 +9,8 @@ use firewall_common::abi::Address;
 use firewall_common::packet::{Frame, Packet};
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
-use crate::maps::is_connected;
-use crate::skb::Skb;
+use crate::maps::{is_connected, is_stale};
+use crate::skb::{self, Skb};
 use crate::{budget, report};
 
 /// `skb->protocol` (uapi/linux/if_ether.h), as it is in memory.
@@ -38,6 +38,16 @@ pub enum End {
     Destination,
 }
 
+/// Drops a packet that a client sent if what accepted it is not in force any more: it waited
+/// meanwhile, for the address of a neighbour or for the rest of its fragments.
+#[inline(always)]
+pub fn check_stamp(context: &TcContext) -> i32 {
+    if is_stale(skb::stamp_of(context)) {
+        return drop_for(context, Reason::Outdated, &Err(Reason::Outdated));
+    }
+    TC_ACT_UNSPEC
+}
+
 /// Drops a packet with a client's address at the wrong end.
 #[inline(always)]
 pub fn check(context: &TcContext, end: End) -> i32 {
@@ -62,7 +72,7 @@ pub fn check(context: &TcContext, end: End) -> i32 {
 fn drop_for(context: &TcContext, reason: Reason, frame: &Result<Frame, Reason>) -> i32 {
     let decision = Decision::stray(Verdict::Drop, reason);
     let now = budget::time_of(&decision);
-    report::report(context, Skb::new(context).arrival(), frame, &decision, now);
+    report::report(Skb::<true>::new(context).arrival(), frame, &decision, now);
     TC_ACT_SHOT
 }
 

@@ -1,11 +1,11 @@
-//! A frame in its driver's buffer as a source of bytes, before the kernel makes an skb of it.
+//! The beginning of a frame in its driver's buffer, before the kernel makes an skb of it.
 //! Never touches packet data, and never knows what a network card took off the frame: its
 //! VLAN tag, and whether it is for another machine.
 
 use aya_ebpf::bindings::xdp_md;
-use aya_ebpf::helpers::{bpf_xdp_get_buff_len, bpf_xdp_load_bytes};
+use aya_ebpf::helpers::bpf_xdp_get_buff_len;
 use aya_ebpf::programs::XdpContext;
-use firewall_common::packet::Source;
+use firewall_common::packet::Head;
 
 use crate::linear;
 use crate::report::Arrival;
@@ -36,20 +36,10 @@ impl<'a> Buffer<'a> {
     }
 }
 
-impl Source for Buffer<'_> {
-    #[inline(always)]
-    fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        let mut bytes = [0; N];
-        let to = (&raw mut bytes).cast();
-        // SAFETY: writes `N` bytes, or fails.
-        let failed = unsafe { bpf_xdp_load_bytes(self.context.ctx, offset, to, N as u32) };
-        (failed == 0).then_some(bytes)
-    }
-
+impl Head for Buffer<'_> {
     #[inline(always)]
     fn head<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         linear::read(self.context.data(), self.context.data_end(), offset)
-            .or_else(|| self.bytes(offset))
     }
 
     #[inline(always)]

@@ -5,12 +5,14 @@
 use std::net::IpAddr;
 
 use crate::oracle::{Probe, Rule, Ruleset};
-use crate::packets::{AUTHENTICATION, FRAGMENT, ROUTING, TCP, UDP};
+use crate::packets::{FRAGMENT, ICMPV6, ROUTING, TCP, UDP};
 use crate::shots::{Shape, Shot};
 use crate::sightings::Outcome;
 use crate::stock::{Netvm, VIRTUAL_RESOLVERS};
 
 const DNS: u16 = 53;
+/// The ICMPv6 type of redirects (RFC 4861).
+const REDIRECT: u16 = 137;
 /// Most IPv6 extension headers that are walked.
 const MOST_HEADERS: usize = 8;
 const OPTION_NOP: u8 = 1;
@@ -41,11 +43,17 @@ pub enum Difference {
     /// IPv4 packets with options that contradict themselves are dropped, and no ICMP error
     /// is sent about them.
     MalformedOptionsDropped,
+    /// Fragments that do not come in their order are dropped.
+    FragmentsOutOfOrderDropped,
+    /// Denied fragments are dropped, never rejected.
+    DeniedFragmentsDropped,
+    /// IPv6 redirects are dropped, never rejected; the kernel forwards none either way.
+    RedirectDropped,
 }
 
 impl Difference {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::VirtualResolverSeenBeforeDnat,
         Self::FinalProtocolBehindExtensionHeaders,
         Self::SourceRouteDropped,
@@ -55,6 +63,9 @@ impl Difference {
         Self::MappedAddressDropped,
         Self::TruncatedDropped,
         Self::MalformedOptionsDropped,
+        Self::FragmentsOutOfOrderDropped,
+        Self::DeniedFragmentsDropped,
+        Self::RedirectDropped,
     ];
 
     /// The difference to expect for a probe under these rules, if any.
@@ -64,6 +75,9 @@ impl Difference {
         }
         let ours = accepts_here(netvm, ruleset, shot);
         let stock = accepts_today(netvm, ruleset, shot);
+        if matches!(shot.shape, Shape::Halves { .. }) && !ours {
+            return Some(Self::DeniedFragmentsDropped);
+        }
         if ours != stock {
             let dns = is_dns_to_virtual_resolver(shot);
             let headers = matches!(shot.shape, Shape::Headers(_));
@@ -82,6 +96,9 @@ impl Difference {
         {
             return Some(Self::MappedAddressDropped);
         }
+        if !shot.source.is_ipv4() && (shot.sight.protocol, shot.sight.port) == (ICMPV6, REDIRECT) {
+            return Some(Self::RedirectDropped);
+        }
         match &shot.shape {
             Shape::Options(options) => of_options(options),
             Shape::Headers(_) => {
@@ -97,6 +114,7 @@ impl Difference {
                 matches!(shot.sight.protocol, TCP | UDP).then_some(Self::TruncatedDropped)
             }
             Shape::Plain | Shape::LastHop | Shape::Large | Shape::BadChecksum => None,
+            Shape::Halves { reversed: true } => Some(Self::FragmentsOutOfOrderDropped),
             Shape::Halves { .. } | Shape::FirstHalf | Shape::Ethertype(_) => None,
         }
     }
@@ -124,7 +142,10 @@ impl Difference {
             | Self::TooManyHeadersDropped
             | Self::MappedAddressDropped
             | Self::TruncatedDropped
-            | Self::MalformedOptionsDropped => ours.is_silent(),
+            | Self::MalformedOptionsDropped
+            | Self::FragmentsOutOfOrderDropped
+            | Self::DeniedFragmentsDropped
+            | Self::RedirectDropped => ours.is_silent(),
         }
     }
 }
@@ -150,13 +171,10 @@ fn of_options(options: &[u8]) -> Option<Difference> {
     None
 }
 
-/// The extension headers in front of the final protocol: AH is a protocol.
+/// The extension headers in front of the final protocol.
 fn walked(shot: &Shot) -> &[u8] {
     match &shot.shape {
-        Shape::Headers(numbers) => {
-            let end = numbers.iter().position(|it| *it == AUTHENTICATION);
-            &numbers[..end.unwrap_or(numbers.len())]
-        }
+        Shape::Headers(numbers) => numbers,
         _ => &[],
     }
 }
@@ -186,12 +204,7 @@ pub fn accepts_today(netvm: &Netvm, ruleset: &Ruleset, shot: &Shot) -> bool {
 
 /// What rules say here: in front of DNAT, and by the final protocol.
 pub fn accepts_here(netvm: &Netvm, ruleset: &Ruleset, shot: &Shot) -> bool {
-    let mut sight = shot.sight;
-    if let Shape::Headers(numbers) = &shot.shape
-        && numbers.contains(&AUTHENTICATION)
-    {
-        sight.protocol = AUTHENTICATION;
-    }
+    let sight = shot.sight;
     let resolvers = VIRTUAL_RESOLVERS.into_iter().map(IpAddr::from);
     let resolvers: Vec<IpAddr> = resolvers.chain(netvm.resolvers.iter().copied()).collect();
     let behind = is_dns_to_virtual_resolver(shot).then(|| netvm.behind(sight.destination));

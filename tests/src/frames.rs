@@ -16,18 +16,19 @@ use nix::net::if_::if_nametoindex;
 use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::sockopt::RcvBufForce;
 use nix::sys::socket::{
-    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, recv, send,
-    setsockopt, socket,
+    AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, SockaddrLike, bind, getsockopt, recv,
+    send, setsockopt, socket,
 };
 
 use crate::namespace::Namespace;
+use crate::options::PacketStatistics;
 use crate::wait::Deadline;
 
 /// Longest frame that offloading makes, and some more.
 const MAX_FRAME: usize = 1 << 17;
 
 /// The socket option by which a `virtio_net_hdr` precedes each frame (linux/if_packet.h).
-const PACKET_VNET_HDR: i32 = 15;
+pub(crate) const PACKET_VNET_HDR: i32 = 15;
 /// Length of an Ethernet header.
 const ETHERNET: u16 = 14;
 /// Room for the frames of a test that sends many before it looks.
@@ -117,6 +118,28 @@ impl Capture {
         }
     }
 
+    /// All frames before one that fits; an error if that one does not come in time.
+    pub(crate) fn before(
+        &mut self,
+        fits: impl Fn(&[u8]) -> bool,
+        timeout: Duration,
+    ) -> Result<Vec<Vec<u8>>> {
+        let mut frames = Vec::new();
+        loop {
+            let frame = self.wait_for(|_| true, timeout)?;
+            let frame = frame.context("the last frame did not come")?;
+            if fits(&frame) {
+                return Ok(frames);
+            }
+            frames.push(frame);
+        }
+    }
+
+    /// How many frames were lost since this was last asked, because nobody had looked.
+    pub(crate) fn lost(&self) -> Result<u32> {
+        Ok(getsockopt(&self.socket, PacketStatistics)?.tp_drops)
+    }
+
     /// A frame that is already here.
     fn next(&mut self) -> Result<Option<&[u8]>> {
         match recv(self.socket.as_raw_fd(), &mut self.buffer, MsgFlags::MSG_DONTWAIT) {
@@ -129,7 +152,7 @@ impl Capture {
 }
 
 /// A packet socket of the calling thread's namespace, bound to one interface.
-fn open(interface: &str, protocol: u16) -> Result<OwnedFd> {
+pub(crate) fn open(interface: &str, protocol: u16) -> Result<OwnedFd> {
     let index = if_nametoindex(interface)
         .with_context(|| format!("there is no interface `{interface}`"))?;
     // Without a protocol until it is bound, or it would see all interfaces first.

@@ -49,6 +49,8 @@ const CONTEXT_LENGTH: usize = 0;
 const CONTEXT_PROTOCOL: usize = 16;
 const CONTEXT_INGRESS: usize = 36;
 const CONTEXT_INTERFACE: usize = 40;
+const CONTEXT_DATA: u64 = 76;
+const CONTEXT_DATA_END: u64 = 80;
 const STACK: u64 = 512;
 /// More than any packet may take.
 const MOST_STEPS: u64 = 1_000_000;
@@ -109,13 +111,17 @@ impl Interpreter {
             // No address is 0.
             regions: vec![Vec::new()],
             registers: [0; 11],
+            context: 0,
+            data: 0,
             inner: Vec::new(),
             values: BTreeMap::new(),
             run: Run::default(),
         };
         let mut once = || -> Result<Run> {
             machine.run = Run::default();
-            machine.registers[1] = machine.region(context.clone())?;
+            machine.data = machine.region(frame.to_vec())?;
+            machine.context = machine.region(context.clone())?;
+            machine.registers[1] = machine.context;
             machine.registers[10] = machine.region(vec![0; STACK as usize])? + STACK;
             machine.execute(0)?;
             machine.run.verdict = machine.registers[0] as i32;
@@ -135,6 +141,10 @@ struct Machine<'a> {
     frame: &'a [u8],
     regions: Vec<Vec<u8>>,
     registers: [u64; 11],
+    /// Where the context is.
+    context: u64,
+    /// Where the frame is: all of it is linear.
+    data: u64,
     /// Maps that were found in maps, with the name of the outer one.
     inner: Vec<Map>,
     /// Where values of maps are, by map and key.
@@ -176,7 +186,12 @@ impl Machine<'_> {
                 1 => {
                     let address = self.registers[from].wrapping_add(offset as u64);
                     ensure!(step.code & 0xe0 == 0x60, "load {:#x} at {at}", step.code);
-                    self.registers[to] = self.load(address, width(step.code))?;
+                    // The kernel makes pointers of these two words.
+                    self.registers[to] = match address.wrapping_sub(self.context) {
+                        CONTEXT_DATA => self.data,
+                        CONTEXT_DATA_END => self.data + self.frame.len() as u64,
+                        _ => self.load(address, width(step.code))?,
+                    };
                 }
                 2 | 3 => {
                     let address = self.registers[to].wrapping_add(offset as u64);

@@ -2,6 +2,7 @@
 //! Never part of the product, and knows nothing of its insides.
 
 pub mod agent;
+pub mod attack;
 pub mod connections;
 pub mod difference;
 pub mod dns;
@@ -14,6 +15,7 @@ mod leftovers;
 pub mod machine;
 pub mod manager;
 pub mod namespace;
+mod options;
 pub mod oracle;
 pub mod packets;
 pub mod probe;

@@ -231,14 +231,7 @@ pub fn sealed(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8])
     };
     let mut covered = Vec::new();
     if pseudo {
-        for address in [source, destination] {
-            match address {
-                IpAddr::V4(address) => covered.extend(address.octets()),
-                IpAddr::V6(address) => covered.extend(address.octets()),
-            }
-        }
-        covered.extend((payload.len() as u32).to_be_bytes());
-        covered.extend([0, 0, 0, protocol]);
+        covered = pseudo_header(source, destination, protocol, payload.len());
     }
     let mut payload = payload.to_vec();
     payload[at..at + 2].copy_from_slice(&[0, 0]);
@@ -250,6 +243,21 @@ pub fn sealed(source: IpAddr, destination: IpAddr, protocol: u8, payload: &[u8])
     };
     payload[at..at + 2].copy_from_slice(&sum.to_be_bytes());
     payload
+}
+
+/// What a checksum covers beside the packet itself (RFC 8200, section 8.1). That of IPv4 is
+/// shorter, and has the same sum.
+pub fn pseudo_header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> Vec<u8> {
+    let mut header = Vec::new();
+    for address in [source, destination] {
+        match address {
+            IpAddr::V4(address) => header.extend(address.octets()),
+            IpAddr::V6(address) => header.extend(address.octets()),
+        }
+    }
+    header.extend((length as u32).to_be_bytes());
+    header.extend([0, 0, 0, protocol]);
+    header
 }
 
 /// An ICMP or ICMPv6 header, 8 bytes.

@@ -255,6 +255,11 @@ impl OpenFlow {
         Ok(Self { stream, expected: Vec::new() })
     }
 
+    /// Its own end.
+    pub fn local_address(&self) -> Result<SocketAddr> {
+        Ok(self.stream.local_addr()?)
+    }
+
     /// Sends a few bytes; did their echo, and that of all earlier ones, come in time?
     /// Bytes that were lost are sent again by TCP, later and later.
     pub fn exchange(&mut self, timeout: Duration) -> Result<bool> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
-use aya::maps::{MapData, RingBuf};
+use aya::maps::{Array, MapData, RingBuf};
 use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use firewall_agent::dataplane::maps::Maps;
 use firewall_agent::dataplane::{Attach, Options, load_object};
@@ -18,6 +18,7 @@ use firewall_agent::rules::resolve::{self, Surroundings};
 use firewall_agent::rules::{Family, Ruleset, compile};
 use firewall_agent::sources::files;
 use firewall_common::abi::{Counter, DropRecord};
+use firewall_common::fragments::Datagrams;
 use firewall_common::verdict::Reason;
 
 use crate::oracle;
@@ -26,6 +27,8 @@ use crate::oracle;
 pub const MARK_BIT: u32 = 1 << 17;
 /// Far more than any test sends; one test sets its own.
 pub const REJECT_RATE: NonZeroU64 = NonZeroU64::new(1_000_000_000).expect("not zero");
+/// As by default.
+const LOCAL_RATE: NonZeroU64 = NonZeroU64::new(20).expect("not zero");
 /// The loopback device, the vif of these tests.
 pub const VIF: u32 = 1;
 
@@ -90,6 +93,7 @@ impl Program {
             guard_neighbours,
             caches,
             reject_rate,
+            local_rate: LOCAL_RATE,
         };
         let mut ebpf = load_object(&options).context("cannot load the object, are you root?")?;
         let maps = Maps::new(&mut ebpf)?;
@@ -208,6 +212,18 @@ impl Program {
     /// Packets counted for a client and rule.
     pub fn counted_rule(&self, client: IpAddr, rule: u32) -> Counter {
         self.maps.rule_counter(ClientId { vif: VIF, address: client }, rule)
+    }
+
+    /// Has the program forget what it keeps of earlier packets of the clients of these tests: the
+    /// datagrams that lack fragments, and what budgets were used up.
+    pub fn rest(&mut self) -> Result<()> {
+        let datagrams = self.ebpf.map_mut("DATAGRAMS").context("no DATAGRAMS")?;
+        let mut datagrams = Array::<_, [u8; size_of::<Datagrams>()]>::try_from(datagrams)?;
+        for client in 0..2 {
+            datagrams.set(client, [0; size_of::<Datagrams>()], 0)?;
+        }
+        let budgets = self.ebpf.map_mut("PASS_BUDGETS").context("no PASS_BUDGETS")?;
+        Ok(Array::<_, [u8; 16]>::try_from(budgets)?.set(VIF, [0; 16], 0)?)
     }
 
     /// Takes all drop records.

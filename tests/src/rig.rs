@@ -232,6 +232,42 @@ impl Rig {
         Ok(())
     }
 
+    /// Makes a client a netvm that masquerades, with one qube behind it, and returns the qube's
+    /// namespace.
+    pub fn add_behind(&self, client: &Client) -> Result<Namespace> {
+        let outer = &client.namespace;
+        let inner = Namespace::named(self.stem.namespace(&format!("behind{}", client.spec.number)));
+        make_namespace(&inner)?;
+        let link = ["link", "add", "vif1.0", "type", "veth", "peer", "name", CLIENT_INTERFACE];
+        outer.ip(&[&link[..], &["netns", inner.name()]].concat())?;
+        outer.ip(&["link", "set", "vif1.0", "up"])?;
+        inner.ip(&["link", "set", CLIENT_INTERFACE, "up"])?;
+        for (own, gateway, bits) in
+            [("10.138.0.2", "10.138.0.1", "/24"), ("fd09:24ef:417a::2", "fd09:24ef:417a::1", "/64")]
+        {
+            let set = |address: &str| format!("{address}{bits}");
+            let nodad: &[&str] = if own.contains(':') { &["nodad"] } else { &[] };
+            let at = |address: &str, link: &str, on: &Namespace| {
+                let words = ["address", "add", &set(address), "dev", link];
+                on.ip(&[&words[..], nodad].concat())
+            };
+            at(gateway, "vif1.0", outer)?;
+            at(own, CLIENT_INTERFACE, &inner)?;
+            add_default_route(&inner, CLIENT_INTERFACE, gateway)?;
+        }
+        outer.sysctl("net/ipv4/ip_forward", "1")?;
+        outer.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        outer.nft(&format!(
+            "table inet nested {{
+                chain postrouting {{
+                    type nat hook postrouting priority srcnat;
+                    oifname {CLIENT_INTERFACE} masquerade
+                }}
+            }}"
+        ))?;
+        Ok(inner)
+    }
+
     /// Detaches a client: its link and its namespace are gone.
     pub fn remove_client(&self, client: &Client) -> Result<()> {
         self.netvm.ip(&["link", "delete", &client.vif])?;

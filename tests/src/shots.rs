@@ -21,6 +21,8 @@ const DO_NOT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// Where a datagram is cut in two; the transport header is in the first part.
 const FIRST_PART: usize = 32;
+/// What all random probes together leave unfinished: as many as fit wherever a hash puts them.
+const MOST_UNFINISHED: usize = firewall_common::fragments::PLACES;
 
 /// What rules cannot see of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -256,12 +258,18 @@ pub struct Places {
 pub struct Shots {
     random: StdRng,
     generator: Generator,
+    /// How many more datagrams may stay unfinished, each of which takes room for a minute.
+    unfinished: usize,
 }
 
 impl Shots {
     /// The same seed gives the same things in the same order.
     pub fn new(seed: u64) -> Self {
-        Self { random: StdRng::seed_from_u64(!seed), generator: Generator::new(seed) }
+        Self {
+            random: StdRng::seed_from_u64(!seed),
+            generator: Generator::new(seed),
+            unfinished: MOST_UNFINISHED,
+        }
     }
 
     /// A ruleset with up to `most` rules.
@@ -307,8 +315,8 @@ impl Shots {
             2..5 => Shape::Large,
             5 => Shape::BadChecksum,
             6 if matches!(sight.protocol, TCP | UDP) => Shape::Short,
-            7..9 => Shape::Halves { reversed: self.random.random() },
-            9 => Shape::FirstHalf,
+            7..9 => Shape::Halves { reversed: self.leaves_unfinished() },
+            9 if self.leaves_unfinished() => Shape::FirstHalf,
             10 => {
                 let tags = [(0x8100, 0), (0x88a8, 0), (0x8100, 5), (0x9100, 0)];
                 let count = self.random.random_range(1..=2);
@@ -333,6 +341,13 @@ impl Shots {
             12..18 if !v4 => Shape::Headers(self.headers()),
             _ => Shape::Plain,
         }
+    }
+
+    /// Whether the next datagram is one that is never finished.
+    fn leaves_unfinished(&mut self) -> bool {
+        let does = self.unfinished > 0 && self.random.random();
+        self.unfinished -= usize::from(does);
+        does
     }
 
     fn headers(&mut self) -> Vec<u8> {

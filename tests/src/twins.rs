@@ -70,7 +70,7 @@ impl Twins {
             // What dom0 writes for a client that does not run.
             write_rules(ours.rig.directory(), *absent, "policy = drop\ncommit\n")?;
         }
-        let agent = Agent::start(&ours.rig, &["--mode", "qubes"])?;
+        let agent = Agent::start(&ours.rig, &["--mode", "qubes", "--local-rate", "1000000"])?;
         agent.wait_for_vif(ours.client.vif())?;
         stock.rig.netvm().nft(&netvm.stock())?;
         let mut twins =

@@ -7,6 +7,8 @@ mod program {
     mod early;
     mod explained;
     mod fields;
+    mod fragments;
+    mod handed_on;
     mod kept;
     mod odd;
     mod random;

@@ -35,5 +35,6 @@ mod rig {
     mod traffic;
     mod unread;
     mod vifs;
+    mod waiting;
     mod world;
 }

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use firewall_tests::difference::{Difference, accepts_here, accepts_today};
 use firewall_tests::oracle::{Probe, Proto, Rule, Ruleset};
 use firewall_tests::packets::{AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
-use firewall_tests::packets::{TCP, UDP};
+use firewall_tests::packets::{ICMP, ICMPV6, TCP, UDP};
 use firewall_tests::shots::{Shape, Shot, Shots};
 use firewall_tests::sightings::Outcome;
 use firewall_tests::twins::Twins;
@@ -238,6 +238,7 @@ fn each_named_difference_really_occurs() -> Result<()> {
         (UDP, &drop_udp, vec![FRAGMENT, DESTINATION], [PROHIBITED6, TO_SERVER6]),
         (TCP, &["accept tcp"], vec![HOP_BY_HOP], [TO_SERVER6, PROHIBITED6]),
         (TCP, &["accept 443"], vec![HOP_BY_HOP, DESTINATION], [TO_SERVER6, PROHIBITED6]),
+        (TCP, &["accept tcp"], vec![AUTHENTICATION], [TO_SERVER6, PROHIBITED6]),
     ] {
         it.check(class, rules, SERVER6, (protocol, 443), Shape::Headers(headers), expected)?;
     }
@@ -268,6 +269,21 @@ fn each_named_difference_really_occurs() -> Result<()> {
     dropped6(MappedAddressDropped, mapped, Shape::Plain, &to_mapped)?;
     dropped6(TruncatedDropped, "2001:db8:dead::9", Shape::Short, "icmp error 1/0")?;
 
+    for (to, left, prohibited) in
+        [(SERVER4, TO_SERVER4, PROHIBITED4), (SERVER6, TO_SERVER6, PROHIBITED6)]
+    {
+        let mut silent = |class, rules: &[&str], sight, shape, stock: &str| {
+            it.check(Some(class), rules, to, sight, shape, [SILENT, stock])
+        };
+        let halves = |reversed| Shape::Halves { reversed };
+        let udp = (UDP, 443);
+        silent(FragmentsOutOfOrderDropped, &any, udp, halves(true), left)?;
+        silent(FragmentsOutOfOrderDropped, &[], udp, halves(true), prohibited)?;
+        silent(DeniedFragmentsDropped, &[], udp, halves(false), prohibited)?;
+    }
+    let redirect = (ICMPV6, 137);
+    it.check(Some(RedirectDropped), &[], SERVER6, redirect, Shape::Plain, [SILENT, PROHIBITED6])?;
+
     let missing = Difference::ALL.iter().filter(|class| !it.classes.contains(class));
     assert_eq!(missing.count(), 0);
     Ok(())
@@ -290,18 +306,18 @@ fn what_both_do_alike_is_alike() -> Result<()> {
         alike(&rules, "192.168.1.1", dns, plain.clone(), TO_RESOLVER)?;
     }
     alike(&["accept dns tcp"], "10.139.1.1", dns, plain.clone(), PROHIBITED4)?;
-    // AH is a protocol to both.
-    let headers = Shape::Headers(vec![AUTHENTICATION]);
-    alike(&["accept tcp"], SERVER6, https, headers, PROHIBITED6)?;
     // One fragment, even the only one, is put together before rules see it.
     let atomic = Shape::Headers(vec![FRAGMENT]);
     alike(&["accept tcp"], SERVER6, https, atomic, TO_SERVER6)?;
-    for reversed in [false, true] {
-        let halves = || Shape::Halves { reversed };
-        alike(&["accept udp 443"], SERVER4, (UDP, 443), halves(), TO_SERVER4)?;
-        alike(&["accept udp 443"], SERVER6, (UDP, 443), halves(), TO_SERVER6)?;
-        alike(&[], SERVER4, (UDP, 443), halves(), PROHIBITED4)?;
-        alike(&[], SERVER6, (UDP, 443), halves(), PROHIBITED6)?;
+    let halves = || Shape::Halves { reversed: false };
+    alike(&["accept udp 443"], SERVER4, (UDP, 443), halves(), TO_SERVER4)?;
+    alike(&["accept udp 443"], SERVER6, (UDP, 443), halves(), TO_SERVER6)?;
+    // Errors about packets that never were, and IPv4 redirects.
+    for kind in [3, 4, 5, 11, 12] {
+        alike(any, SERVER4, (ICMP, kind), plain.clone(), SILENT)?;
+    }
+    for kind in [1, 2, 3, 4, 127] {
+        alike(any, SERVER6, (ICMPV6, kind), plain.clone(), SILENT)?;
     }
     // What the kernel says before any rule is asked, and what it never says.
     alike(&[], SERVER4, https, Shape::LastHop, "icmp error 11/0")?;

@@ -23,7 +23,8 @@ pub struct Demo {
 pub struct Test {
     /// Only tests whose path contains this, like `pure::` or `rig::life`.
     filter: Option<String>,
-    /// Go round the random tests several times as often; takes a quarter of an hour.
+    /// Go round the random tests several times as often; takes a quarter of an hour, and the
+    /// attacker's ring (`attack`) one hour.
     #[arg(long)]
     soak: bool,
     /// Repeat a random run that printed this seed.

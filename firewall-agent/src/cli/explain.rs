@@ -112,7 +112,7 @@ pub fn explain(arguments: &Explain) -> Result<ExitCode> {
         texts.collect::<Vec<_>>().join("\n")
     })?;
     let passes = |it: &Explained| match it.outcome {
-        Outcome::Forwarded | Outcome::Local => true,
+        Outcome::Forwarded | Outcome::Local | Outcome::Related => true,
         Outcome::Rejected | Outcome::Dropped => false,
     };
     Ok(if explained.iter().any(|it| it.agree == Some(false)) {
@@ -330,6 +330,7 @@ fn one(
         (Ok(_), None) => (None, None),
     };
     let to_client = agent.as_ref().is_some_and(|it| it.to_client);
+    let is_first_fragment = packet.is_some_and(|it| it.first_fragment);
     let agree =
         agent.as_ref().zip(kernel.as_ref()).map(|(agent, kernel)| agent.judgement == *kernel);
     Explained {
@@ -337,7 +338,7 @@ fn one(
         client: subject.client,
         name: subject.name.clone(),
         packet,
-        outcome: Outcome::of(&judgement, connection, to_client),
+        outcome: Outcome::of(&judgement, connection, to_client, is_first_fragment),
         judgement,
         agent,
         agent_problem: agent_problem.map(str::to_owned),

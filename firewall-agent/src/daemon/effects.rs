@@ -81,8 +81,9 @@ impl Daemon {
                 None
             }
             Effect::TakenOver => {
-                let outcome = self.dataplane.forget_all_but(&self.world.links_in_use());
-                Some(tried(Task::TakenOver, outcome))
+                let ended = self.dataplane.maps.take_over();
+                let forgotten = self.dataplane.forget_all_but(&self.world.links_in_use());
+                Some(tried(Task::TakenOver, forgotten.and(ended.map_err(Into::into))))
             }
             Effect::Tell(notice) => {
                 self.tell(&notice);

@@ -16,7 +16,7 @@ use tracing::warn;
 
 use super::attached::{CLSACT, CLSACT_HANDLE, CLSACT_PRIORITY, Filter, filter, tcx_programs};
 use super::pins::{
-    entries, link_name, pin_directory, pin_link, pinned, remove_pin, subdirectories,
+    entries, link_name, move_pin, pin_directory, pin_link, pinned, remove_pin, subdirectories,
 };
 use super::{Attach, Dataplane, DataplaneError, early, with_sources};
 
@@ -122,8 +122,7 @@ impl Dataplane {
         if now != name {
             return Err(DataplaneError::Renamed { name, vif: link });
         }
-        // An earlier agent's would judge by rules of the past, and if it came last, have the
-        // last word.
+        // What is left of an earlier agent would judge by rules of the past.
         for version in subdirectories(&self.options.pins)? {
             let is_own = version == self.links && how == Attach::Tcx;
             if !is_own {
@@ -156,17 +155,26 @@ impl Dataplane {
         name: &str,
     ) -> Result<Attachment, DataplaneError> {
         let pin = self.link_path(which, link);
+        let name_of_pin = link_name(which.name(), link);
+        let others = subdirectories(&self.options.pins)?.into_iter();
+        let others = others.map(|version| version.join(&name_of_pin)).filter(|it| *it != pin);
         let program = which.of(&mut self.ebpf)?;
-        if let Some(pinned) = pinned(&pin)? {
+        for earlier in std::iter::once(pin.clone()).chain(others) {
+            let Some(pinned) = pinned(&earlier)? else {
+                continue;
+            };
             let link = SchedClassifierLink::try_from(FdLink::from(pinned))?;
             match program.attach_to_link(link) {
                 Ok(link) => {
                     // The pin keeps the link; this handle may go.
                     drop(program.take_link(link)?);
+                    // Another version's. Had that program to be detached instead, it would still
+                    // run for a while beside this one: the kernel does so when it has time.
+                    move_pin(&earlier, &pin)?;
                     return Ok(Attachment { how: Attach::Tcx, held: None });
                 }
                 // It belonged to a device of the same index that is gone.
-                Err(_) => remove_pin(&pin)?,
+                Err(_) => remove_pin(&earlier)?,
             }
         }
         let order = TcAttachOptions::TcxOrder(LinkOrder::first());

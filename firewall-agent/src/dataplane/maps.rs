@@ -24,6 +24,7 @@ use super::epoch::Epoch;
 use super::mapped::MappedArray;
 use super::policies::Policies;
 use super::ranges::Ranges;
+use super::stamps::Stamps;
 use super::with_sources;
 use crate::events::{ClientId, Installation};
 use crate::rules::compile::Policy;
@@ -84,6 +85,7 @@ pub struct Maps {
     locals: AddressSet,
     connected: AddressSet,
     counters: MappedArray<Counter>,
+    stamps: Stamps,
 
     free_indices: Ranges,
     free_records: Ranges,
@@ -130,6 +132,7 @@ impl Maps {
             locals: AddressSet::new(take(ebpf, "LOCALS")?, take(ebpf, "LOCALS_FILTER")?),
             connected: AddressSet::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
             counters: MappedArray::new(take_array(ebpf, "COUNTERS")?, MAX_COUNTERS)?,
+            stamps: Stamps::new(take(ebpf, "STAMPS")?),
             free_indices: indices(0, MAX_CLIENTS),
             free_records: indices(0, MAX_INSTALLED),
             // The first counters are for packets without a client.
@@ -188,16 +191,21 @@ impl Maps {
                 index,
                 audit_until: 0,
                 only_class: policy.map_or(0, |it| self.policies.only_class(it, client.address)),
+                stamp: self.stamps.take()?,
             };
             self.records.store(staged.record, [staged.client])?;
             self.make_live(client, index, staged.record)
         });
         match outcome {
             Ok(()) => {
-                self.retired.extend(self.in_force.insert(client, staged));
+                if let Some(old) = self.in_force.insert(client, staged) {
+                    self.stamps.retire(old.client.stamp);
+                    self.retired.push(old);
+                }
                 Ok(())
             }
             Err(error) => {
+                self.stamps.retire(staged.client.stamp);
                 self.retired.push(staged);
                 Err(error)
             }
@@ -213,7 +221,25 @@ impl Maps {
     /// Lets what a client's policy denies pass until then, in seconds since the machine
     /// booted; 0: not any more. Either way the client has to settle.
     pub fn audit(&mut self, client: ClientId, until: u32) -> Result<(), MapsError> {
-        self.amend(client, |it| Client { state: it.state | SETTLING, audit_until: until, ..it })
+        if !self.in_force.contains_key(&client) {
+            return Ok(());
+        }
+        let stamp = self.stamps.take()?;
+        let outcome = self.amend(client, |it| {
+            let state = it.state | SETTLING;
+            Client { state, audit_until: until, stamp, ..it }
+        });
+        if self.in_force.get(&client).is_none_or(|it| it.client.stamp != stamp) {
+            self.stamps.retire(stamp);
+        }
+        outcome
+    }
+
+    /// What an earlier agent let pass leaves no more if it waited until now, when this agent has
+    /// taken over. Takes some milliseconds.
+    pub fn take_over(&mut self) -> Result<(), MapsError> {
+        self.policies.wait()?;
+        Ok(self.stamps.end_others()?)
     }
 
     /// Changes what is in force for a client; its policy and counters stay.
@@ -234,7 +260,10 @@ impl Maps {
         self.live.publish(amended.index, record)?;
         self.epoch.advance()?;
         let old = std::mem::replace(&mut in_force.record, record);
-        in_force.client = amended;
+        let before = std::mem::replace(&mut in_force.client, amended);
+        if before.stamp != amended.stamp {
+            self.stamps.retire(before.stamp);
+        }
         // Counters and policy are still in use; only the record is not.
         self.retired.push(InForce { record: old, client: amended, counters: 0..0, policy: None });
         Ok(())
@@ -304,7 +333,10 @@ impl Maps {
         self.epoch.advance()?;
         self.indices.remove(&client);
         self.retired_indices.push(index);
-        self.retired.extend(self.in_force.remove(&client));
+        if let Some(removed) = self.in_force.remove(&client) {
+            self.stamps.retire(removed.client.stamp);
+            self.retired.push(removed);
+        }
         Ok(())
     }
 
@@ -313,10 +345,12 @@ impl Maps {
         !self.retired.is_empty() || !self.retired_indices.is_empty()
     }
 
-    /// Waits until no packet can see what was replaced, and makes room of it. Takes some
-    /// milliseconds. On error nothing is given back, and nothing is lost.
+    /// Waits until no packet can see what was replaced, and makes room of it. From then on,
+    /// nothing leaves that what was replaced let pass. Takes some milliseconds. On error nothing is
+    /// given back, and nothing is lost.
     pub fn quiesce(&mut self) -> Result<(), MapsError> {
         self.policies.wait()?;
+        self.stamps.end_retired()?;
         for index in self.retired_indices.drain(..) {
             self.free_indices.give(index..index + 1);
         }

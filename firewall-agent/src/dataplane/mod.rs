@@ -16,6 +16,7 @@ mod memory_model;
 mod pins;
 mod policies;
 mod ranges;
+mod stamps;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -75,12 +76,14 @@ pub struct Options {
     pub attach: Attach,
     /// Whether packets meet the XDP stage first, where a driver has native XDP.
     pub xdp: bool,
-    /// Whether ARP and neighbour discovery from clients are judged.
+    /// Whether IPv6 neighbour discovery of clients is judged.
     pub guard_neighbours: bool,
     /// Whether the program keeps answers; [`may_cache`] says where it may.
     pub caches: bool,
     /// Denied packets of one client in a second that are handed on to be rejected.
     pub reject_rate: NonZeroU64,
+    /// New flows of one vif to the netvm itself in a second that are handed on.
+    pub local_rate: NonZeroU64,
 }
 
 /// The kernel side cannot be set up.
@@ -218,7 +221,7 @@ pub fn require_object() -> Result<(), DataplaneError> {
 /// Loads the object, with its settings in place. The kernel's own type information is left
 /// out on purpose: kernels of Qubes VMs have none.
 pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
-    let interval = NANOSECONDS / options.reject_rate;
+    let interval = |rate: NonZeroU64| NANOSECONDS / rate;
     let guard = u32::from(options.guard_neighbours);
     // A processor without entries of its own asks the tables each time.
     let processors = aya::util::nr_cpus().unwrap_or(1);
@@ -233,6 +236,7 @@ pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
         .override_global("MARK_BIT", &options.mark_bit, true)
         .override_global("GUARD_NEIGHBOURS", &guard, true)
         .override_global("CACHES", &u32::from(options.caches), true)
-        .override_global("REJECT_INTERVAL", &interval, true)
+        .override_global("REJECT_INTERVAL", &interval(options.reject_rate), true)
+        .override_global("LOCAL_INTERVAL", &interval(options.local_rate), true)
         .load(OBJECT)
 }

@@ -73,6 +73,11 @@ pub(super) fn pin_link(link: FdLink, pin: &Path) -> Result<(), DataplaneError> {
     })
 }
 
+/// Gives a pin another name.
+pub(super) fn move_pin(from: &Path, to: &Path) -> Result<(), DataplaneError> {
+    fs::rename(from, to).map_err(|error| DataplaneError::Pins { path: from.to_owned(), error })
+}
+
 pub(super) fn remove_pin(path: &Path) -> Result<(), DataplaneError> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {

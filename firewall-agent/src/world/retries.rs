@@ -187,7 +187,7 @@ impl World {
             ),
             Task::ReadFlows => "old addresses of names stay".to_owned(),
             Task::Forget(link) => format!("a pin of link {link}, which is gone, stays"),
-            Task::TakenOver => "pins of an earlier agent stay".to_owned(),
+            Task::TakenOver => "pins of an earlier agent, or what it let pass, may stay".to_owned(),
         }
     }
 }

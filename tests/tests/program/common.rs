@@ -89,6 +89,13 @@ pub fn reason_without_client(reason: Reason) -> bool {
         | Reason::Waiting
         | Reason::Local
         | Reason::Fragment
+        | Reason::StrayFragment
+        | Reason::TooManyFragments
+        | Reason::IcmpError
+        | Reason::ForeignError
+        | Reason::Redirect
+        | Reason::TooMany
+        | Reason::Settling
         | Reason::OverBudget
         | Reason::Audit
         | Reason::Inconsistent => false,
@@ -98,6 +105,7 @@ pub fn reason_without_client(reason: Reason) -> bool {
         | Reason::ForeignNeighbour
         | Reason::ConnectedSource
         | Reason::ConnectedDestination
+        | Reason::Outdated
         | Reason::OtherHost
         | Reason::Tagged
         | Reason::ForeignEthertype
@@ -111,5 +119,8 @@ pub fn reason_without_client(reason: Reason) -> bool {
 }
 
 pub fn is_untold(reason: Reason) -> bool {
-    matches!(reason, Reason::Arp | Reason::Local | Reason::Fragment | Reason::LinkLocal)
+    matches!(
+        reason,
+        Reason::Arp | Reason::Local | Reason::Fragment | Reason::IcmpError | Reason::LinkLocal
+    )
 }

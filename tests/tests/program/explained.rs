@@ -12,7 +12,7 @@ use firewall_agent::explanation::{Explanation, Judgement, PacketStatus};
 use firewall_agent::sources::files;
 use firewall_agent::world::World;
 use firewall_agent::world::explaining::Circumstances;
-use firewall_common::packet::{self, Frame};
+use firewall_common::packet::{self, Fragment, Frame};
 use firewall_common::verdict::{Reason, Verdict};
 use firewall_tests::generate::Generator;
 use firewall_tests::oracle::Ruleset;
@@ -109,8 +109,23 @@ impl Scene {
             Ok(Frame::Arp { .. }) | Err(_) => Judgement::from(&by_tables),
         };
         assert_eq!(explained, Judgement::from(&by_tables), "{parsed:?}");
-        let (verdict, reason) = explained.known().context("unknown words")?;
+        let (mut verdict, mut reason) = explained.known().context("unknown words")?;
+        // What was sent before is not known to the one that explains.
+        let is_handed_on = !matches!(verdict, Verdict::Drop | Verdict::Reject);
+        let fragment = match &parsed {
+            Ok(Frame::Ip(packet)) => packet.fragment,
+            Ok(Frame::Arp { .. }) | Err(_) => Fragment::WHOLE,
+        };
+        if is_handed_on && (reason != Reason::Rule || !fragment.is_whole()) {
+            self.program.rest()?;
+        }
+        if fragment.is_later() && is_handed_on {
+            (verdict, reason) = (Verdict::Drop, Reason::StrayFragment);
+        } else if !fragment.is_whole() && verdict == Verdict::Reject {
+            verdict = Verdict::Drop;
+        }
         let count = |program: &Program| match (explained.rule_index, reason) {
+            (_, Reason::StrayFragment) => program.counted(Some(client), reason),
             (Some(rule), _) => program.counted_rule(client, rule),
             (None, reason) if reason_without_client(reason) => program.counted(None, reason),
             (None, reason) => program.counted(Some(client), reason),
@@ -119,11 +134,15 @@ impl Scene {
         let outcome = self.program.send(frame)?;
         assert_eq!(count(&self.program).packets, before + 1, "{explained:?}: {parsed:?}");
         let expected = match verdict {
-            Verdict::Accept | Verdict::Audit => Outcome::ACCEPTED,
+            Verdict::Accept | Verdict::Audit | Verdict::Related => Outcome::ACCEPTED,
             Verdict::Reject | Verdict::Pass => Outcome::UNMARKED,
             Verdict::Drop => Outcome::DROPPED,
         };
         assert_eq!(outcome, expected, "{explained:?}: {parsed:?}");
+        if reason == Reason::StrayFragment {
+            let (verdict, reason) = (verdict.name().to_owned(), reason.name().to_owned());
+            return Ok(Judgement { verdict, reason, ..explained });
+        }
         Ok(explained)
     }
 }
@@ -166,7 +185,7 @@ fn explain_and_kernel_agree_on_a_hundred_thousand_random_packets() -> Result<()>
         (Verdict::Reject, Reason::Blocked),
         (Verdict::Drop, Reason::Waiting),
         (Verdict::Pass, Reason::Local),
-        (Verdict::Pass, Reason::Fragment),
+        (Verdict::Drop, Reason::StrayFragment),
         (Verdict::Drop, Reason::UnknownSource),
         (Verdict::Drop, Reason::Malformed),
         (Verdict::Drop, Reason::Truncated),
@@ -197,7 +216,12 @@ fn frame(
             frame[at] = random.random();
         }
         // A later fragment, where the field is in the fixed header.
-        1 if client.is_ipv4() => frame[21] = 1,
+        1 if client.is_ipv4() => {
+            frame[21] = 1;
+            frame[24..26].fill(0);
+            let sum = packets::checksum(&frame[14..34]);
+            frame[24..26].copy_from_slice(&sum.to_be_bytes());
+        }
         // The kernel refuses to test-run less than the headers of Ethernet and IP.
         2 => {
             let headers = if client.is_ipv4() { 34 } else { 54 };

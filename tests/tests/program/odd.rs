@@ -55,7 +55,7 @@ pub fn odd_frames() -> Vec<(&'static str, Vec<u8>, Reason)> {
         (
             "first fragment without ports",
             { V4 { fragment: 0x2000, payload: vec![1, 2], ..v4_plain.clone() }.frame() },
-            Reason::Truncated,
+            Reason::Malformed,
         ),
         ("loose source route", with_options(&[131, 7, 4, 8, 8, 8, 8]), Reason::SourceRoute),
         ("strict source route", with_options(&[137, 7, 4, 8, 8, 8, 8]), Reason::SourceRoute),
@@ -72,9 +72,17 @@ pub fn odd_frames() -> Vec<(&'static str, Vec<u8>, Reason)> {
             Reason::Truncated,
         ),
         (
-            "IPv6 first fragment without ports",
+            "IPv6 first fragment without data",
             {
                 let packet = V6::new(v6(CLIENT6), SERVER6, packets::TCP, &[]);
+                packet.with(packets::FRAGMENT, &packets::fragment(0, true)).frame()
+            },
+            Reason::Malformed,
+        ),
+        (
+            "IPv6 first fragment without the whole TCP header",
+            {
+                let packet = V6::new(v6(CLIENT6), SERVER6, packets::TCP, &tcp[..16]);
                 packet.with(packets::FRAGMENT, &packets::fragment(0, true)).frame()
             },
             Reason::Truncated,
@@ -82,7 +90,8 @@ pub fn odd_frames() -> Vec<(&'static str, Vec<u8>, Reason)> {
         (
             "IPv6 first fragment ends in its headers",
             {
-                let packet = V6::new(v6(CLIENT6), SERVER6, packets::DESTINATION, &[6, 2, 1, 4, 0]);
+                let packet =
+                    V6::new(v6(CLIENT6), SERVER6, packets::DESTINATION, &[6, 2, 1, 4, 0, 0, 0, 0]);
                 packet.with(packets::FRAGMENT, &packets::fragment(0, true)).frame()
             },
             Reason::Truncated,
@@ -143,6 +152,16 @@ pub fn odd_frames() -> Vec<(&'static str, Vec<u8>, Reason)> {
             Reason::UnknownSource,
         ),
         (
+            "IPv4 redirect",
+            { V4::new(v4(CLIENT4), SERVER4, packets::ICMP, &packets::icmp(5, 1)).frame() },
+            Reason::Redirect,
+        ),
+        (
+            "IPv6 redirect",
+            { V6::new(v6(CLIENT6), SERVER6, packets::ICMPV6, &packets::icmp(137, 0)).frame() },
+            Reason::Redirect,
+        ),
+        (
             "IPv6 source link-local",
             { V6 { source: "fe80::1".parse().expect("address"), ..v6_plain.clone() }.frame() },
             Reason::LinkLocal,
@@ -179,7 +198,16 @@ fn every_reason_is_tested() -> Result<()> {
                 "a_clients_address_passes_no_other_link"
             }
             Reason::ForeignNeighbour => "a_guard_lets_clients_speak_for_themselves_only",
-            Reason::Fragment => "a_later_fragment_is_handed_on_without_the_mark",
+            Reason::Fragment | Reason::StrayFragment => {
+                "a_fragment_is_handed_on_right_behind_the_one_before_it_and_not_else"
+            }
+            Reason::TooManyFragments => "unfinished_datagrams_take_no_more_than_a_clients_share",
+            Reason::IcmpError | Reason::ForeignError => {
+                "an_icmp_error_passes_only_if_it_quotes_a_packet_to_its_sender"
+            }
+            Reason::Settling => "an_icmp_error_is_dropped_while_its_connection_may_have_to_end",
+            Reason::TooMany => "what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices",
+            Reason::Outdated => "what_waited_for_a_neighbour_does_not_leave_after_a_rule_change",
             Reason::Inconsistent => "tables_that_contradict_themselves_drop",
             _ => "",
         };

@@ -47,6 +47,9 @@ fn agree(mut program: Program, rounds: usize) -> Result<(u32, u32)> {
                 let (outcome, reason, rule) = expected(&probe, &rules, &servers);
                 let frame = packets::plain(client, probe.destination, probe.protocol, probe.port);
                 let context = || format!("seed {seed}: {probe:?} of\n{}", rules.file());
+                if reason == Reason::Local {
+                    program.rest()?;
+                }
                 let before = counter(&program, client, reason, rule)?;
                 assert_eq!(program.send(&frame)?, outcome, "{}", context());
                 assert_eq!(counter(&program, client, reason, rule)?, before + 1, "{}", context());
@@ -86,6 +89,19 @@ fn expected(probe: &Probe, rules: &Ruleset, servers: &[IpAddr]) -> (Outcome, Rea
     }
     if mapped {
         return (Outcome::DROPPED, Reason::MappedAddress, 0);
+    }
+    // Plain ICMP packets quote nothing.
+    let message = match (probe.protocol, probe.destination) {
+        (packets::ICMP, IpAddr::V4(_)) if [3, 4, 11, 12].contains(&probe.port) => {
+            Some(Reason::ForeignError)
+        }
+        (packets::ICMP, IpAddr::V4(_)) if probe.port == 5 => Some(Reason::Redirect),
+        (packets::ICMPV6, IpAddr::V6(_)) if probe.port < 128 => Some(Reason::ForeignError),
+        (packets::ICMPV6, IpAddr::V6(_)) if probe.port == 137 => Some(Reason::Redirect),
+        _ => None,
+    };
+    if let Some(reason) = message {
+        return (Outcome::DROPPED, reason, 0);
     }
     if multicast {
         return (Outcome::UNMARKED, Reason::Local, 0);

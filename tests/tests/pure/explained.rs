@@ -173,15 +173,7 @@ fn each_rule_that_was_tried_says_what_of_the_packet_it_does_not_match() {
     let ruleset = files::ruleset(client, text).expect("rules");
     let known = Surroundings::default();
     let resolved = resolve::resolve(Family::V4, &ruleset, &known);
-    let packet = PacketStatus {
-        source: client,
-        destination: address("198.51.100.7"),
-        protocol: TCP,
-        port: 80,
-        source_port: None,
-        later_fragment: false,
-        neighbour: None,
-    };
+    let packet = PacketStatus::plain(client, address("198.51.100.7"), TCP, 80);
     let lines: Vec<String> = tries(&ruleset, &resolved, &packet.packet())
         .into_iter()
         .map(|trial| {

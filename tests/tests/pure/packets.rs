@@ -2,7 +2,7 @@
 
 use std::net::Ipv6Addr;
 
-use firewall_common::packet::{Frame, parse};
+use firewall_common::packet::{Frame, Packet, parse, parse_plain};
 use firewall_common::verdict::Reason;
 use firewall_tests::packets::{self, V4, V6};
 use proptest::prelude::*;
@@ -12,7 +12,8 @@ const DESTINATION: Ipv6Addr = Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 2);
 
 #[test]
 fn every_cut_of_a_packet_is_truncated() {
-    let tcp = packets::tcp(1, 2);
+    // So long that it can be a first fragment.
+    let tcp = [packets::tcp(1, 2), vec![0; 4]].concat();
     let v4 = V4::new([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), packets::TCP, &tcp);
     let v6 = V6::new(SOURCE, DESTINATION, packets::TCP, &tcp);
     let frames = [
@@ -30,7 +31,48 @@ fn every_cut_of_a_packet_is_truncated() {
     }
 }
 
+#[test]
+fn what_nearly_all_packets_are_is_plain() {
+    for protocol in [packets::TCP, packets::UDP, packets::ICMP, 47] {
+        let payload = [packets::tcp(8 << 8, 2), vec![0; 4]].concat();
+        let v4 = V4::new([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), protocol, &payload);
+        assert!(parse_plain(v4.frame().as_slice()).is_some(), "{protocol}");
+    }
+    for protocol in [packets::TCP, packets::UDP, packets::ICMPV6, 47] {
+        let payload = [packets::tcp(128 << 8, 2), vec![0; 4]].concat();
+        let v6 = V6::new(SOURCE, DESTINATION, protocol, &payload);
+        assert!(parse_plain(v6.frame().as_slice()).is_some(), "{protocol}");
+    }
+}
+
 proptest! {
+    /// What the shorter parser reads, the longer one reads as well, and the same.
+    #[test]
+    fn a_plain_packet_is_what_it_is_to_the_whole_parser(
+        payload in prop::collection::vec(any::<u8>(), 0..80),
+        protocol in prop_oneof![Just(1_u8), Just(6), Just(17), Just(58), any::<u8>()],
+        changes in prop::collection::vec((12_usize..80, any::<u8>()), 0..3),
+        is_v4: bool,
+    ) {
+        let mut frame = if is_v4 {
+            V4::new([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), protocol, &payload).frame()
+        } else {
+            V6::new(SOURCE, DESTINATION, protocol, &payload).frame()
+        };
+        for (at, byte) in changes {
+            if let Some(place) = frame.get_mut(at) {
+                *place = byte;
+            }
+        }
+        if let Some(plain) = parse_plain(frame.as_slice()) {
+            let whole = match parse(frame.as_slice()) {
+                Ok(Frame::Ip(packet)) => Ok(packet),
+                other => Err(other),
+            };
+            prop_assert_eq!(whole.map(|it| Packet { identifier: 0, ..it }), Ok(plain));
+        }
+    }
+
     #[test]
     fn any_bytes_are_parsed_or_refused(
         bytes in prop::collection::vec(any::<u8>(), 0..200),

@@ -65,15 +65,7 @@ fn world(rules: &str) -> World {
 }
 
 fn packet(from: &str, to: &str, protocol: u8, port: u16) -> PacketStatus {
-    PacketStatus {
-        source: address(from),
-        destination: address(to),
-        protocol,
-        port,
-        source_port: None,
-        later_fragment: false,
-        neighbour: None,
-    }
+    PacketStatus::plain(address(from), address(to), protocol, port)
 }
 
 /// All that is said about a packet, with tables in the kernel that say the same.
@@ -85,7 +77,7 @@ fn told(world: &World, packet: &PacketStatus, connection: Option<Connection>) ->
         client: packet.source,
         name: None,
         packet: Some(*packet),
-        outcome: Outcome::of(&agent.judgement, connection, agent.to_client),
+        outcome: Outcome::of(&agent.judgement, connection, agent.to_client, packet.first_fragment),
         judgement: agent.judgement.clone(),
         kernel: Some(agent.judgement.clone()),
         agent: Some(agent),

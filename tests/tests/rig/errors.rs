@@ -1,12 +1,14 @@
 //! Who answers when a packet cannot go on, and when nobody does: time to live, size,
 //! checksums, errors about errors, connections that began earlier.
 
-use std::net::IpAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::slice;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 use firewall_tests::agent::PATIENCE;
 use firewall_tests::frames;
+use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, ICMP, TCP, UDP, V4, V6};
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
@@ -176,7 +178,6 @@ fn a_denied_icmp_error_is_not_answered_and_one_out_of_nowhere_is_not_forwarded()
     let types4: [(u8, u8); 5] = [(3, 1), (3, 4), (5, 1), (11, 0), (12, 0)];
     let types6: [(u8, u8); 4] = [(1, 0), (2, 0), (3, 0), (4, 0)];
     for rules in [&[][..], &[Rule::all(true)]] {
-        let reason = if rules.is_empty() { "default" } else { "rule 0" };
         if !rules.is_empty() {
             scene.world.put(&scene.agent, rules)?;
         }
@@ -189,7 +190,8 @@ fn a_denied_icmp_error_is_not_answered_and_one_out_of_nowhere_is_not_forwarded()
                 error[4..].fill(0);
                 error.extend(&about);
                 let error = ends.packet(ends.icmp, &error);
-                let name = format!("{kind}/{code} from {}, {reason}", ends.from);
+                let name = format!("{kind}/{code} from {}, {} rules", ends.from, rules.len());
+                let reason = if *kind == 5 { "redirect" } else { "icmp-error" };
                 scene.check(&name, &[error], &Expected::silence(&[(reason, 1)]));
             }
         }
@@ -273,5 +275,92 @@ fn the_first_and_the_last_port_are_ports_like_others() -> Result<()> {
     check(true);
     scene.world.put(&scene.agent, &[all_but_edges(Proto::Tcp), all_but_edges(Proto::Udp)])?;
     check(false);
+    Ok(())
+}
+
+/// What is asked of an error on its way.
+struct Errors {
+    scene: Scene,
+    /// Port of the servers of these tests.
+    port: u16,
+}
+
+impl Errors {
+    /// The client may talk to a UDP port, and no rule of its accepts ICMP.
+    fn new(label: &str) -> Result<Self> {
+        let port = 444;
+        let rule = Rule { proto: Some(Proto::Udp), ports: Some((port, port)), ..Rule::all(true) };
+        Ok(Self { scene: Scene::new(label, &[rule])?, port })
+    }
+
+    /// Somebody behind the client's address sends to a server and goes; returns whether the
+    /// server's answer makes the server's kernel hear of it.
+    fn server_hears(&self, from: &Namespace, server: IpAddr) -> Result<bool> {
+        let address = SocketAddr::new(server, self.port);
+        let socket = self.scene.world.rig.internet().run(|| Ok(UdpSocket::bind(address)?))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        let client = from.run(|| Ok(UdpSocket::bind(unspecified(server))?))?;
+        client.send_to(b"question", address)?;
+        let mut bytes = [0; 16];
+        let (length, peer) = socket.recv_from(&mut bytes).context("nothing arrived")?;
+        ensure!(&bytes[..length] == b"question", "something else arrived");
+        drop(client);
+        socket.connect(peer)?;
+        socket.send(b"answer")?;
+        Ok(is_refused(&socket))
+    }
+
+    /// The client asks at a port that nobody serves; returns whether it hears of that.
+    fn client_hears(&self, from: &Namespace, server: IpAddr) -> Result<bool> {
+        let socket = from.run(|| Ok(UdpSocket::bind(unspecified(server))?))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.connect(SocketAddr::new(server, self.port))?;
+        socket.send(b"question")?;
+        Ok(is_refused(&socket))
+    }
+
+    /// Errors of a client that the program has handed on.
+    fn handed_on(&self, client: IpAddr) -> Result<u64> {
+        let counters = self.scene.agent.client(client)?.counters;
+        Ok(counters.get("icmp-error").map_or(0, |counter| counter.packets))
+    }
+}
+
+fn unspecified(of: IpAddr) -> SocketAddr {
+    match of {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
+}
+
+/// Whether the next thing that a socket hears is "port unreachable".
+fn is_refused(socket: &UdpSocket) -> bool {
+    let outcome = socket.recv(&mut [0; 16]);
+    outcome.is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused)
+}
+
+#[test]
+fn errors_about_a_clients_own_connections_pass_both_ways() -> Result<()> {
+    let errors = Errors::new("errorsown")?;
+    let World { client, v4, v6, .. } = &errors.scene.world;
+    for (own, server) in [(*v4, SERVER4), (*v6, SERVER6)] {
+        ensure!(errors.client_hears(client.namespace(), server)?, "{own}: towards the client");
+        assert_eq!(errors.handed_on(own)?, 0);
+        ensure!(errors.server_hears(client.namespace(), server)?, "{own}: from the client");
+        assert_eq!(errors.handed_on(own)?, 1);
+    }
+    Ok(())
+}
+
+#[test]
+fn errors_pass_both_ways_where_the_client_is_a_netvm_that_masquerades() -> Result<()> {
+    let errors = Errors::new("errorsnest")?;
+    let World { rig, client, v4, v6, .. } = &errors.scene.world;
+    let qube = rig.add_behind(client)?;
+    for (own, server) in [(*v4, SERVER4), (*v6, SERVER6)] {
+        ensure!(errors.client_hears(&qube, server)?, "{own}: towards the qube");
+        ensure!(errors.server_hears(&qube, server)?, "{own}: from the qube");
+        assert_eq!(errors.handed_on(own)?, 1);
+    }
     Ok(())
 }

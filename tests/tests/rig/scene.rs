@@ -271,7 +271,7 @@ impl Scene {
     }
 
     /// Everything that left by the uplink before a frame of the netvm's own.
-    fn until_uplink_is_empty(&self, out: &mut Capture) -> Result<Vec<Vec<u8>>> {
+    pub fn until_uplink_is_empty(&self, out: &mut Capture) -> Result<Vec<Vec<u8>>> {
         let token: [u8; 16] = random();
         let mut mark = packets::ethernet(EXPERIMENTAL, &token);
         mark[..6].fill(0xff);

@@ -4,7 +4,9 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::explanation::{ICMP, ICMPV6, PacketStatus, TCP, UDP};
+use firewall_common::packet;
+
+use crate::explanation::{ICMP, ICMPV6, MessageStatus, PacketStatus, TCP, UDP};
 
 /// Echo requests: what `ping` sends.
 const PING: u8 = 8;
@@ -52,15 +54,13 @@ impl Target {
             Service::Icmp(kind) => (ICMPV6, kind.unwrap_or(PING_V6).into()),
             Service::Other(number) => (number, 0),
         };
-        PacketStatus {
-            source,
-            destination,
-            protocol,
-            port,
-            source_port: None,
-            later_fragment: false,
-            neighbour: None,
-        }
+        // An error of the kind that can pass: about a packet that was sent to the client.
+        let message = match self.service {
+            Service::Icmp(_) if packet::is_error(port, is_v4) => Some(MessageStatus::Error),
+            Service::Icmp(_) if packet::is_redirect(port, is_v4) => Some(MessageStatus::Redirect),
+            _ => None,
+        };
+        PacketStatus { message, ..PacketStatus::plain(source, destination, protocol, port) }
     }
 }
 

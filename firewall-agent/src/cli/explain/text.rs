@@ -78,6 +78,10 @@ fn outcome(it: &Explained, colours: Colours) -> String {
     match it.outcome {
         Outcome::Forwarded => colours.paint(GOOD, "forwarded"),
         Outcome::Local => colours.paint(GOOD, "for the netvm itself"),
+        Outcome::Related => {
+            "forwarded if connection tracking knows the connection that it is about, else dropped"
+                .to_owned()
+        }
         Outcome::Rejected => colours.paint(BAD, "BLOCKED, with an ICMP error"),
         Outcome::Dropped => colours.paint(BAD, "BLOCKED silently"),
     }
@@ -96,7 +100,7 @@ fn why(it: &Explained) -> String {
     let does = match verdict {
         Verdict::Accept => "accepts it",
         Verdict::Reject | Verdict::Drop => "denies it",
-        Verdict::Pass => "has no say",
+        Verdict::Pass | Verdict::Related => "has no say",
         Verdict::Audit => "denies it, but the client is audited, so it passes",
     };
     if it.agent.as_ref().is_some_and(|agent| agent.to_client) && it.outcome == Outcome::Dropped {
@@ -121,8 +125,11 @@ fn why(it: &Explained) -> String {
         Reason::Local => "It is for the netvm's own address, or multicast or broadcast: the \
                           netvm's input rules decide, and no rule of the client."
             .to_owned(),
-        Reason::Fragment => "It has no ports. It passes if the first fragment of its datagram \
-                             does: explain that one."
+        Reason::Fragment => "It has no ports. It passes right behind the other fragments of its \
+                             datagram, if the first one did: explain that one."
+            .to_owned(),
+        Reason::IcmpError => "It is an ICMP error about a packet to the client, which no rule \
+                              judges: connection tracking knows whether there was such a packet."
             .to_owned(),
         Reason::UnknownSource => "Because its source address is not at home behind this vif: to \
                                   the firewall it is spoofed."
@@ -143,6 +150,13 @@ fn why(it: &Explained) -> String {
         | Reason::Audit
         | Reason::ConnectedSource
         | Reason::ConnectedDestination
+        | Reason::StrayFragment
+        | Reason::TooManyFragments
+        | Reason::ForeignError
+        | Reason::Redirect
+        | Reason::TooMany
+        | Reason::Settling
+        | Reason::Outdated
         | Reason::Inconsistent => {
             format!("Because of what it is, whatever rules say: {}.", meaning(reason))
         }
@@ -172,9 +186,20 @@ fn meaning(reason: Reason) -> &'static str {
         Reason::TooManyHeaders => "it has more extension headers than an honest sender needs",
         Reason::MappedAddress => "it has an IPv4 address in an IPv6 header",
         Reason::ForeignNeighbour => "it speaks for addresses that are not the client's",
-        Reason::OverBudget => "there are too many like it",
+        Reason::OverBudget | Reason::TooMany => "there are too many like it",
         Reason::ConnectedSource => "it has a client's address and comes from elsewhere",
         Reason::ConnectedDestination => "it is for a client and would leave elsewhere",
+        Reason::StrayFragment => "it does not follow on another fragment that passed",
+        Reason::TooManyFragments => "too many datagrams of the client lack fragments",
+        Reason::ForeignError => {
+            "it is an ICMP error about a packet that was not sent to the client, or not as an \
+             honest sender makes it"
+        }
+        Reason::Redirect => "it tells others where to send, which is no client's business",
+        Reason::Settling => {
+            "it is an ICMP error, and connections of the client are being ended just now"
+        }
+        Reason::Outdated => "it waited, and what accepted it is not in force any more",
         Reason::Inconsistent => "the tables contradict themselves, which is a bug; please report",
         Reason::Rule
         | Reason::Default
@@ -183,6 +208,7 @@ fn meaning(reason: Reason) -> &'static str {
         | Reason::Arp
         | Reason::Local
         | Reason::Fragment
+        | Reason::IcmpError
         | Reason::UnknownSource
         | Reason::Audit => reason.name(),
     }
@@ -293,6 +319,10 @@ fn firewall(it: &Explained) -> String {
     let does = match it.judgement.known() {
         Some((Verdict::Accept, _)) => "hands it on with the mark",
         Some((Verdict::Audit, _)) => "hands it on with the mark, because the client is audited",
+        Some((Verdict::Related, _)) => "hands it on with the mark, as an ICMP error",
+        Some((Verdict::Reject, _)) if it.outcome == Outcome::Dropped => {
+            "ends it at the vif, because it is a fragment"
+        }
         Some((Verdict::Reject | Verdict::Pass, _)) => "hands it on without the mark",
         Some((Verdict::Drop, _)) => "ends it at the vif",
         None => verdict,
@@ -313,14 +343,12 @@ fn gate(it: &Explained) -> String {
         (Some((Verdict::Reject, _)), Outcome::Forwarded) => {
             "forwards it, because it answers a connection that was opened towards the client"
         }
-        (Some((Verdict::Reject, _)), _) if is_error(it) => {
-            return format!(
-                "forwards it if it is about a connection that the kernel knows, else answers \
-                 \"administratively prohibited\" ({error})"
-            );
-        }
+        (Some((Verdict::Reject, _)), Outcome::Dropped) => "is not reached",
         (Some((Verdict::Reject, _)), _) => {
             return format!("answers \"administratively prohibited\" ({error})");
+        }
+        (Some((Verdict::Related, _)), _) => {
+            "forwards it if it is about a connection that the kernel knows, and drops it otherwise"
         }
         (Some((Verdict::Pass, Reason::Fragment)), _) => {
             "forwards it inside the datagram whose first fragment has the mark, or not at all"
@@ -331,18 +359,12 @@ fn gate(it: &Explained) -> String {
     text.to_owned()
 }
 
-/// Whether it is an ICMP error, which the gate lets pass if it is about something known.
-fn is_error(it: &Explained) -> bool {
-    it.packet.is_some_and(|packet| match packet.protocol {
-        ICMP => matches!(packet.port, 3 | 11 | 12),
-        ICMPV6 => matches!(packet.port, 1..=4),
-        _ => false,
-    })
-}
-
 fn nat(it: &Explained) -> String {
     let agent = it.agent.as_ref();
     let mode = agent.and_then(|agent| agent.mode.as_deref());
+    if it.outcome == Outcome::Related {
+        return "translates it, and what it quotes, as it did the connection".to_owned();
+    }
     let (Outcome::Forwarded, Some(packet)) = (it.outcome, &it.packet) else {
         return "is not reached".to_owned();
     };

@@ -1,0 +1,136 @@
+//! What is handed on and can make entries in tables that all share: fragments, and what is for
+//! the netvm itself. Each client has its share.
+//! Never lets pass what was to be dropped, and has no say about a whole packet that is accepted.
+
+use aya_ebpf::Global;
+use aya_ebpf::btf_maps::{Array, LruHashMap};
+use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
+use aya_ebpf::macros::btf_map;
+use firewall_common::abi::{
+    FLOW_SECONDS, FLOWS_BURST, FlowKey, MAX_BUDGETS, MAX_FLOWS, NOTICES_BURST, NOTICES_PER_SECOND,
+};
+use firewall_common::fragments::{Piece, Turn};
+use firewall_common::packet::{Packet, Protocol};
+use firewall_common::verdict::{Decision, Reason, Verdict};
+
+use crate::budget::take;
+use crate::fragments;
+use crate::maps::SECOND;
+
+/// How much of what is for the netvm itself is handed on, by the lowest bits of an interface's
+/// index, as in `RECORD_BUDGETS`. Kernel only.
+#[btf_map]
+static PASS_BUDGETS: Array<PassBudget, MAX_BUDGETS> = Array::new();
+
+/// When a flow to the netvm itself was paid for, in nanoseconds of the coarse clock; the least
+/// recently used goes first. Kernel only.
+#[btf_map]
+static FLOWS: LruHashMap<FlowKey, u64, MAX_FLOWS> = LruHashMap::new();
+
+/// Nanoseconds of budget that a new flow takes. The agent sets it before loading.
+#[unsafe(no_mangle)]
+static LOCAL_INTERVAL: Global<u64> = Global::new(50_000_000);
+
+/// Nanoseconds of budget that a notice takes.
+const NOTICE_INTERVAL: u64 = SECOND / NOTICES_PER_SECOND;
+
+/// When the next packet of a vif for the netvm itself fits into its budget, in nanoseconds of
+/// the coarse clock.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct PassBudget {
+    /// That begins a flow.
+    flows: u64,
+    /// Of ARP, of neighbour discovery, and ICMP errors.
+    notices: u64,
+}
+
+/// What becomes of a packet that is to be handed on. A denied fragment is dropped: if it were
+/// handed on to be rejected, it would wait for the rest of its datagram.
+#[inline(always)]
+pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
+    let dropped = |reason| Decision { verdict: Verdict::Drop, reason, ..decision };
+    let fragment = packet.fragment;
+    let has_room = match decision.verdict {
+        Verdict::Drop => return decision,
+        Verdict::Reject if fragment.is_whole() => return decision,
+        Verdict::Reject => return Decision { verdict: Verdict::Drop, ..decision },
+        Verdict::Accept | Verdict::Audit => true,
+        // Later fragments belong to a datagram whose first one was here.
+        Verdict::Pass if fragment.is_later() => true,
+        Verdict::Pass if decision.reason == Reason::Arp => notice(vif, now()),
+        Verdict::Pass if packet.is_neighbour_discovery() => notice(vif, now()),
+        Verdict::Pass => flow(vif, packet, now()),
+        Verdict::Related => notice(vif, now()),
+    };
+    if !has_room {
+        return dropped(Reason::TooMany);
+    }
+    if fragment.is_whole() {
+        return decision;
+    }
+    let piece = Piece {
+        destination: packet.destination,
+        identification: fragment.identification(),
+        protocol: if packet.source.is_mapped() { packet.number.into() } else { 0 },
+        start: fragment.start(),
+        length: fragment.length(),
+        more: fragment.more(),
+    };
+    match fragments::turn(&piece, decision.client, decision.stamp, decision.until, now()) {
+        Turn::Next => decision,
+        Turn::Stray => dropped(Reason::StrayFragment),
+        Turn::TooMany => dropped(Reason::TooManyFragments),
+    }
+}
+
+/// Nanoseconds of the coarse clock.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing and only returns a number.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Takes ARP, neighbour discovery or an ICMP error out of its vif's budget, if there is room.
+/// They make connection tracking keep no flow, and no flood of others stops them.
+#[inline(always)]
+fn notice(vif: u32, now: u64) -> bool {
+    let Some(budget) = PASS_BUDGETS.get_ptr_mut(vif & (MAX_BUDGETS as u32 - 1)) else {
+        return false;
+    };
+    // SAFETY: inside the map's value; a race costs accuracy, not safety.
+    take(unsafe { &mut (*budget).notices }, now, NOTICE_INTERVAL, NOTICES_BURST)
+}
+
+/// Takes a packet that can make connection tracking keep a flow out of its vif's budget, if
+/// there is room, unless its flow was paid for a short while ago.
+#[inline(always)]
+fn flow(vif: u32, packet: &Packet, now: u64) -> bool {
+    let is_ping = packet.is_echo_request();
+    let key = FlowKey {
+        vif,
+        destination: packet.destination,
+        port: packet.port,
+        source_port: if is_ping { packet.identifier } else { packet.source_port },
+        protocol: u32::from(packet.number) | if packet.source.is_mapped() { 0 } else { 256 },
+    };
+    // Of other protocols only connection tracking knows what their flows are.
+    let has_key = is_ping || matches!(packet.protocol, Protocol::Tcp | Protocol::Udp);
+    // SAFETY: the value is a word, which is read and written as a whole.
+    let paid = if has_key { unsafe { FLOWS.get(&key) } } else { None };
+    if paid.is_some_and(|since| now.wrapping_sub(*since) < FLOW_SECONDS * SECOND) {
+        return true;
+    }
+    let Some(budget) = PASS_BUDGETS.get_ptr_mut(vif & (MAX_BUDGETS as u32 - 1)) else {
+        return false;
+    };
+    // SAFETY: inside the map's value; a race costs accuracy, not safety.
+    if !take(unsafe { &mut (*budget).flows }, now, LOCAL_INTERVAL.load(), FLOWS_BURST) {
+        return false;
+    }
+    if has_key {
+        // Without an entry, the next packet pays as well.
+        let _ = FLOWS.insert(&key, &now, 0);
+    }
+    true
+}
