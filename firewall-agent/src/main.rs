@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser as _;
 use firewall_agent::cli::{self, Arguments, Command};
-use firewall_agent::logging::Log;
-use firewall_agent::{daemon, handover};
+use firewall_agent::daemon::logging::Log;
+use firewall_agent::daemon::{self, handover};
 use tracing_subscriber::EnvFilter;
 
 /// Whatever goes wrong and is not an answer.

@@ -10,8 +10,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use firewall_agent::control::{self, Request};
-use firewall_agent::status::{ClientStatus, State, Status};
+use firewall_agent::edges::control::{self, Request};
+use firewall_core::told::status::{ClientStatus, State, Status};
 use nix::libc::FIONREAD;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;

@@ -10,16 +10,17 @@ use anyhow::{Context as _, Result, ensure};
 use aya::Ebpf;
 use aya::maps::{Array, MapData, RingBuf};
 use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
-use firewall_agent::dataplane::maps::Maps;
-use firewall_agent::dataplane::{Attach, Options, load_object};
-use firewall_agent::events::{ClientId, Installation};
-use firewall_agent::rules::check::{self, ProvedPolicy};
-use firewall_agent::rules::resolve::{self, Surroundings};
-use firewall_agent::rules::{Family, Ruleset, compile};
-use firewall_agent::sources::files;
+use firewall_agent::edges::dataplane::maps::Maps;
+use firewall_agent::edges::dataplane::{Attach, Options, load_object};
+use firewall_agent::edges::sources::rule_files;
 use firewall_common::abi::{Counter, DropRecord};
 use firewall_common::fragments::Datagrams;
 use firewall_common::verdict::Reason;
+use firewall_core::client::ClientId;
+use firewall_core::events::Installation;
+use firewall_core::rules::check::{self, ProvedPolicy};
+use firewall_core::rules::resolve::{self, Surroundings};
+use firewall_core::rules::{Family, Ruleset, compile};
 
 use crate::oracle;
 
@@ -286,7 +287,7 @@ pub fn host(v4: bool, bits: u32) -> IpAddr {
 
 /// A client's rules, all the way from text to a proved policy.
 pub fn proved(client: IpAddr, text: &str, known: &Surroundings) -> Result<ProvedPolicy> {
-    let ruleset: Ruleset = files::ruleset(client, text)?;
+    let ruleset: Ruleset = rule_files::ruleset(client, text)?;
     let resolved = resolve::resolve(Family::from(client), &ruleset, known);
     let policy = compile::compile(&resolved)?;
     Ok(check::prove(&resolved, policy)?)

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::rules::resolve::Surroundings;
+use firewall_core::rules::resolve::Surroundings;
 use serde::{Deserialize, Serialize};
 
 use crate::interpreter::Interpreter;

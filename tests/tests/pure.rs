@@ -7,6 +7,7 @@ mod pure {
     mod explained;
     mod feed;
     mod files;
+    mod layers;
     mod manual;
     mod many_names;
     mod metrics;

@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{DEFAULT_PINS, DEFAULT_SOCKET};
-use crate::control::{self, ControlError, Request};
+use crate::edges::control::{self, ControlError, Request};
 
 /// How to ask a running agent.
 #[derive(Debug, Args)]

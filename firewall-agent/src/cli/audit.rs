@@ -11,8 +11,8 @@ use jiff::SignedDuration;
 
 use super::EXIT_NOT_RUNNING;
 use super::ask::Ask;
-use crate::control::Request;
-use crate::world::audits::LONGEST;
+use crate::edges::control::Request;
+use firewall_core::world::audits::LONGEST;
 
 /// Whom to audit.
 #[derive(Debug, Args)]

@@ -14,11 +14,11 @@ use serde::Serialize;
 use super::EXIT_PROBLEM;
 use super::ask::print;
 use super::colour::Colours;
-use crate::rules::lint::{Lint, lint};
-use crate::rules::parse::{Entry, Parsed, RulesetError, parse};
-use crate::rules::{Family, Ruleset};
-use crate::sources::files;
-use crate::status::SCHEMA;
+use crate::edges::sources::rule_files;
+use firewall_core::rules::lint::{Lint, lint};
+use firewall_core::rules::parse::{Entry, Parsed, RulesetError, parse};
+use firewall_core::rules::{Family, Ruleset};
+use firewall_core::told::status::SCHEMA;
 
 /// What to check.
 #[derive(Debug, Args)]
@@ -92,7 +92,8 @@ pub fn check(Check { file, client, json }: &Check) -> Result<ExitCode> {
             file.display()
         )
     })?;
-    let text = files::read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
+    let text =
+        rule_files::read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
     let report = report(file, client, &text);
     let text = if *json {
         serde_json::to_string_pretty(&report)? + "\n"
@@ -106,13 +107,13 @@ pub fn check(Check { file, client, json }: &Check) -> Result<ExitCode> {
 /// Looks through the text of a file.
 pub fn report(file: &Path, client: IpAddr, text: &str) -> Report {
     let family = Family::from(client);
-    let (entries, mut errors) = files::entries(text);
+    let (entries, mut errors) = rule_files::entries(text);
     let Parsed { default, rules, errors: of_rules } = parse(family, &entries);
     errors.extend(of_rules);
     let lines: Vec<&str> = text.lines().collect();
     let mut findings: Vec<Finding> = errors.iter().map(|error| of_error(error, &lines)).collect();
     // Without a default, what the rules leave is of no interest here.
-    let default = default.unwrap_or(crate::rules::Action::Drop);
+    let default = default.unwrap_or(firewall_core::rules::Action::Drop);
     let ruleset = Ruleset { default, rules: rules.into_values().collect() };
     let lints = lint(family, &ruleset);
     findings.extend(lints.into_iter().map(|lint| of_lint(lint, &ruleset, &entries, &lines)));

@@ -7,8 +7,8 @@ use std::net::IpAddr;
 
 use firewall_common::verdict::Reason;
 
-use crate::news::{Denied, News, Service};
-use crate::rules::resolve::VIRTUAL_RESOLVERS;
+use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
+use firewall_core::told::news::{Denied, News, Service};
 
 const DNS: u16 = 53;
 

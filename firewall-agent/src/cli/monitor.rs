@@ -19,8 +19,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::EXIT_NOT_RUNNING;
 use super::ask::{Ask, print};
 use super::learn::Lessons;
-use crate::control::{ControlError, feed};
-use crate::news::{Denied, News};
+use crate::edges::control::{ControlError, feed};
+use firewall_core::told::news::{Denied, News};
 
 /// What to show.
 #[derive(Debug, Args)]

@@ -11,11 +11,11 @@ use firewall_common::abi::{Client, Counter, SETTLING, STATE_BLOCKED, STATE_POLIC
 use serde::Serialize;
 
 use super::text::counted;
-use crate::dataplane::inspect::{self, Inspection};
-use crate::nft;
-use crate::rules::Ruleset;
-use crate::sources::files;
-use crate::status::{CounterStatus, SCHEMA};
+use crate::edges::dataplane::inspect::{self, Inspection};
+use crate::edges::gate;
+use crate::edges::sources::rule_files;
+use firewall_core::rules::Ruleset;
+use firewall_core::told::status::{CounterStatus, SCHEMA};
 
 /// Everything that is in force.
 #[derive(Debug, Serialize)]
@@ -112,7 +112,7 @@ pub fn remains(
         }
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (gate, gate_problem) = match runtime.block_on(nft::open_families()) {
+    let (gate, gate_problem) = match runtime.block_on(gate::open_families()) {
         Ok(open) if open.is_empty() => (CLOSED, None),
         Ok(open) => ("open", Some(open.join(", "))),
         Err(error) => ("unknown", Some(error.to_string())),
@@ -143,8 +143,8 @@ fn client(tables: &Inspection, address: IpAddr, client: &Client, rules: &Path) -
     };
     let is_live = state == "live";
     let (reasons, counted) = tables.counted(client);
-    let text = files::read_text(&rules.join(address.to_string())).ok();
-    let ruleset = text.and_then(|text| files::ruleset(address, &text).ok());
+    let text = rule_files::read_text(&rules.join(address.to_string())).ok();
+    let ruleset = text.and_then(|text| rule_files::ruleset(address, &text).ok());
     let rules = counted.into_iter().filter(|_| is_live).map(|(index, counter)| RemainingRule {
         index,
         text_now: text_at(ruleset.as_ref(), index),

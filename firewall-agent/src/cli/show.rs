@@ -11,9 +11,9 @@ use clap::Args;
 use super::ask::Ask;
 use super::colour::Colours;
 use super::{DEFAULT_RULES, EXIT_NOT_RUNNING, EXIT_PROBLEM, remains, text};
-use crate::control::Request;
-use crate::status::Status;
-use crate::totals::problems;
+use crate::edges::control::Request;
+use firewall_core::told::status::Status;
+use firewall_core::told::totals::problems;
 
 /// What to show.
 #[derive(Debug, Args)]

@@ -7,10 +7,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::colour::{BAD, Colours};
-use crate::rules::Family;
-use crate::rules::lint::match_first;
-use crate::rules::resolve::VIRTUAL_RESOLVERS;
-use crate::status::{
+use firewall_core::rules::Family;
+use firewall_core::rules::lint::match_first;
+use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
+use firewall_core::told::status::{
     ClientStatus, CounterStatus, FailingStatus, NameStatus, ProblemStatus, RuleStatus, State,
     Status,
 };

@@ -12,11 +12,12 @@ use firewall_common::verdict::Reason;
 use tracing::warn;
 
 use super::{Daemon, now};
-use crate::control::{Answer, Request};
-use crate::events::{ClientId, Event};
-use crate::metrics;
-use crate::status::{AgentStatus, CounterStatus, SCHEMA, State, Status};
-use crate::world::explaining::Circumstances;
+use crate::edges::control::{Answer, Request};
+use crate::edges::metrics;
+use firewall_core::client::ClientId;
+use firewall_core::events::Event;
+use firewall_core::told::status::{AgentStatus, CounterStatus, SCHEMA, State, Status};
+use firewall_core::world::explaining::Circumstances;
 
 impl Daemon {
     pub(super) async fn answer(&mut self, request: &Request) -> Answer {

@@ -10,9 +10,10 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::{Daemon, now};
-use crate::conntrack::{ConntrackError, Reading, Wanted};
-use crate::events::{Event, Flow, Task};
-use crate::names::Moment;
+use crate::edges::conntrack::{ConntrackError, Reading, Wanted};
+use firewall_core::connection::Flow;
+use firewall_core::events::{Event, Task};
+use firewall_core::time::Moment;
 
 /// What is being ended when the agent is asked to stop may take so long.
 const LAST_CUT: Duration = Duration::from_secs(5);

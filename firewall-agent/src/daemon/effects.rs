@@ -4,9 +4,9 @@
 use tracing::{error, info};
 
 use super::{Daemon, now};
-use crate::dataplane::DataplaneError;
-use crate::events::{Effect, Event, Task};
-use crate::nft::Mode;
+use crate::edges::dataplane::DataplaneError;
+use crate::edges::gate::Mode;
+use firewall_core::events::{Effect, Event, Task};
 
 impl Daemon {
     /// Does one thing; what came of it can be an event again.

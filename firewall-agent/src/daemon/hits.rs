@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use crate::events::ClientId;
-use crate::names::Moment;
+use firewall_core::client::ClientId;
+use firewall_core::time::Moment;
 
 /// What was seen of one client's counters.
 #[derive(Default)]

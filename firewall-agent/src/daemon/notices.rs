@@ -7,8 +7,9 @@ use std::net::IpAddr;
 use tracing::{error, info, warn};
 
 use super::Daemon;
-use crate::events::{Notice, Question};
-use crate::nft::Mode;
+use crate::edges::gate::Mode;
+use firewall_core::events::Notice;
+use firewall_core::rules::question::Question;
 
 /// Most addresses of a name in one line of the log.
 const MOST_SHOWN: usize = 8;

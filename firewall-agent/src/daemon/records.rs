@@ -9,8 +9,8 @@ use firewall_common::verdict::{Reason, Verdict};
 use tracing::info;
 
 use super::Daemon;
-use crate::control::feed::Place;
-use crate::news::{Denied, DeniedBy, News, SCHEMA};
+use crate::edges::control::feed::Place;
+use firewall_core::told::news::{Denied, DeniedBy, News, SCHEMA};
 
 /// How many denied packets were told, and how many of the same vifs were not.
 #[derive(Debug, Default)]

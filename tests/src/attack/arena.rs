@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::control::{self, Request};
-use firewall_agent::status::State;
-use firewall_agent::totals::Totals;
+use firewall_agent::edges::control::{self, Request};
+use firewall_core::told::status::State;
+use firewall_core::told::totals::Totals;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 

@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, Color, Table};
-use firewall_agent::status::{ClientStatus, State};
+use firewall_core::told::status::{ClientStatus, State};
 use firewall_tests::agent::{self, Agent, PATIENCE};
 use firewall_tests::oracle::{self, Proto, Rule, Ruleset};
 use firewall_tests::packets;

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use firewall_agent::events::{ClientId, Installation};
 use firewall_common::verdict::{Reason, Verdict};
+use firewall_core::client::ClientId;
+use firewall_core::events::Installation;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, VIF};

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
-use firewall_agent::rules::resolve::Surroundings;
 use firewall_common::verdict::Reason;
+use firewall_core::rules::resolve::Surroundings;
 use firewall_tests::oracle::{Rule, Ruleset};
 use firewall_tests::program::{Outcome, Program, VIF};
 

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::num::NonZeroU64;
 
 use anyhow::{Context as _, Result};
-use firewall_agent::events::{ClientId, Installation};
 use firewall_common::abi::{Counter, REJECT_BURST};
 use firewall_common::packet;
 use firewall_common::verdict::Reason;
+use firewall_core::client::ClientId;
+use firewall_core::events::Installation;
 use firewall_tests::generate::Generator;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, V4, V6};

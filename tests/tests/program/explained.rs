@@ -6,14 +6,16 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use firewall_agent::dataplane::inspect::Inspection;
-use firewall_agent::events::{Effect, Event, Links, SourceError, Task, Vif};
-use firewall_agent::explanation::{Explanation, Judgement, PacketStatus};
-use firewall_agent::sources::files;
-use firewall_agent::world::World;
-use firewall_agent::world::explaining::Circumstances;
+use firewall_agent::edges::dataplane::inspect::Inspection;
+use firewall_agent::edges::sources::rule_files;
 use firewall_common::packet::{self, Fragment, Frame};
 use firewall_common::verdict::{Reason, Verdict};
+use firewall_core::client::{Links, Vif};
+use firewall_core::events::{Effect, Event, Task};
+use firewall_core::rules::source::SourceError;
+use firewall_core::told::explanation::{Explanation, Judgement, PacketStatus};
+use firewall_core::world::World;
+use firewall_core::world::explaining::Circumstances;
 use firewall_tests::generate::Generator;
 use firewall_tests::oracle::Ruleset;
 use firewall_tests::packets;
@@ -81,7 +83,7 @@ impl Scene {
     fn rules(&mut self, client: IpAddr, text: Option<&str>) -> Result<()> {
         let rules = text.map(|text| {
             let origin = "a file".to_owned();
-            let rules = files::ruleset(client, text);
+            let rules = rule_files::ruleset(client, text);
             rules.map_err(|error| SourceError { origin, error: Box::new(error) })
         });
         self.happens(Event::Rules { client, rules })

@@ -4,9 +4,10 @@
 use std::net::IpAddr;
 
 use anyhow::Result;
-use firewall_agent::events::{ClientId, Installation};
 use firewall_common::fragments::{MAX_DISTANCE, MAX_WAITING, PLACES, SETS};
 use firewall_common::verdict::Reason;
+use firewall_core::client::ClientId;
+use firewall_core::events::Installation;
 use firewall_tests::fragments::{piece, pieces};
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, V4, V6, ethernet};

@@ -4,9 +4,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
-use firewall_agent::events::{ClientId, Installation};
 use firewall_common::abi::{FLOWS_BURST, NOTICES_BURST};
 use firewall_common::verdict::Reason;
+use firewall_core::client::ClientId;
+use firewall_core::events::Installation;
 use firewall_tests::oracle::Rule;
 use firewall_tests::packets::{self, V4, V6};
 use firewall_tests::program::{Outcome, Program, VIF};

@@ -3,8 +3,9 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
-use firewall_agent::events::{ClientId, Installation};
 use firewall_common::verdict::Reason;
+use firewall_core::client::ClientId;
+use firewall_core::events::Installation;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, VIF};

@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, ensure};
-use firewall_agent::events::{ClientId, Installation};
 use firewall_common::verdict::Reason;
+use firewall_core::client::ClientId;
+use firewall_core::events::Installation;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, VIF, proved};

@@ -4,9 +4,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
 
 use anyhow::{Context as _, Result, bail};
-use firewall_agent::events::{ClientId, Installation};
 use firewall_common::abi::{DEFAULT_RULE, RECORDS_PER_SECOND, REJECT_BURST};
 use firewall_common::verdict::Reason;
+use firewall_core::client::ClientId;
+use firewall_core::events::Installation;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, V4, V6};
 use firewall_tests::program::{MARK_BIT, Outcome, Program, REJECT_RATE, VIF, proved};

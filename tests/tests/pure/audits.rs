@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use firewall_agent::events::{ClientId, Effect, Event, Notice};
-use firewall_agent::world::World;
-use firewall_agent::world::audits::LONGEST;
 use firewall_common::packet::{Packet, Protocol};
+use firewall_core::client::ClientId;
+use firewall_core::events::{Effect, Event, Notice};
+use firewall_core::world::World;
+use firewall_core::world::audits::LONGEST;
 
 use super::world::*;
 

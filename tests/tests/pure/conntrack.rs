@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use firewall_agent::conntrack::wire::{forget, list, outcomes, take_part};
-use firewall_agent::conntrack::{ConntrackError, Wanted};
-use firewall_agent::events::Flow;
+use firewall_agent::edges::conntrack::wire::{forget, list, outcomes, take_part};
+use firewall_agent::edges::conntrack::{ConntrackError, Wanted};
+use firewall_core::connection::Flow;
 use firewall_tests::{rounds, seed};
 use nix::errno::Errno;
 use rand::rngs::StdRng;

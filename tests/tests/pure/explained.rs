@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use firewall_agent::explanation::PacketStatus;
-use firewall_agent::rules::Family;
-use firewall_agent::rules::explain::tries;
-use firewall_agent::rules::hidden::{Never, hidden};
-use firewall_agent::rules::resolve::{self, Surroundings};
-use firewall_agent::sources::files;
+use firewall_agent::edges::sources::rule_files;
+use firewall_core::rules::Family;
+use firewall_core::rules::explain::tries;
+use firewall_core::rules::hidden::{Never, hidden};
+use firewall_core::rules::resolve::{self, Surroundings};
+use firewall_core::told::explanation::PacketStatus;
 use firewall_tests::generate::Generator;
 use firewall_tests::oracle::{Probe, Ruleset};
 use firewall_tests::packets::{GRE, ICMP, ICMPV6, TCP, UDP};
@@ -23,7 +23,7 @@ fn address(text: &str) -> IpAddr {
 
 fn never(client: &str, text: &str) -> Vec<Option<Never>> {
     let client = address(client);
-    let ruleset = files::ruleset(client, text).expect("rules");
+    let ruleset = rule_files::ruleset(client, text).expect("rules");
     let known = Surroundings::default();
     hidden(&resolve::resolve(Family::from(client), &ruleset, &known).rules)
 }
@@ -170,7 +170,7 @@ fn each_rule_that_was_tried_says_what_of_the_packet_it_does_not_match() {
         0006 = action=accept\n\
         commit\n";
     let client = address(CLIENT4);
-    let ruleset = files::ruleset(client, text).expect("rules");
+    let ruleset = rule_files::ruleset(client, text).expect("rules");
     let known = Surroundings::default();
     let resolved = resolve::resolve(Family::V4, &ruleset, &known);
     let packet = PacketStatus::plain(client, address("198.51.100.7"), TCP, 80);

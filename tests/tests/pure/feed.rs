@@ -4,9 +4,9 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::control::feed::{Feed, Followed, KEPT, follow};
-use firewall_agent::control::{Answer, Listener, Request};
-use firewall_agent::news::News;
+use firewall_agent::edges::control::feed::{Feed, Followed, KEPT, follow};
+use firewall_agent::edges::control::{Answer, Listener, Request};
+use firewall_core::told::news::News;
 use tokio::time::timeout;
 
 use super::monitoring::denied;

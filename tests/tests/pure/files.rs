@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use firewall_agent::events::Event;
-use firewall_agent::rules::parse::Problem;
-use firewall_agent::sources::files::{self, Files};
+use firewall_agent::edges::sources::rule_files::{self, Files};
+use firewall_core::events::Event;
+use firewall_core::rules::parse::Problem;
 
 const FILE: &str = "\
 # A comment, and an empty line.
@@ -25,9 +25,9 @@ fn client() -> IpAddr {
 
 #[test]
 fn half_a_file_is_never_taken_for_a_whole_one() {
-    let whole = files::ruleset(client(), FILE).expect("a ruleset");
+    let whole = rule_files::ruleset(client(), FILE).expect("a ruleset");
     for length in 0..FILE.len() {
-        let half = files::ruleset(client(), &FILE[..length]);
+        let half = rule_files::ruleset(client(), &FILE[..length]);
         assert!(half.is_err(), "{:?} became {half:?}", &FILE[..length]);
     }
     assert_eq!(whole.rules.len(), 3);
@@ -36,7 +36,7 @@ fn half_a_file_is_never_taken_for_a_whole_one() {
 #[test]
 fn an_error_names_line_text_and_reason() {
     let check = |text: &str, line, quoted: &str, problem: Problem| {
-        let error = files::ruleset(client(), text).expect_err("an error");
+        let error = rule_files::ruleset(client(), text).expect_err("an error");
         assert_eq!((error.line, error.text.as_str(), error.problem), (line, quoted, problem));
     };
     check("policy = drop\n0000 = action=maybe\ncommit\n", Some(2), "action=maybe", {

@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use firewall_agent::events::{Event, Failure};
+use firewall_core::events::Event;
+use firewall_core::names::answer::Failure;
 use firewall_tests::{rounds, seed};
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;

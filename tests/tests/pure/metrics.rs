@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
-use firewall_agent::metrics;
-use firewall_agent::status::{
+use firewall_agent::edges::metrics;
+use firewall_core::told::status::{
     AgentStatus, ClientStatus, CounterStatus, RuleStatus, SCHEMA, State, Status,
 };
-use firewall_agent::totals::Totals;
+use firewall_core::told::totals::Totals;
 
 fn counted(packets: u64) -> CounterStatus {
     CounterStatus { packets, bytes: 100 * packets }

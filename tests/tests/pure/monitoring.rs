@@ -1,7 +1,7 @@
 //! What `monitor` says: its sentences, its JSON, and the rules that it learns.
 
 use firewall_agent::cli::learn::Lessons;
-use firewall_agent::news::{Denied, DeniedBy, News};
+use firewall_core::told::news::{Denied, DeniedBy, News};
 
 /// A packet of a client to a server: `198.51.100.7:443/tcp`.
 pub fn denied(destination: &str, protocol: u8, port: u16) -> Denied {

@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use firewall_agent::events::{
-    Answer, ClientId, Effect, Event, Failure, Installation, Links, Notice, Outcome, Question,
-    Remembered, Vif,
-};
-use firewall_agent::names::rebinding::Guard;
-use firewall_agent::rules::check::PolicyTables;
-use firewall_agent::rules::{Family, relevant};
-use firewall_agent::sources::files;
-use firewall_agent::world::World;
+use firewall_agent::edges::sources::rule_files;
 use firewall_common::packet;
 use firewall_common::policy::decide;
 use firewall_common::verdict::Verdict;
+use firewall_core::client::{ClientId, Links, Vif};
+use firewall_core::events::{Effect, Event, Installation, Notice};
+use firewall_core::names::answer::{Answer, Failure, Outcome, Remembered};
+use firewall_core::names::rebinding::Guard;
+use firewall_core::rules::check::PolicyTables;
+use firewall_core::rules::question::Question;
+use firewall_core::rules::{Family, relevant};
+use firewall_core::world::World;
 use firewall_tests::packets;
 
 pub fn address(text: &str) -> IpAddr {
@@ -94,7 +94,7 @@ impl Stage {
         let lines = numbered.map(|(number, rule)| format!("{number:04} = {rule}\n"));
         let text = format!("policy = drop\n{}commit\n", lines.collect::<String>());
         let client = address(client);
-        let rules = files::ruleset(client, &text).expect("rules");
+        let rules = rule_files::ruleset(client, &text).expect("rules");
         self.step(Event::Rules { client, rules: Some(Ok(rules)) });
     }
 
@@ -333,7 +333,7 @@ fn names_that_make_no_difference_are_not_asked() {
         let numbered = rules.iter().enumerate();
         let lines = numbered.map(|(number, rule)| format!("{number:04} = {rule}\n"));
         let text = format!("policy = {default}\n{}commit\n", lines.collect::<String>());
-        let rules = files::ruleset(address(CLIENT), &text).expect("rules");
+        let rules = rule_files::ruleset(address(CLIENT), &text).expect("rules");
         let found: Vec<&str> = relevant::names(&rules).into_iter().collect();
         assert_eq!(found, expected, "{text}");
     };

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use firewall_agent::events::{Event, Failure};
-use firewall_agent::names::MOST_ADDRESSES;
+use firewall_core::events::Event;
+use firewall_core::names::MOST_ADDRESSES;
+use firewall_core::names::answer::Failure;
 
 use super::names::{CLIENT, Stage, address, seconds};
 

@@ -3,17 +3,17 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 
-use firewall_agent::events::Question;
-use firewall_agent::names::Addresses;
-use firewall_agent::rules::check::{self, PolicyTables, ProvedPolicy};
-use firewall_agent::rules::compile::{self, MAX_POLICY_CLASSES, MAX_POLICY_SEGMENTS};
-use firewall_agent::rules::resolve::{self, ResolvedRuleset, Surroundings};
-use firewall_agent::rules::{Action, Family, parse};
-use firewall_agent::sources::files;
+use firewall_agent::edges::sources::rule_files;
 use firewall_common::abi::{DEFAULT_RULE, Segment};
 use firewall_common::packet;
 use firewall_common::policy::{Tables, decide};
 use firewall_common::verdict::{Reason, Verdict};
+use firewall_core::rules::check::{self, PolicyTables, ProvedPolicy};
+use firewall_core::rules::compile::{self, MAX_POLICY_CLASSES, MAX_POLICY_SEGMENTS};
+use firewall_core::rules::question::Addresses;
+use firewall_core::rules::question::Question;
+use firewall_core::rules::resolve::{self, ResolvedRuleset, Surroundings};
+use firewall_core::rules::{Action, Family, parse};
 use firewall_tests::generate::Generator;
 use firewall_tests::oracle::{Probe, Proto, Rule, Ruleset};
 use firewall_tests::packets;
@@ -22,7 +22,7 @@ use firewall_tests::{rounds, seed};
 const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 137, 0, 12));
 
 fn resolved(client: IpAddr, text: &str, known: &Surroundings) -> ResolvedRuleset {
-    let ruleset = files::ruleset(client, text).expect("rules");
+    let ruleset = rule_files::ruleset(client, text).expect("rules");
     resolve::resolve(Family::from(client), &ruleset, known)
 }
 

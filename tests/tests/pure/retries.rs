@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use firewall_agent::events::{ClientId, Effect, Event, Links, Notice, Task, Vif};
-use firewall_agent::status::State;
-use firewall_agent::world::World;
+use firewall_core::client::{ClientId, Links, Vif};
+use firewall_core::events::{Effect, Event, Notice, Task};
+use firewall_core::told::status::State;
+use firewall_core::world::World;
 
 use super::world::*;
 

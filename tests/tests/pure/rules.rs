@@ -2,8 +2,8 @@
 
 use std::net::IpAddr;
 
-use firewall_agent::rules::parse::{self, Entry, Problem};
-use firewall_agent::rules::{Action, Destination, Family, Rule, Ruleset, Service};
+use firewall_core::rules::parse::{self, Entry, Problem};
+use firewall_core::rules::{Action, Destination, Family, Rule, Ruleset, Service};
 use proptest::prelude::*;
 
 fn entries(lines: &[(&str, &str)]) -> Vec<Entry> {

@@ -5,9 +5,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use firewall_agent::events::{ClientId, Effect, Event, Flow, Task};
-use firewall_agent::world::World;
 use firewall_common::packet::{Packet, Protocol};
+use firewall_core::client::ClientId;
+use firewall_core::connection::Flow;
+use firewall_core::events::{Effect, Event, Task};
+use firewall_core::world::World;
 
 use super::world::*;
 
@@ -161,12 +163,12 @@ fn what_is_read_is_judged_by_what_is_in_force_then() {
     check(&mut world, quiet(), &["read 10.137.0.1"]);
     check(&mut world, Event::Connections(vec![flow(A, 22)]), &["end 10.137.0.1:22"]);
     // The netvm's own addresses are nobody's rules' business, from now on.
-    let vif = |index, name: &str, it: &str| firewall_agent::events::Vif {
+    let vif = |index, name: &str, it: &str| firewall_core::client::Vif {
         index,
         name: name.to_owned(),
         addresses: [address(it)].into(),
     };
-    let links = firewall_agent::events::Links {
+    let links = firewall_core::client::Links {
         vifs: vec![vif(7, "vif1.0", A), vif(8, "vif2.0", B)],
         locals: [address("198.51.100.7")].into(),
         ..Default::default()

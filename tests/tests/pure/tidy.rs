@@ -21,7 +21,8 @@ fn sources(directory: &Path) -> Vec<PathBuf> {
 }
 
 fn each_source(check: impl Fn(&Path, &str)) {
-    let crates = ["firewall-common", "firewall-ebpf", "firewall-agent", "xtask", "tests"];
+    let crates =
+        ["firewall-common", "firewall-core", "firewall-ebpf", "firewall-agent", "xtask", "tests"];
     let files: Vec<PathBuf> = crates.iter().flat_map(|name| sources(&root().join(name))).collect();
     assert!(files.len() > 30, "{files:?}");
     for file in files {
@@ -39,23 +40,12 @@ fn every_file_says_what_it_owns_and_can_be_read_in_one_sitting() {
 }
 
 #[test]
-fn pure_modules_import_nothing_that_acts() {
-    let pure = [
-        "rules/",
-        "world.rs",
-        "world/",
-        "names.rs",
-        "names/",
-        "events.rs",
-        "status.rs",
-        "news.rs",
-        "cli/learn.rs",
-    ];
+fn what_is_pure_mentions_nothing_that_acts() {
     let acts = ["tokio", "aya", "nix", "notify", "rtnetlink", "std::fs", "std::process", "Instant"];
     each_source(|file, text| {
         let path = file.to_string_lossy();
-        let is_pure = pure.iter().any(|it| path.contains(&format!("firewall-agent/src/{it}")));
         let is_common = path.contains("firewall-common/src/");
+        let is_pure = path.contains("firewall-core/src/") || text.starts_with("//! PURE");
         if !is_pure && !is_common {
             return;
         }
@@ -71,43 +61,23 @@ fn pure_modules_import_nothing_that_acts() {
 }
 
 #[test]
-fn edges_do_not_know_each_other_or_decide() {
-    let edges = [
-        "links",
-        "nft",
-        "sources",
-        "dataplane",
-        "resolvers",
-        "conntrack",
-        "dns",
-        "memory",
-        "control",
-        "service",
-        "desktop",
-    ];
-    each_source(|file, text| {
-        let path = file.to_string_lossy();
-        let Some((_, inside)) = path.split_once("firewall-agent/src/") else {
-            return;
-        };
-        let Some(own) = edges.iter().find(|edge| inside.starts_with(**edge)) else {
-            return;
-        };
-        for other in edges.iter().filter(|edge| edge != &own) {
-            // The gate is told which links are vifs in the words of `links`.
-            let allowed = (*own, *other) == ("nft", "links");
-            let imports = text.contains(&format!("crate::{other}::"));
-            assert!(!imports || allowed, "{inside} imports {other}");
-        }
-        assert!(!text.contains("crate::world"), "{inside} knows the world");
-    });
+fn the_core_depends_on_nothing_that_acts() {
+    let manifest = fs::read_to_string(root().join("firewall-core/Cargo.toml")).expect("a manifest");
+    let (_, dependencies) = manifest.split_once("[dependencies]").expect("dependencies");
+    let names = dependencies.lines().take_while(|line| !line.starts_with("[lints]"));
+    let names = names.filter_map(|line| line.split(['.', ' ']).next()).filter(|it| !it.is_empty());
+    let pure = ["firewall-common", "ipnet", "serde", "thiserror"];
+    for name in names {
+        assert!(pure.contains(&name), "firewall-core depends on {name}");
+    }
 }
 
 #[test]
 fn nothing_panics_below_the_tests() {
     each_source(|file, text| {
         let path = file.to_string_lossy();
-        if !path.contains("firewall-agent/src") && !path.contains("firewall-common/src") {
+        let parts = ["firewall-agent/src", "firewall-core/src", "firewall-common/src"];
+        if !parts.iter().any(|part| path.contains(part)) {
             return;
         }
         let product = text.split("#[cfg(test)]").next().unwrap_or_default();

@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 use firewall_agent::cli::colour::Colours;
 use firewall_agent::cli::explain::text::explained;
 use firewall_agent::cli::{check, text};
-use firewall_agent::events::{Event, Links, SourceError, Vif};
-use firewall_agent::explanation::{Connection, Explained, Outcome, PacketStatus};
-use firewall_agent::sources::files;
-use firewall_agent::status::SCHEMA;
-use firewall_agent::world::World;
-use firewall_agent::world::explaining::Circumstances;
+use firewall_agent::edges::sources::rule_files;
+use firewall_core::client::{Links, Vif};
+use firewall_core::events::Event;
+use firewall_core::rules::source::SourceError;
+use firewall_core::told::explanation::{Connection, Explained, Outcome, PacketStatus};
+use firewall_core::told::status::SCHEMA;
+use firewall_core::world::World;
+use firewall_core::world::explaining::Circumstances;
 use firewall_tests::packets::{TCP, UDP};
 
 use super::world::settle;
@@ -55,7 +57,7 @@ fn world(rules: &str) -> World {
     let vifs = vec![Vif { index: 7, name: "vif12.0".to_owned(), addresses }];
     let locals = [address("10.137.0.1")].into();
     world.step(Event::Links(Links { vifs, locals, ..Links::default() }));
-    let rules = files::ruleset(client, rules).map_err(|error| SourceError {
+    let rules = rule_files::ruleset(client, rules).map_err(|error| SourceError {
         origin: "rules.d/10.137.0.12".to_owned(),
         error: Box::new(error),
     });
@@ -163,8 +165,13 @@ fn every_field_of_the_json_is_documented() {
     let read = |path: &str| fs::read_to_string(root.join(path)).expect("text");
     let documented = read("docs/json.md");
     assert!(documented.contains(&format!("`schema` is {SCHEMA}")));
-    for file in ["status.rs", "explanation.rs", "cli/remains.rs", "cli/check.rs"] {
-        let source = read(&format!("firewall-agent/src/{file}"));
+    for file in [
+        "firewall-core/src/told/status.rs",
+        "firewall-core/src/told/explanation.rs",
+        "firewall-agent/src/cli/remains.rs",
+        "firewall-agent/src/cli/check.rs",
+    ] {
+        let source = read(file);
         let types = source.split("#[derive(").skip(1);
         let is_told = |it: &&str| it.split(')').next().is_some_and(|it| it.contains("Serialize"));
         let types = types.filter(is_told);
@@ -176,7 +183,7 @@ fn every_field_of_the_json_is_documented() {
                 let line = line.trim().trim_start_matches("pub ");
                 let Some((field, _)) = line.split_once(": ") else { continue };
                 if field.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
-                    let is_skipped = (file, field) == ("cli/check.rs", "place");
+                    let is_skipped = (file, field) == ("firewall-agent/src/cli/check.rs", "place");
                     let is_there = documented.contains(&format!("`{field}`"));
                     assert!(
                         is_there || is_skipped,

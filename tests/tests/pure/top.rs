@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use firewall_agent::cli::top::screen::draw;
 use firewall_agent::cli::top::state::{Board, Next};
-use firewall_agent::rules::Family;
-use firewall_agent::status::{NameStatus, Status};
+use firewall_core::rules::Family;
+use firewall_core::told::status::{NameStatus, Status};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
@@ -125,8 +125,9 @@ fn a_new_policy_counts_from_zero_and_an_agent_that_is_gone_is_told() {
     replaced.clients[0].generation = Some(3);
     board.answered(Ok(replaced), Duration::from_secs(1));
     // 1 + 4 packets of accept rules since the new policy.
-    let rate = board
-        .rate(&board.clients()[0].clone(), |it| firewall_agent::totals::Totals::of(it).accepted);
+    let rate = board.rate(&board.clients()[0].clone(), |it| {
+        firewall_core::told::totals::Totals::of(it).accepted
+    });
     assert_eq!(rate.packets, 5.0);
     board.answered(Err("no agent answers".to_owned()), Duration::from_secs(1));
     assert_eq!(lines(&board)[1], "NOT UP TO DATE: no agent answers");

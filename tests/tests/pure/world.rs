@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use firewall_agent::events::{
-    ClientId, Effect, Event, Installation, Links, SourceError, Task, Vif,
-};
-use firewall_agent::sources::files;
-use firewall_agent::status::State;
-use firewall_agent::world::World;
+use firewall_agent::edges::sources::rule_files;
+use firewall_core::client::{ClientId, Links, Vif};
+use firewall_core::events::{Effect, Event, Installation, Task};
+use firewall_core::rules::source::SourceError;
+use firewall_core::told::status::State;
+use firewall_core::world::World;
 
 pub const ACCEPT: &str = "policy = drop\n0000 = action=accept\ncommit\n";
 pub const DROP: &str = "policy = drop\ncommit\n";
@@ -37,7 +37,7 @@ pub fn links(vifs: &[(u32, &str, &[&str])]) -> Event {
 
 pub fn rules(client: &str, text: &str) -> Event {
     let client = address(client);
-    let rules = files::ruleset(client, text);
+    let rules = rule_files::ruleset(client, text);
     let origin = "a file".to_owned();
     let rules = rules.map_err(|error| SourceError { origin, error: Box::new(error) });
     Event::Rules { client, rules: Some(rules) }
@@ -216,8 +216,8 @@ fn generations_grow_with_everything_that_is_put_in_force() {
     assert_eq!(last, 5);
 }
 
-pub fn ruleset(client: &str, text: &str) -> firewall_agent::rules::Ruleset {
-    files::ruleset(address(client), text).expect("rules")
+pub fn ruleset(client: &str, text: &str) -> firewall_core::rules::Ruleset {
+    rule_files::ruleset(address(client), text).expect("rules")
 }
 
 #[test]

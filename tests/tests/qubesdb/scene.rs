@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use firewall_agent::events::Event;
-use firewall_agent::sources::qubesdb::{Patience, QubesDb};
+use firewall_agent::edges::sources::qubesdb::{Patience, QubesDb};
+use firewall_core::events::Event;
 use firewall_tests::qubesdb::FakeQubesDb;
 use tempfile::TempDir;
 
@@ -84,7 +84,7 @@ impl Scene {
     }
 }
 
-fn rules(rules: &Result<firewall_agent::rules::Ruleset, impl std::fmt::Display>) -> String {
+fn rules(rules: &Result<firewall_core::rules::Ruleset, impl std::fmt::Display>) -> String {
     match rules {
         Ok(rules) => {
             let numbers = rules.rules.iter().map(|rule| format!(" {:04}", rule.number));

@@ -114,8 +114,8 @@ fn a_slow_daemon_that_cuts_and_holds_back_its_words_is_understood() {
 
 #[test]
 fn events_that_come_in_the_middle_of_an_answer_are_not_lost() {
-    use firewall_agent::sources::qubesdb::client::Connection;
-    use firewall_agent::sources::qubesdb::wire::Path;
+    use firewall_agent::edges::sources::qubesdb::client::Connection;
+    use firewall_agent::edges::sources::qubesdb::wire::Path;
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("qubesdb.sock");
     let server = firewall_tests::qubesdb::FakeQubesDb::start(&socket).expect("a daemon");

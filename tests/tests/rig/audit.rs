@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use firewall_agent::control::{self, Request};
+use firewall_agent::edges::control::{self, Request};
 use firewall_tests::agent::{Agent, PATIENCE};
 use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
@@ -116,7 +116,7 @@ fn an_audit_ends_in_time_although_the_agent_was_killed() -> Result<()> {
     // The next agent knows nothing of it.
     let agent = world.start()?;
     for (client, ..) in families(&world) {
-        agent.wait_for_state(client, firewall_agent::status::State::Live)?;
+        agent.wait_for_state(client, firewall_core::told::status::State::Live)?;
         assert_eq!(agent.client(client)?.audit, None);
     }
     for (probe, prohibited) in &probes {
@@ -136,7 +136,7 @@ fn a_new_agent_audits_nobody() -> Result<()> {
     agent.kill()?;
     assert_eq!(probe.run(SILENCE)?, Outcome::Accepted);
     let agent = world.start()?;
-    agent.wait_for_state(world.v4, firewall_agent::status::State::Live)?;
+    agent.wait_for_state(world.v4, firewall_core::told::status::State::Live)?;
     assert_eq!(probe.run(SILENCE)?, PROHIBITED4);
     Ok(())
 }

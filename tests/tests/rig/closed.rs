@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::status::State;
+use firewall_core::told::status::State;
 use firewall_tests::agent::{self, Agent, PATIENCE, write_rules};
 use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use firewall_tests::rig::Rig;

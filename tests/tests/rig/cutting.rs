@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::conntrack::{self, Wanted};
-use firewall_agent::events::Flow;
-use firewall_agent::status::State;
+use firewall_agent::edges::conntrack::{self, Wanted};
+use firewall_core::connection::Flow;
+use firewall_core::told::status::State;
 use firewall_tests::agent::{Agent, PATIENCE};
 use firewall_tests::frames;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
@@ -163,7 +163,7 @@ fn a_flood_of_denied_packets_is_dropped_counted_and_harms_no_other_client() -> R
                 Ok(sent)
             })
         });
-        let over = |status: &firewall_agent::status::Status| {
+        let over = |status: &firewall_core::told::status::Status| {
             let mut clients = status.clients.iter();
             let flooder = clients.find(|it| it.address == world.v4);
             flooder.and_then(|it| it.counters.get("over-budget")).map_or(0, |it| it.packets)

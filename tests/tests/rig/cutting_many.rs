@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::conntrack::Forgetting;
-use firewall_agent::events::Flow;
+use firewall_agent::edges::conntrack::Forgetting;
+use firewall_core::connection::Flow;
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::probe::{OpenFlow, SILENCE};

@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use firewall_agent::status::State;
 use firewall_common::abi::ABI_VERSION;
+use firewall_core::told::status::State;
 use firewall_tests::agent::{self, Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::probe::OpenFlow;

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::status::Status;
+use firewall_core::told::status::Status;
 use firewall_tests::agent::{Agent, PATIENCE};
 use firewall_tests::frames;
 use firewall_tests::packets;

@@ -5,8 +5,8 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
-use firewall_agent::explanation::{Connection, Explained, Outcome as Said};
-use firewall_agent::status::ClientStatus;
+use firewall_core::told::explanation::{Connection, Explained, Outcome as Said};
+use firewall_core::told::status::ClientStatus;
 use firewall_tests::agent::{Agent, PATIENCE, binary};
 use firewall_tests::dns::Reply;
 use firewall_tests::namespace::Namespace;

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::status::State;
+use firewall_core::told::status::State;
 use firewall_tests::agent::{Agent, write_rules};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::probe::{Outcome, Probe, SILENCE};

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use firewall_agent::status::State;
+use firewall_core::told::status::State;
 use firewall_tests::agent::PATIENCE;
 use firewall_tests::frames;
 use firewall_tests::oracle::Rule;

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
-use firewall_agent::status::State;
 use firewall_common::abi::ABI_VERSION;
+use firewall_core::told::status::State;
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Rule, Ruleset};
 use firewall_tests::probe::{OpenFlow, Outcome};

@@ -8,8 +8,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::control::{self, Request};
-use firewall_agent::news::{Denied, News};
+use firewall_agent::edges::control::{self, Request};
+use firewall_core::told::news::{Denied, News};
 use firewall_tests::agent::{Agent, PATIENCE, binary};
 use firewall_tests::dns::Reply;
 use firewall_tests::frames;

@@ -5,7 +5,7 @@ use std::fs;
 use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
-use firewall_agent::status::{NameStatus, State};
+use firewall_core::told::status::{NameStatus, State};
 use firewall_tests::agent::{Agent, write_rules};
 use firewall_tests::dns::DnsServer;
 use firewall_tests::probe::{Outcome, Probe, SILENCE};

@@ -4,9 +4,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
-use firewall_agent::events::{Question, Remembered};
-use firewall_agent::memory;
-use firewall_agent::rules::Family;
+use firewall_agent::edges::memory;
+use firewall_core::names::answer::Remembered;
+use firewall_core::rules::Family;
+use firewall_core::rules::question::Question;
 use firewall_tests::agent::PATIENCE;
 use firewall_tests::dns::{DnsServer, Reply};
 use firewall_tests::probe::{OpenFlow, Outcome};

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use firewall_agent::status::{State, Status};
+use firewall_core::told::status::{State, Status};
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::dns::{DnsServer, Reply};
 use firewall_tests::probe::{Outcome, Probe, SILENCE};

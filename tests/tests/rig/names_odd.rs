@@ -1,8 +1,8 @@
 //! Names in rules, with a DNS server that lies, stutters and is silent.
 
 use anyhow::Result;
-use firewall_agent::rules::Family;
-use firewall_agent::status::NameStatus;
+use firewall_core::rules::Family;
+use firewall_core::told::status::NameStatus;
 use firewall_tests::dns::Reply;
 use firewall_tests::probe::Outcome;
 use hickory_proto::op::ResponseCode;

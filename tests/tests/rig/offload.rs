@@ -6,7 +6,7 @@ use std::slice;
 use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use firewall_agent::status::CounterStatus;
+use firewall_core::told::status::CounterStatus;
 use firewall_tests::agent::PATIENCE;
 use firewall_tests::frames;
 use firewall_tests::oracle::{Proto, Rule};
@@ -107,7 +107,7 @@ fn a_datagram_larger_than_the_mtu_goes_there_and_back() -> Result<()> {
             let echoed = socket.recv(&mut received)?;
             ensure!(received[..echoed] == sent, "{length} bytes from {client} came back changed");
             let after = scene.agent.client(client)?;
-            let later = |status: &firewall_agent::status::ClientStatus| {
+            let later = |status: &firewall_core::told::status::ClientStatus| {
                 status.counters.get("fragment").map_or(0, |counter| counter.packets)
             };
             let in_one = if server.is_ipv4() { 1480 } else { 1448 };

@@ -5,8 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::events::Flow;
-use firewall_agent::status::{ProblemStatus, State};
+use firewall_core::connection::Flow;
+use firewall_core::told::status::{ProblemStatus, State};
 use firewall_tests::agent::{Agent, PATIENCE};
 use firewall_tests::probe::{OpenFlow, Outcome, SILENCE};
 use firewall_tests::qubesdb::{Behaviour, FakeQubesDb, Lie};

@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Result, ensure};
-use firewall_agent::status::Status;
+use firewall_core::told::status::Status;
 use firewall_tests::agent::Agent;
 use firewall_tests::namespace::Namespace;
 use firewall_tests::rig::UPLINK;

@@ -3,8 +3,8 @@
 use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::status::Status;
 use firewall_common::abi::ABI_VERSION;
+use firewall_core::told::status::Status;
 use firewall_tests::agent::Agent;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 

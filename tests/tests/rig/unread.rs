@@ -5,7 +5,7 @@ use std::os::unix::net::UnixStream;
 use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::status::State;
+use firewall_core::told::status::State;
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::manager::Manager;
 use firewall_tests::oracle::{Rule, Ruleset};

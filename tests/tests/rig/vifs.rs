@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::status::State;
+use firewall_core::told::status::State;
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::frames;
 use firewall_tests::namespace::Namespace;

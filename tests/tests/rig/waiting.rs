@@ -6,8 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_agent::control::{self, Request};
-use firewall_agent::status::State;
+use firewall_agent::edges::control::{self, Request};
+use firewall_core::told::status::State;
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::Ruleset;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use firewall_common::packet;
 
-use crate::explanation::{ICMP, ICMPV6, MessageStatus, PacketStatus, TCP, UDP};
+use firewall_core::told::explanation::{ICMP, ICMPV6, MessageStatus, PacketStatus, TCP, UDP};
 
 /// Echo requests: what `ping` sends.
 const PING: u8 = 8;

@@ -7,7 +7,7 @@ use std::net::IpAddr;
 use firewall_common::verdict::{Reason, Verdict};
 
 use crate::cli::colour::{BAD, Colours, GOOD, ODD};
-use crate::explanation::{
+use firewall_core::told::explanation::{
     Connection, Explained, Explanation, ICMP, ICMPV6, Judgement, Outcome, PacketStatus, TCP, UDP,
 };
 
@@ -373,7 +373,9 @@ fn nat(it: &Explained) -> String {
     }
     let is_dns = matches!(packet.protocol, TCP | UDP) && packet.port == DNS;
     let is_virtual = |to: IpAddr| {
-        crate::rules::resolve::VIRTUAL_RESOLVERS.into_iter().any(|it| IpAddr::from(it) == to)
+        firewall_core::rules::resolve::VIRTUAL_RESOLVERS
+            .into_iter()
+            .any(|it| IpAddr::from(it) == to)
     };
     let to_virtual = is_dns && is_virtual(packet.destination);
     match (mode, to_virtual, agent.and_then(|agent| agent.redirected_to)) {

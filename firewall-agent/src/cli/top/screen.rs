@@ -8,8 +8,8 @@ use ratatui::text::Line;
 use ratatui::widgets::{Cell, Paragraph, Row, Table, TableState, Wrap};
 
 use super::state::{Board, Rate, accepted, denied};
-use crate::status::{ClientStatus, CounterStatus, State, Status};
-use crate::totals::problems;
+use firewall_core::told::status::{ClientStatus, CounterStatus, State, Status};
+use firewall_core::told::totals::problems;
 
 /// Most names in trouble that are shown.
 const MOST_NAMES: usize = 4;

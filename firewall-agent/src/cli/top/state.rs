@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use crate::status::{ClientStatus, CounterStatus, NameStatus, Status};
-use crate::totals::Totals;
+use firewall_core::told::status::{ClientStatus, CounterStatus, NameStatus, Status};
+use firewall_core::told::totals::Totals;
 
 /// A client: address and interface index of its vif.
 pub type Key = (IpAddr, Option<u32>);

@@ -7,10 +7,11 @@ use std::net::IpAddr;
 
 use anyhow::{Result, ensure};
 use comfy_table::Table;
-use firewall_agent::events::{Installation, Question};
-use firewall_agent::names::Addresses;
-use firewall_agent::rules::Family;
-use firewall_agent::rules::resolve::Surroundings;
+use firewall_core::events::Installation;
+use firewall_core::rules::Family;
+use firewall_core::rules::question::Addresses;
+use firewall_core::rules::question::Question;
+use firewall_core::rules::resolve::Surroundings;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, client, host, proved};

@@ -6,10 +6,11 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use firewall_agent::events::{ClientId, Installation};
-use firewall_agent::rules::resolve::{self, Surroundings};
-use firewall_agent::rules::{Family, check, compile};
-use firewall_agent::sources::files;
+use firewall_agent::edges::sources::rule_files;
+use firewall_core::client::ClientId;
+use firewall_core::events::Installation;
+use firewall_core::rules::resolve::{self, Surroundings};
+use firewall_core::rules::{Family, check, compile};
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, VIF, proved};
@@ -101,7 +102,7 @@ impl ByRules {
         let id = ClientId { vif: VIF, address };
         let known = Surroundings::default();
         let text = ruleset(self.rules, Proto::Tcp).file();
-        let ruleset = timed(&mut self.parse, || Ok(files::ruleset(address, &text)?))?;
+        let ruleset = timed(&mut self.parse, || Ok(rule_files::ruleset(address, &text)?))?;
         let (resolved, policy) = timed(&mut self.compile, || {
             let resolved = resolve::resolve(Family::from(address), &ruleset, &known);
             let policy = compile::compile(&resolved)?;

@@ -1,0 +1,328 @@
+//! Arguments, and what a person sees.
+//! Never changes anything in the kernel.
+
+pub mod ask;
+pub mod audit;
+pub mod check;
+pub mod colour;
+pub mod explain;
+pub mod learn;
+pub mod manual;
+pub mod monitor;
+pub mod remains;
+pub mod show;
+pub mod text;
+pub mod top;
+
+use std::collections::BTreeMap;
+use std::num::NonZeroU64;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use clap::{Args, Parser, Subcommand};
+
+use crate::daemon::prepare;
+use crate::edges::dataplane::{self, Attach};
+use crate::edges::gate::{Gate, Mode};
+use crate::edges::links::Pattern;
+use crate::edges::resolv_conf;
+use crate::edges::sources::Place;
+use firewall_core::names::rebinding::Guard;
+use firewall_core::rules::resolve::Surroundings;
+
+/// Exit code when the agent runs but something needs attention.
+pub const EXIT_PROBLEM: u8 = 1;
+/// Exit code when the kernel's tables say something else than the agent.
+pub const EXIT_DISAGREEMENT: u8 = 4;
+/// Exit code when no agent runs.
+pub const EXIT_NOT_RUNNING: u8 = 3;
+
+/// The firewall service of a Qubes OS netvm: each qube's rules become an eBPF policy that
+/// decides about every packet in constant time.
+///
+/// Rules stay where they are, in dom0. To see what became of them, run
+/// `firewall-agent show` in the netvm.
+#[derive(Debug, Parser)]
+#[command(name = "firewall-agent", version, max_term_width = 100)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Close the gate, then run the administrator's scripts; the service does this first.
+    ///
+    /// Mounts a BPF file system for pins if there is none, and loads the nftables rules that
+    /// forward nothing from clients yet. In mode `qubes` it then runs, in this order, the
+    /// executables of /etc/qubes/qubes-firewall.d and of /rw/config/qubes-firewall.d, and
+    /// /rw/config/qubes-firewall-user-script; not those in /rw if the service custom-persist
+    /// is on.
+    Prepare(Prepare),
+    /// Run the service in the foreground.
+    ///
+    /// SIGHUP makes it read everything again. When it ends, in whatever way, the policies
+    /// in force stay in force and nothing new is forwarded, as long as the gate is there.
+    Run(Run),
+    /// Say whether all is well: the agent, vifs, clients, and every problem.
+    ///
+    /// Exit code 0: all is well. 1: something needs attention; or no agent runs, and the netvm
+    /// is OPEN, or nobody knows. 3: no agent runs, and nothing new is forwarded.
+    Status(ask::Ask),
+    /// Show clients' rules as they are in force, with what each of them has counted.
+    ///
+    /// Exit codes as with `status`.
+    Show(show::Show),
+    /// Show denied packets as they happen, or learn which rules would allow them.
+    ///
+    /// Each line is one packet: when, from whom, where to in the words that `explain` takes,
+    /// what was done, by which rule or for which reason, and the generation of the policy.
+    /// The kernel tells at most 20 packets a second of each vif; lines say how many were left
+    /// out. Exit code 0: ended by Ctrl-C or --count. 3: no agent runs, or it has ended. 2: any
+    /// other error.
+    Monitor(monitor::Monitor),
+    /// Watch clients, rates and trouble on a terminal.
+    ///
+    /// Arrow keys select, Enter shows a client's rules, s sorts, / filters, q quits. Exit
+    /// code 0: quit. 2: there is no terminal (`status --json` is for scripts). 3: no agent
+    /// runs.
+    Top(top::Top),
+    /// Let what a client's rules deny pass for a while, to find out what they would break.
+    ///
+    /// What would have been rejected is forwarded, counted and shown by `monitor`: until it
+    /// ends, the client may send anything to anybody. Nothing else that is dropped passes. It
+    /// ends by itself, even if no agent runs then, and with the agent that comes next; then
+    /// what the rules deny is cut. Exit code 0: done. 2: that client cannot be audited. 3: no
+    /// agent runs.
+    Audit(audit::Audit),
+    /// Say which rule decides about a packet, why, and what becomes of it.
+    ///
+    /// The answer is the kernel's: the same function runs on the agent's policy and on the
+    /// kernel's own tables. Exit code 0: the packet is forwarded, or is for the netvm itself.
+    /// 1: it is not. 3: neither an agent nor the kernel can tell. 4: they contradict each
+    /// other, which is a bug. 2: any other error.
+    Explain(explain::Explain),
+    /// Leave this netvm to another firewall; removing the package does this.
+    ///
+    /// Removes this firewall's programs and rules, and leaves tables behind that forward
+    /// NOTHING until today's qubes-firewall has added its rules to them. Stop the service
+    /// first.
+    HandOver {
+        /// Directory on a BPF file system, where programs are pinned.
+        #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+        pins: PathBuf,
+    },
+    /// Print completions of the commands for a shell.
+    Completions(manual::Completions),
+    /// Write manual pages into a directory.
+    #[command(hide = true)]
+    Manual(manual::Manual),
+    /// Look for mistakes in a file of rules, without an agent.
+    ///
+    /// Names each error, which would block the client, and each rule that hardly says what was
+    /// meant, with its place and what to write instead. Exit code 0: nothing to mend. 1: errors
+    /// or warnings. 2: the file cannot be read, or it is not clear whose it is.
+    Check(check::Check),
+}
+
+/// What the gate depends on, and where pins are.
+#[derive(Debug, Args)]
+pub struct Prepare {
+    /// Directory on a BPF file system, where programs are pinned.
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
+    pub pins: PathBuf,
+    /// Interfaces that lead to clients: a name, or the beginning of names and `*`.
+    #[arg(long, value_name = "PATTERN", default_value = "vif*")]
+    pub vifs: Pattern,
+    /// The bit of the packet mark that means "accepted", as a mask with one bit.
+    #[arg(long, value_name = "MASK", default_value = "0x10000000", value_parser = mark_bit)]
+    pub mark_bit: u32,
+    /// Who translates addresses; by default `qubes` in a qube and `standalone` elsewhere.
+    #[arg(long)]
+    pub mode: Option<Mode>,
+    /// Where the DNS servers behind `specialtarget=dns` are named.
+    #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
+    pub resolv_conf: PathBuf,
+    /// Where Qubes' own files are looked for: its marker, its scripts, QubesDB.
+    #[arg(long, value_name = "DIRECTORY", default_value = "/")]
+    pub root: PathBuf,
+}
+
+/// How to run.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// The same as with `prepare`.
+    #[command(flatten)]
+    pub prepare: Prepare,
+    /// Where rules come from; by default QubesDB in a qube or where its socket is, and
+    /// files elsewhere.
+    #[arg(long)]
+    pub source: Option<SourceKind>,
+    /// Directory with one file of rules for each client, named by its address.
+    #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_RULES)]
+    pub rules: PathBuf,
+    /// Control socket, for `status` and `show`.
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    pub socket: PathBuf,
+    /// File that keeps answers of DNS for the next agent, until the machine boots again.
+    #[arg(long, value_name = "FILE", default_value = "/var/lib/firewall-agent/names.json")]
+    pub names: PathBuf,
+    /// A name that may lead into private networks, and all names under it; can be given
+    /// more than once. Without it an accept rule leaves out private addresses of a name,
+    /// unless it is of a kind that nobody can own publicly, like `.lan` or `.internal`.
+    #[arg(long, value_name = "NAME")]
+    pub private_name: Vec<String>,
+    /// How programs are attached to interfaces.
+    #[arg(long, default_value = "auto")]
+    pub attach: Attach,
+    /// Drop what is to be dropped in native XDP, before the kernel has spent anything on it,
+    /// where the driver of a vif has that (none of Qubes' drivers does) and Linux is 5.18 or
+    /// newer. Against floods. On a veth it takes large packets away, and TCP gets slow.
+    #[arg(long)]
+    pub xdp: bool,
+    /// Drop IPv6 neighbour discovery in which a client speaks for addresses that are not its
+    /// own, and router advertisements. Off by default: Windows and other HVM guests may
+    /// announce addresses that dom0 does not know of.
+    #[arg(long)]
+    pub guard_neighbours: bool,
+    /// Denied packets of one client in a second that are answered with "admin prohibited";
+    /// more of them are dropped silently.
+    #[arg(long, value_name = "PACKETS", default_value = "10000")]
+    pub reject_rate: NonZeroU64,
+    /// New flows of one vif in a second to the netvm's own addresses, multicast and broadcast,
+    /// after 200 at once; more of them are dropped. Raise it where the netvm serves its qubes
+    /// itself, say as a proxy.
+    #[arg(long, value_name = "FLOWS", default_value = "20")]
+    pub local_rate: NonZeroU64,
+    /// File to write metrics to every 10 seconds, in Prometheus' text format. The textfile
+    /// collector of node_exporter takes it if its name ends in `.prom`.
+    #[arg(long, value_name = "FILE")]
+    pub metrics: Option<PathBuf>,
+    /// At SIGTERM remove the gate and the programs, so that EVERYTHING is forwarded, as
+    /// today's qubes-firewall does when it is stopped. Only in mode `qubes`.
+    #[arg(long)]
+    pub open_on_stop: bool,
+}
+
+/// A kind of source of rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SourceKind {
+    /// QubesDB, where dom0 writes the rules of qubes.
+    Qubesdb,
+    /// A directory of files.
+    Files,
+}
+
+const DEFAULT_SOCKET: &str = "/run/firewall-agent/control.sock";
+const DEFAULT_RULES: &str = "/etc/firewall-agent/rules.d";
+const DEFAULT_PINS: &str = "/sys/fs/bpf/firewall-agent";
+
+/// Every Qubes OS template has this file.
+const QUBES_MARKER: &str = "usr/share/qubes/marker-vm";
+/// The socket of QubesDB that takes writes too.
+const QUBESDB: &str = "var/run/qubes/qubesdb.sock";
+
+impl Prepare {
+    fn is_qube(&self) -> bool {
+        self.root.join(QUBES_MARKER).exists()
+    }
+
+    fn mode(&self) -> Mode {
+        let by_default = || if self.is_qube() { Mode::Qubes } else { Mode::Standalone };
+        self.mode.unwrap_or_else(by_default)
+    }
+
+    /// The gate, with what is known about resolvers now.
+    fn gate(&self) -> Gate {
+        let resolvers =
+            resolv_conf::read_both(&self.resolv_conf, Path::new(resolv_conf::BEHIND_STUB));
+        let names = BTreeMap::new();
+        Gate {
+            mode: self.mode(),
+            pattern: self.vifs.clone(),
+            mark_bit: self.mark_bit,
+            redirections: Surroundings { resolvers, names }.redirections(),
+        }
+    }
+}
+
+impl Run {
+    fn source(&self) -> Place {
+        let socket = self.prepare.root.join(QUBESDB);
+        let by_default = || {
+            let is_there = socket.exists() || self.prepare.is_qube();
+            if is_there { SourceKind::Qubesdb } else { SourceKind::Files }
+        };
+        match self.source.unwrap_or_else(by_default) {
+            SourceKind::Qubesdb => Place::QubesDb(socket),
+            SourceKind::Files => Place::Files(self.rules.clone()),
+        }
+    }
+}
+
+impl TryFrom<Run> for crate::daemon::Options {
+    type Error = anyhow::Error;
+
+    fn try_from(run: Run) -> Result<Self> {
+        let gate = run.prepare.gate();
+        let source = run.source();
+        let Run {
+            prepare: Prepare { pins, vifs, mark_bit, mode: _, resolv_conf, root: _ },
+            source: _,
+            rules: _,
+            socket,
+            names: memory,
+            private_name: private,
+            attach,
+            xdp,
+            guard_neighbours,
+            reject_rate,
+            local_rate,
+            metrics,
+            open_on_stop,
+        } = run;
+        ensure!(
+            !open_on_stop || gate.mode == Mode::Qubes,
+            "--open-on-stop goes with mode qubes only: elsewhere nothing would translate addresses"
+        );
+        let dataplane = dataplane::Options {
+            pins,
+            mark_bit,
+            attach,
+            xdp,
+            guard_neighbours,
+            caches: dataplane::may_cache(),
+            reject_rate,
+            local_rate,
+        };
+        let guard = Guard { private };
+        Ok(Self {
+            source,
+            socket,
+            resolv_conf,
+            memory,
+            guard,
+            vifs,
+            gate,
+            metrics,
+            open_on_stop,
+            dataplane,
+        })
+    }
+}
+
+/// `prepare`.
+pub async fn prepare(prepare: &Prepare) -> Result<()> {
+    prepare::prepare(&prepare.gate(), &prepare.pins, &prepare.root).await
+}
+
+fn mark_bit(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0x");
+    let mask = digits.map_or_else(|| text.parse(), |digits| u32::from_str_radix(digits, 16));
+    match mask {
+        Ok(mask) if mask.is_power_of_two() => Ok(mask),
+        _ => Err("a mask with exactly one of 32 bits is wanted, like 0x10000000".to_owned()),
+    }
+}

@@ -1,0 +1,351 @@
+//! THE event loop: edges tell what happened, [`World`] answers what to do, this does it.
+//! Never decides anything itself.
+
+mod answers;
+mod cutting;
+mod effects;
+pub mod handover;
+mod hits;
+pub mod logging;
+mod notices;
+pub mod prepare;
+mod records;
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use nix::time::{ClockId, clock_gettime};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+use tracing::{error, info, warn};
+
+use crate::edges::conntrack::Forgetting;
+use crate::edges::control::Listener;
+use crate::edges::control::feed::Feed;
+use crate::edges::dataplane::records::{Log, Records};
+use crate::edges::dataplane::{self, Dataplane};
+use crate::edges::desktop::Desktop;
+use crate::edges::dns::Dns;
+use crate::edges::gate::{self, Gate};
+use crate::edges::links::{Pattern, Watch};
+use crate::edges::memory;
+use crate::edges::resolv_conf::{self, Resolvers};
+use crate::edges::sources::{Place, Source};
+use crate::edges::systemd::Service;
+use crate::edges::wait::pace::Changes;
+use firewall_core::events::{Effect, Event};
+use firewall_core::names::answer::Remembered;
+use firewall_core::names::rebinding::Guard;
+use firewall_core::time::Moment;
+use firewall_core::world::World;
+
+use self::cutting::{Look, Underway};
+use self::hits::Hits;
+use self::records::Told;
+
+/// Everything is read again this often, should a change have gone unnoticed.
+const RESYNC: Duration = Duration::from_secs(10);
+/// Somebody may take programs away, of which nobody tells: they are looked at this often.
+const CHECK: Duration = Duration::from_secs(2);
+
+/// How to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where rules come from.
+    pub source: Place,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// Where the netvm's DNS servers are named.
+    pub resolv_conf: PathBuf,
+    /// Where answers of DNS are kept for a later agent.
+    pub memory: PathBuf,
+    /// Which names may lead into private networks.
+    pub guard: Guard,
+    /// Which links are vifs.
+    pub vifs: Pattern,
+    /// The gate, as it is to be at first.
+    pub gate: Gate,
+    /// Where metrics are written to, if they are.
+    pub metrics: Option<PathBuf>,
+    /// Whether the end of the agent opens the firewall.
+    pub open_on_stop: bool,
+    /// The kernel side.
+    pub dataplane: dataplane::Options,
+}
+
+/// Runs until SIGTERM or SIGINT. What is in force then stays in force, unless the options
+/// say otherwise.
+pub async fn run(options: Options) -> Result<()> {
+    dataplane::require_object()?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut service = Service::find();
+    let mut listener = Listener::bind(&options.socket).await?;
+    let mut daemon = Daemon::start(options).await?;
+    let mut records = Records::new(daemon.dataplane.ebpf())?;
+    let mut log = Log::new(daemon.dataplane.ebpf())?;
+    let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
+    let mut check = interval_at(Instant::now() + CHECK, CHECK);
+    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // Whether the service manager waits for the source to answer.
+    let mut is_loading = true;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                service.reloading();
+                is_loading = true;
+                daemon.source.reload();
+                daemon.read_all().await;
+                daemon.follow(Event::AskAll).await;
+            }
+            _ = resync.tick() => {
+                daemon.remember();
+                daemon.source.resync();
+                daemon.read_all().await;
+                daemon.look();
+                daemon.write_metrics();
+                give_back_memory();
+            }
+            _ = check.tick() => daemon.check_programs().await,
+            () = daemon.gate_changes.next() => daemon.check_gate().await,
+            event = daemon.source.next() => {
+                let is_answer = matches!(event, Event::AllRules(_) | Event::Source(Some(_)));
+                daemon.follow(event).await;
+                if is_answer && std::mem::take(&mut is_loading) {
+                    service.ready();
+                }
+            }
+            () = daemon.resolvers.changed() => daemon.read_resolvers().await,
+            outcomes = daemon.dns.next() => {
+                daemon.follow(Event::Answered { outcomes, now: now() }).await;
+            }
+            () = sleep_until(daemon.world.next_time()) => daemon.follow(Event::Time(now())).await,
+            () = daemon.watch.changed() => daemon.read_links().await,
+            part = daemon.cutting.next() => daemon.take_connections(part).await,
+            part = daemon.looking.next() => daemon.take_flows(part).await,
+            taken = records.next() => daemon.tell_records(&taken?),
+            (request, answer) = listener.question() => {
+                // Whoever asked may have gone.
+                let _ = answer.send(daemon.answer(&request).await);
+            }
+            passed = log.pass_on() => passed?,
+            () = service.sign_of_life_due() => service.alive(),
+        }
+        service.status(daemon.summary());
+    }
+    service.stopping();
+    if !daemon.options.open_on_stop {
+        daemon.end_last().await;
+    }
+    daemon.remember();
+    daemon.stop().await
+}
+
+struct Daemon {
+    options: Options,
+    world: World,
+    gate: Gate,
+    gate_problem: Option<String>,
+    gate_changes: Changes,
+    dataplane: Dataplane,
+    verified_instructions: Option<u32>,
+    source: Source,
+    resolvers: Resolvers,
+    dns: Dns,
+    watch: Watch,
+    forgetting: Forgetting,
+    /// Connections of clients that settle.
+    cutting: Underway,
+    /// Connections to addresses that names may let go of.
+    looking: Underway,
+    /// What was found out of these so far.
+    look: Option<Look>,
+    desktop: Desktop,
+    feed: Feed,
+    told: Told,
+    hits: Hits,
+    /// Answers that a later agent may want, and that are not written yet.
+    to_remember: Option<Vec<Remembered>>,
+}
+
+impl Daemon {
+    /// Closes the gate first, then loads the programs. Whatever an earlier agent left in
+    /// force goes on until rules and links are known.
+    async fn start(options: Options) -> Result<Self> {
+        let gate = options.gate.clone();
+        let gate_changes = gate::changes().context("cannot open netlink of nftables")?;
+        // What `prepare` has loaded stays: scripts may have added to it since.
+        if let Some(difference) = gate.difference().await.context("cannot look at the gate")? {
+            info!(difference, "loading the gate");
+            gate.load().await.context("cannot load the gate")?;
+        }
+        let mut dataplane = Dataplane::load(options.dataplane.clone())?;
+        let verified_instructions = dataplane.verified_instructions();
+        let place = options.source.name();
+        let source =
+            Source::start(&options.source).with_context(|| format!("cannot watch {place}"))?;
+        let resolvers = Resolvers::watch(&options.resolv_conf, Path::new(resolv_conf::BEHIND_STUB))
+            .with_context(|| format!("cannot watch {}", options.resolv_conf.display()))?;
+        let watch = Watch::start(options.vifs.clone()).context("cannot open rtnetlink")?;
+        let forgetting = Forgetting::open().context("cannot open conntrack's netlink")?;
+        let mut world = World::new(options.guard.clone());
+        let remembered = memory::read(&options.memory);
+        world.step(Event::Remembered { names: remembered, now: now() });
+        let mut daemon = Self {
+            options,
+            world,
+            gate,
+            gate_problem: None,
+            gate_changes,
+            dataplane,
+            verified_instructions,
+            source,
+            resolvers,
+            dns: Dns::default(),
+            watch,
+            forgetting,
+            cutting: Underway::default(),
+            looking: Underway::default(),
+            look: None,
+            desktop: Desktop::default(),
+            feed: Feed::default(),
+            told: Told::default(),
+            hits: Hits::default(),
+            to_remember: None,
+        };
+        daemon.read_all().await;
+        let mode = daemon.gate.mode.name();
+        info!(rules = %place, mode, verified_instructions, "running");
+        Ok(daemon)
+    }
+
+    async fn stop(&self) -> Result<()> {
+        if !self.options.open_on_stop {
+            let held = self.dataplane.unpinned();
+            if held > 0 {
+                warn!(held, "programs end with this agent: there is no place to pin them");
+            }
+            match gate::open_families().await {
+                Ok(open) if open.is_empty() => info!(
+                    "stopped; the policies in force stay in force, and nothing else is forwarded"
+                ),
+                Ok(open) => error!(
+                    families = open.join(", "),
+                    "stopped OPEN: the gate is not there, whatever no program drops is forwarded"
+                ),
+                Err(error) => error!(%error, "stopped; whether the gate is there is NOT KNOWN"),
+            }
+            return Ok(());
+        }
+        let pins = &self.options.dataplane.pins;
+        dataplane::detach_all(pins).context("cannot detach the programs")?;
+        self.gate.remove().await.context("cannot remove the gate")?;
+        warn!("stopped; the firewall is OPEN, as --open-on-stop asks");
+        Ok(())
+    }
+
+    /// Keeps what is known about names for a later agent.
+    fn remember(&mut self) {
+        let Some(names) = self.to_remember.take() else {
+            return;
+        };
+        let path = &self.options.memory;
+        if let Err(error) = memory::write(path, &names) {
+            warn!(path = %path.display(), %error, "answers of DNS do not outlive this agent");
+        }
+    }
+
+    async fn read_all(&mut self) {
+        self.read_resolvers().await;
+        self.read_links().await;
+        self.check_gate().await;
+    }
+
+    async fn read_resolvers(&mut self) {
+        let of_clients = self.resolvers.read();
+        let own = self.resolvers.own();
+        self.follow(Event::Servers { of_clients, own }).await;
+    }
+
+    async fn read_links(&mut self) {
+        if let Some(event) = self.perform(Effect::ReadLinks).await {
+            self.follow(event).await;
+        }
+    }
+
+    async fn check_programs(&mut self) {
+        let lost = self.dataplane.check();
+        if !lost.is_empty() {
+            self.follow(Event::Detached(lost)).await;
+        }
+    }
+
+    /// Does all that comes of an event at once, and begins what takes longer.
+    async fn follow(&mut self, event: Event) {
+        self.happened(event).await;
+        self.happened(Event::Time(now())).await;
+        self.tidy().await;
+    }
+
+    /// Tells the world, and does what it answers, and so on until it is content.
+    async fn happened(&mut self, event: Event) {
+        let mut effects = VecDeque::from(self.world.step(event));
+        while let Some(effect) = effects.pop_front() {
+            // What comes of an effect is done before the next one.
+            let event = self.perform(effect).await;
+            let more = event.map(|event| self.world.step(event)).unwrap_or_default();
+            more.into_iter().rev().for_each(|effect| effects.push_front(effect));
+        }
+    }
+
+    /// Loads the gate again if it is not there: without it, everything is forwarded.
+    async fn check_gate(&mut self) {
+        match self.gate.difference().await {
+            Ok(None) => {
+                self.gate_problem = None;
+                return;
+            }
+            Ok(Some(difference)) if self.gate_problem.is_none() => {
+                error!(difference, "somebody removed the gate or a part of it; loading it again");
+            }
+            Ok(Some(_)) => {}
+            Err(error) => error!(%error, "cannot look at the gate; loading it again"),
+        }
+        self.load_gate().await;
+    }
+
+    async fn load_gate(&mut self) {
+        self.gate_problem = self.gate.load().await.err().map(|error| error.to_string());
+        if let Some(problem) = &self.gate_problem {
+            error!(problem, "the gate is not loaded");
+        }
+    }
+}
+
+/// The C library keeps what a thousand vifs once took, unless it is asked not to.
+fn give_back_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it touches only what nobody uses.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
+}
+
+/// What time it is: since the machine booted, suspends included (clock_gettime(2)).
+fn now() -> Moment {
+    // A clock that every kernel has; without one nothing would ever be old.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Moment::from).unwrap_or_default()
+}
+
+/// Waits until it is that late; for ever, if there is nothing to wait for.
+async fn sleep_until(time: Option<Moment>) {
+    match time {
+        Some(time) => tokio::time::sleep(time.saturating_sub(now())).await,
+        None => std::future::pending().await,
+    }
+}

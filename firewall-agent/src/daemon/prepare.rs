@@ -1,0 +1,111 @@
+//! What comes before the service: a place for pins, the closed gate, and the scripts of the
+//! netvm's administrator. It runs outside of the service's sandbox, which such scripts know
+//! nothing of.
+//! Never reads a rule, and never loads a program.
+//!
+//! Source of the order, the directories and the exception: `qubes-firewall` of
+//! qubes-core-agent-linux, which runs scripts once at its start, after its tables are there
+//! and before any rule is.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
+use tracing::{debug, error, info};
+
+use crate::edges::gate::{Gate, Mode};
+
+/// Directories of scripts, and a script.
+const OF_TEMPLATE: &str = "etc/qubes/qubes-firewall.d";
+const OF_NETVM: &str = "rw/config/qubes-firewall.d";
+const OF_USER: &str = "rw/config/qubes-firewall-user-script";
+/// With this, only chosen parts of /rw are the netvm's own; scripts are none of them.
+const CUSTOM_PERSIST: &str = "run/qubes-service/custom-persist";
+
+/// Does all of it. Scripts that fail are told of, and hinder nothing.
+pub async fn prepare(gate: &Gate, pins: &Path, root: &Path) -> Result<()> {
+    if let Some(directory) = pins.parent() {
+        mount_bpffs(directory).with_context(|| {
+            format!("cannot mount a BPF file system on {}", directory.display())
+        })?;
+    }
+    // The sandbox of the service lets nothing be written beside it.
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(pins);
+    made.with_context(|| format!("cannot make {}", pins.display()))?;
+    gate.load().await.context("cannot load the gate")?;
+    info!(mode = gate.mode.name(), "the gate is closed");
+    if gate.mode == Mode::Qubes {
+        scripts(root).iter().for_each(|script| run(script));
+    }
+    Ok(())
+}
+
+/// The service manager gives a unit with a sandbox mounts of its own, also for a command with
+/// `+` (`apply_mount_namespace` in src/core/execute.c of systemd), and what is mounted there
+/// ends with the command. So it is mounted where process 1 sees it, and comes here from there.
+fn mount_bpffs(directory: &Path) -> Result<()> {
+    fs::create_dir_all(directory)?;
+    let is_mounted =
+        || -> Result<bool> { Ok(statfs(directory)?.filesystem_type() == BPF_FS_MAGIC) };
+    if is_mounted()? {
+        return Ok(());
+    }
+    let for_all = || -> Result<()> {
+        let first = File::open("/proc/1/ns/mnt")?;
+        // Threads share what setns(2) changes, and may not while they do.
+        unshare(CloneFlags::CLONE_FS)?;
+        setns(first, CloneFlags::CLONE_NEWNS)?;
+        mount_here(directory)
+    };
+    let outcome = thread::scope(|scope| scope.spawn(for_all).join());
+    if !is_mounted()? {
+        debug!(?outcome, "not mounted where process 1 sees it");
+        mount_here(directory)?;
+    }
+    info!(directory = %directory.display(), "mounted a BPF file system");
+    Ok(())
+}
+
+fn mount_here(directory: &Path) -> Result<()> {
+    Ok(mount(Some("bpf"), directory, Some("bpf"), MsFlags::empty(), Some("mode=700"))?)
+}
+
+/// The administrator's scripts in the order in which they run.
+pub fn scripts(root: &Path) -> Vec<PathBuf> {
+    let mut found = executables(&root.join(OF_TEMPLATE));
+    if !root.join(CUSTOM_PERSIST).exists() {
+        found.extend(executables(&root.join(OF_NETVM)));
+        found.extend(Some(root.join(OF_USER)).filter(|script| is_executable(script)));
+    }
+    found
+}
+
+fn executables(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| is_executable(path)).collect();
+    found.sort();
+    found
+}
+
+fn is_executable(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|it| it.is_file() && it.permissions().mode() & 0o111 != 0)
+}
+
+/// Runs a script to its end, however long it takes: what comes after may depend on it. The
+/// standard library gives it the default signals and an empty signal mask.
+fn run(script: &Path) {
+    let name = script.display();
+    info!(script = %name, "running");
+    match Command::new(script).status() {
+        Ok(status) if status.success() => {}
+        Ok(status) => error!(script = %name, %status, "failed"),
+        Err(error) => error!(script = %name, %error, "cannot be run"),
+    }
+}

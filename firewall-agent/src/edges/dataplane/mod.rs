@@ -1,0 +1,251 @@
+//! The kernel side: loads the programs, attaches them to vifs, fills their maps.
+//! Never decides what is in force for whom, and never detaches on its way out: what is
+//! attached and installed goes on without the agent.
+
+pub mod inspect;
+pub mod maps;
+pub mod records;
+
+mod addresses;
+mod attach;
+mod attached;
+mod early;
+mod epoch;
+mod mapped;
+mod memory_model;
+mod object;
+mod pins;
+mod policies;
+mod ranges;
+mod stamps;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::num::NonZeroU64;
+use std::path::PathBuf;
+
+use aya::programs::ProgramError;
+use aya::programs::links::LinkError;
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use firewall_common::abi::{CACHED_ANSWERS, CACHED_CLIENTS};
+use thiserror::Error;
+
+pub use self::attach::detach_all;
+use self::attach::{Attachment, Program};
+use self::maps::Maps;
+pub use self::memory_model::may_cache;
+use self::object::MapsError;
+use self::pins::pin_directory;
+
+/// The kernel programs, compiled by `cargo xtask build-ebpf`; empty if the agent was
+/// built without them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/firewall-ebpf.o"));
+
+/// In a second.
+const NANOSECONDS: u64 = 1_000_000_000;
+
+/// How programs are attached to vifs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Attach {
+    /// tcx if the kernel takes it, else clsact.
+    Auto,
+    /// tcx: Linux 6.6 and newer. Owned by a link that no other tool can remove.
+    Tcx,
+    /// A clsact qdisc with a filter, for older kernels. Any tool with CAP_NET_ADMIN can
+    /// remove it; then the gate forwards nothing.
+    Clsact,
+}
+
+impl Attach {
+    /// The word that people read.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
+/// How to load and attach.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Directory on a BPF file system in which links are pinned.
+    pub pins: PathBuf,
+    /// Mask with the one bit that marks accepted packets.
+    pub mark_bit: u32,
+    /// How programs are attached.
+    pub attach: Attach,
+    /// Whether packets meet the XDP stage first, where a driver has native XDP.
+    pub xdp: bool,
+    /// Whether IPv6 neighbour discovery of clients is judged.
+    pub guard_neighbours: bool,
+    /// Whether the program keeps answers; [`may_cache`] says where it may.
+    pub caches: bool,
+    /// Denied packets of one client in a second that are handed on to be rejected.
+    pub reject_rate: NonZeroU64,
+    /// New flows of one vif to the netvm itself in a second that are handed on.
+    pub local_rate: NonZeroU64,
+}
+
+/// The kernel side cannot be set up.
+#[derive(Debug, Error)]
+pub enum DataplaneError {
+    /// Built without the kernel programs.
+    #[error(
+        "this agent was built without its kernel programs and cannot filter anything; \
+         build it with `cargo xtask build`"
+    )]
+    NoObject,
+    /// The pin directory is unusable.
+    #[error("cannot pin links in {path}: {error}")]
+    Pins {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The kernel does not tell which links there are.
+    #[error("cannot read links: {0}")]
+    Links(nix::Error),
+    /// The object cannot be loaded.
+    #[error("cannot load the kernel programs (are you root?): {0}")]
+    Load(#[from] EbpfError),
+    /// The verifier refused, or an attachment failed.
+    #[error("{}", with_sources(.0))]
+    Program(#[from] ProgramError),
+    /// A pinned link is unusable.
+    #[error("{}", with_sources(.0))]
+    Link(#[from] LinkError),
+    /// The kernel does not tell what is attached.
+    #[error("cannot look at what is attached: {0}")]
+    Look(#[from] io::Error),
+    /// clsact could not be set up, and in which of its two steps.
+    #[error(
+        "clsact's qdisc: {qdisc}; its filter: {filter} (it needs the kernel's modules \
+         sch_ingress and cls_bpf)"
+    )]
+    Clsact {
+        /// What came of adding the qdisc.
+        qdisc: String,
+        /// Why there is no filter.
+        filter: String,
+    },
+    /// Somebody else's filter is where ours is to be.
+    #[error(
+        "{name} has a filter of somebody else with priority 1 and handle 1, where ours would be; \
+         move it (`tc filter show dev {name} ingress` and `egress` list them)"
+    )]
+    Taken {
+        /// Name of the link.
+        name: String,
+    },
+    /// Neither way to attach works.
+    #[error("neither tcx ({tcx}) nor clsact ({clsact})")]
+    Neither {
+        /// Why not by tcx, which needs Linux 6.6.
+        tcx: String,
+        /// Why not by clsact.
+        clsact: String,
+    },
+    /// There is no such link any more.
+    #[error("there is no interface {link} any more")]
+    Gone {
+        /// Its index.
+        link: u32,
+    },
+    /// A map is unusable.
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    /// A link changed its name under our hands.
+    #[error("{name} is not interface {vif} any more")]
+    Renamed {
+        /// The name it had.
+        name: String,
+        /// Its interface index.
+        vif: u32,
+    },
+}
+
+/// An error with all that is behind it; the libraries' own texts leave that out.
+fn with_sources(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+/// What a link is called now.
+fn name_of(link: u32) -> Result<String, DataplaneError> {
+    let gone = |_| DataplaneError::Gone { link };
+    let name = nix::net::if_::if_indextoname(link).map_err(gone)?;
+    Ok(name.to_string_lossy().into_owned())
+}
+
+/// The loaded programs and their maps.
+pub struct Dataplane {
+    ebpf: Ebpf,
+    options: Options,
+    /// Where links of this version are pinned.
+    links: PathBuf,
+    attached: BTreeMap<(Program, u32), Attachment>,
+    /// Vifs with an XDP stage.
+    early: BTreeSet<u32>,
+    /// The maps.
+    pub maps: Maps,
+}
+
+impl Dataplane {
+    /// Loads the programs. Nothing is attached yet.
+    pub fn load(options: Options) -> Result<Self, DataplaneError> {
+        let links = pin_directory(&options.pins)?;
+        let mut ebpf = load_object(&options)?;
+        let maps = Maps::new(&mut ebpf)?;
+        for program in Program::ALL {
+            program.of(&mut ebpf)?.load()?;
+        }
+        Ok(Self { ebpf, options, links, attached: BTreeMap::new(), early: BTreeSet::new(), maps })
+    }
+
+    /// The object, for reading its log.
+    pub fn ebpf(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+
+    /// Instructions that the verifier walked through, if the kernel tells (5.16).
+    pub fn verified_instructions(&mut self) -> Option<u32> {
+        let program = Program::FromClient.of(&mut self.ebpf).ok()?;
+        program.info().ok()?.verified_instruction_count()
+    }
+}
+
+/// Whether this agent was built with its kernel programs inside.
+pub fn require_object() -> Result<(), DataplaneError> {
+    if OBJECT.is_empty() { Err(DataplaneError::NoObject) } else { Ok(()) }
+}
+
+/// Loads the object, with its settings in place. The kernel's own type information is left
+/// out on purpose: kernels of Qubes VMs have none.
+pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
+    let interval = |rate: NonZeroU64| NANOSECONDS / rate;
+    let guard = u32::from(options.guard_neighbours);
+    // A processor without entries of its own asks the tables each time.
+    let processors = aya::util::nr_cpus().unwrap_or(1);
+    let entries = |each: usize| match options.caches {
+        true => u32::try_from(each * processors).unwrap_or(u32::MAX),
+        false => 1,
+    };
+    EbpfLoader::new()
+        .map_max_entries("CLIENT_CACHE", entries(CACHED_CLIENTS))
+        .map_max_entries("ANSWER_CACHE", entries(CACHED_ANSWERS))
+        .btf(None)
+        .override_global("MARK_BIT", &options.mark_bit, true)
+        .override_global("GUARD_NEIGHBOURS", &guard, true)
+        .override_global("CACHES", &u32::from(options.caches), true)
+        .override_global("REJECT_INTERVAL", &interval(options.reject_rate), true)
+        .override_global("LOCAL_INTERVAL", &interval(options.local_rate), true)
+        .load(OBJECT)
+}

@@ -1,0 +1,258 @@
+//! What the netvm's DNS servers say about names: questions out, answers in.
+//! Never remembers an answer, and never decides when to ask.
+//!
+//! The library sends: it chooses ports and numbers that nobody can guess, repeats what gets
+//! lost, and asks by TCP what does not fit into UDP. What counts of a message is read here:
+//! addresses in its answer section, of the name at the end of the chain of aliases.
+
+use std::collections::{HashMap, VecDeque};
+use std::future::pending;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hickory_resolver::config::{NameServerConfig, ResolverOpts};
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::xfer::{DnsHandle as _, FirstAnswer as _};
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::{DnsRequestOptions, DnsResponse, Query, ResponseCode};
+use hickory_resolver::proto::rr::{DNSClass, Name, RData, RecordType};
+use hickory_resolver::{NameServerPool, PoolContext, TlsConfig};
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::timeout;
+use tracing::warn;
+
+use firewall_core::names::answer::{Answer, Failure, Outcome};
+use firewall_core::rules::Family;
+use firewall_core::rules::question::Question;
+
+/// How long one server has to answer, repetitions included.
+const SERVER_PATIENCE: Duration = Duration::from_secs(3);
+/// How long a question may take, whatever servers do.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most questions on the way at once; the others wait.
+const MOST_AT_ONCE: usize = 32;
+/// Most aliases in a row.
+const MOST_ALIASES: usize = 16;
+/// How long "no address" may be used if the server does not say (RFC 2308 leaves that open).
+const NOTHING_TTL: u32 = 60;
+
+/// Questions that wait or are on the way, and whom to ask.
+#[derive(Default)]
+pub struct Dns {
+    servers: Arc<[Server]>,
+    waiting: VecDeque<Question>,
+    on_the_way: JoinSet<Outcome>,
+    questions: HashMap<Id, Question>,
+}
+
+impl Dns {
+    /// Asks these servers from now on, each when those before it fail, as resolv.conf(5)
+    /// wants it. What was asked before is forgotten: the old servers' answers do not come.
+    pub fn set_servers(&mut self, servers: &[IpAddr]) {
+        let servers = servers.iter().filter_map(|address| {
+            let server = Server::new(*address);
+            server.inspect_err(|error| warn!(%address, %error, "cannot be asked")).ok()
+        });
+        *self = Self { servers: servers.collect(), ..Self::default() };
+    }
+
+    /// Asks, now or when there is room.
+    pub fn ask(&mut self, question: Question) {
+        self.waiting.push_back(question);
+    }
+
+    /// Waits for outcomes, and returns all that are there. Nothing is lost if it is dropped.
+    pub async fn next(&mut self) -> Vec<(Question, Outcome)> {
+        loop {
+            self.send();
+            let Some(first) = self.on_the_way.join_next_with_id().await else {
+                pending::<()>().await;
+                continue;
+            };
+            let mut ended = vec![first];
+            while let Some(more) = self.on_the_way.try_join_next_with_id() {
+                ended.push(more);
+            }
+            return ended.into_iter().filter_map(|ended| self.take(ended)).collect();
+        }
+    }
+
+    /// Puts on the way what waits, as far as there is room.
+    fn send(&mut self) {
+        while self.on_the_way.len() < MOST_AT_ONCE
+            && let Some(question) = self.waiting.pop_front()
+        {
+            let work = ask(Arc::clone(&self.servers), question.clone());
+            let id = self.on_the_way.spawn(work).id();
+            self.questions.insert(id, question);
+        }
+    }
+
+    fn take(&mut self, ended: Result<(Id, Outcome), JoinError>) -> Option<(Question, Outcome)> {
+        let (id, outcome) = ended.unwrap_or_else(|error| {
+            (error.id(), Err(Failure::NoAnswer("the agent's resolver crashed".to_owned())))
+        });
+        Some((self.questions.remove(&id)?, outcome))
+    }
+}
+
+async fn ask(servers: Arc<[Server]>, question: Question) -> Outcome {
+    let outcome = timeout(PATIENCE, ask_each(&servers, &question)).await;
+    outcome.unwrap_or_else(|_| {
+        Err(Failure::NoAnswer(format!("no answer within {} seconds", PATIENCE.as_secs())))
+    })
+}
+
+/// Asks one server after the other, until one of them knows.
+async fn ask_each(servers: &[Server], question: &Question) -> Outcome {
+    let mut problems = Vec::new();
+    for server in servers {
+        match server.ask(question).await {
+            Err(Failure::NoAnswer(why)) => problems.push(format!("{} {why}", server.address)),
+            outcome @ (Ok(_) | Err(Failure::NoSuchName)) => return outcome,
+        }
+    }
+    if problems.is_empty() {
+        problems.push("no DNS server is known".to_owned());
+    }
+    Err(Failure::NoAnswer(problems.join("; ")))
+}
+
+/// One server. Each is asked by itself: the library would ask several at a time, and take
+/// the first error of any of them for the outcome.
+struct Server {
+    address: IpAddr,
+    pool: NameServerPool<TokioRuntimeProvider>,
+}
+
+impl Server {
+    fn new(address: IpAddr) -> Result<Self, NetError> {
+        let mut options = ResolverOpts::default();
+        options.timeout = SERVER_PATIENCE;
+        let context = Arc::new(PoolContext::new(options, TlsConfig::new()?));
+        let server = NameServerConfig::udp_and_tcp(address);
+        let provider = TokioRuntimeProvider::default();
+        Ok(Self { address, pool: NameServerPool::from_config([server], context, provider) })
+    }
+
+    /// Follows aliases, where a message does not lead to their end.
+    async fn ask(&self, question: &Question) -> Outcome {
+        let kind = match question.family {
+            Family::V4 => RecordType::A,
+            Family::V6 => RecordType::AAAA,
+        };
+        // A dot at the end: search domains are for people at a keyboard.
+        let name = Name::from_ascii(format!("{}.", question.name));
+        let mut name = name.map_err(|error| Failure::NoAnswer(error.to_string()))?;
+        let mut ttl = u32::MAX;
+        for _ in 0..MOST_ALIASES {
+            let said = self.look_up(&name, kind).await?;
+            ttl = ttl.min(said.ttl);
+            match said.alias {
+                Some(alias) => name = alias,
+                None => {
+                    let ttl = Duration::from_secs(ttl.into());
+                    return Ok(Answer { addresses: said.addresses.into_iter().collect(), ttl });
+                }
+            }
+        }
+        Err(endless())
+    }
+
+    async fn look_up(&self, name: &Name, kind: RecordType) -> Result<Said, Failure> {
+        let query = || Query::query(name.clone(), kind);
+        let mut options = DnsRequestOptions::default();
+        let mut response = self.pool.lookup(query(), options).first_answer().await;
+        if let Err(NetError::Dns(DnsError::ResponseCode(code))) = &response
+            && matches!(code, ResponseCode::FormErr | ResponseCode::NotImp)
+        {
+            // Some routers know no extensions (RFC 6891, 6.2.2).
+            options.use_edns = false;
+            response = self.pool.lookup(query(), options).first_answer().await;
+        }
+        match response {
+            Ok(response) => read(&response, name, kind),
+            Err(NetError::Dns(DnsError::NoRecordsFound(nothing))) => {
+                if nothing.response_code == ResponseCode::NXDomain {
+                    return Err(Failure::NoSuchName);
+                }
+                if nothing.soa.is_none() && nothing.ns.is_some() {
+                    return Err(Failure::NoAnswer("names other servers only".to_owned()));
+                }
+                let ttl = nothing.negative_ttl.unwrap_or(NOTHING_TTL);
+                Ok(Said { addresses: Vec::new(), alias: None, ttl })
+            }
+            Err(error) => Err(Failure::NoAnswer(told(&error))),
+        }
+    }
+}
+
+/// What one message says about a name.
+struct Said {
+    addresses: Vec<IpAddr>,
+    /// Whom to ask about instead.
+    alias: Option<Name>,
+    /// In seconds, the least of all that it follows from.
+    ttl: u32,
+}
+
+/// Reads the answer section alone: anybody may have written into the others.
+fn read(response: &DnsResponse, name: &Name, kind: RecordType) -> Result<Said, Failure> {
+    let is_missing = match response.response_code {
+        ResponseCode::NoError => false,
+        ResponseCode::NXDomain => true,
+        code => return Err(Failure::NoAnswer(says(code))),
+    };
+    let answers = || response.answers.iter().filter(|record| record.dns_class == DNSClass::IN);
+    let alias_of = |owner: &Name| {
+        answers().find_map(|record| match &record.data {
+            RData::CNAME(alias) if record.name == *owner => Some((&alias.0, record.ttl)),
+            _ => None,
+        })
+    };
+    let (mut owner, mut ttl, mut aliases) = (name, u32::MAX, 0);
+    while let Some((alias, alias_ttl)) = alias_of(owner) {
+        (owner, ttl, aliases) = (alias, ttl.min(alias_ttl), aliases + 1);
+        if aliases > MOST_ALIASES {
+            return Err(endless());
+        }
+    }
+    let mut addresses = Vec::new();
+    for record in answers().filter(|record| record.name == *owner) {
+        match (&record.data, kind) {
+            (RData::A(v4), RecordType::A) => addresses.push(IpAddr::from(v4.0)),
+            (RData::AAAA(v6), RecordType::AAAA) => addresses.push(IpAddr::from(v6.0)),
+            _ => continue,
+        }
+        ttl = ttl.min(record.ttl);
+    }
+    if !addresses.is_empty() {
+        return Ok(Said { addresses, alias: None, ttl });
+    }
+    match (is_missing, response.negative_ttl()) {
+        (true, _) => Err(Failure::NoSuchName),
+        // Servers say so by a record of the zone that has no such address (RFC 2308).
+        (false, Some(nothing)) => Ok(Said { addresses, alias: None, ttl: ttl.min(nothing) }),
+        (false, None) if owner != name => Ok(Said { addresses, alias: Some(owner.clone()), ttl }),
+        (false, None) => Ok(Said { addresses, alias: None, ttl: NOTHING_TTL }),
+    }
+}
+
+fn endless() -> Failure {
+    Failure::NoAnswer("gives aliases without end".to_owned())
+}
+
+fn says(code: ResponseCode) -> String {
+    format!("says \"{code}\"")
+}
+
+/// What a server did instead of answering.
+fn told(error: &NetError) -> String {
+    match error {
+        NetError::Timeout => "does not answer".to_owned(),
+        NetError::Io(error) => format!("cannot be asked: {error}"),
+        NetError::Dns(DnsError::ResponseCode(code)) => says(*code),
+        error => format!("cannot be used: {error}"),
+    }
+}

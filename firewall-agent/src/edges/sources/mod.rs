@@ -1,0 +1,112 @@
+//! Where rules come from. Each source is an edge: it reads text and says what is there.
+//! Never decides what comes of it.
+
+pub mod qubesdb;
+pub mod rule_files;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use firewall_core::events::Event;
+
+use qubesdb::{Patience, QubesDb};
+use rule_files::Files;
+
+/// Which source, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A directory with one file for each client.
+    Files(PathBuf),
+    /// QubesDB, by its socket.
+    QubesDb(PathBuf),
+}
+
+impl Place {
+    /// As people read it.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Files(directory) => directory.display().to_string(),
+            Self::QubesDb(socket) => format!("QubesDB at {}", socket.display()),
+        }
+    }
+}
+
+/// A source of rules.
+pub enum Source {
+    /// A directory of files.
+    Files(Files),
+    /// QubesDB.
+    QubesDb(QubesDb),
+}
+
+impl Source {
+    /// Begins to read. Must be called inside a tokio runtime.
+    pub fn start(place: &Place) -> notify::Result<Self> {
+        match place {
+            Place::Files(directory) => Files::watch(directory).map(Self::Files),
+            Place::QubesDb(socket) => {
+                Ok(Self::QubesDb(QubesDb::start(socket.clone(), Patience::default())))
+            }
+        }
+    }
+
+    /// Waits for news. What is there at first is news too: [`Event::AllRules`], or
+    /// [`Event::Source`] if nothing can be read. Whoever waits may stop waiting; nothing is
+    /// lost then.
+    pub async fn next(&mut self) -> Event {
+        match self {
+            Self::Files(files) => files.next().await,
+            Self::QubesDb(qubesdb) => qubesdb.next().await,
+        }
+    }
+
+    /// Has everything read again; the answer is as at first.
+    pub fn reload(&mut self) {
+        match self {
+            Self::Files(files) => files.reload(),
+            Self::QubesDb(qubesdb) => qubesdb.reload(),
+        }
+    }
+
+    /// Has everything read again, if the source can miss a change.
+    pub fn resync(&mut self) {
+        match self {
+            Self::Files(files) => files.reload(),
+            // Its watches miss nothing, and whoever counts how often rules came into force
+            // is not to be misled.
+            Self::QubesDb(_) => {}
+        }
+    }
+
+    /// Tells whoever wrote a client's rules that they are in force.
+    pub fn handled(&self, client: IpAddr) {
+        match self {
+            Self::Files(_) => {}
+            Self::QubesDb(qubesdb) => qubesdb.handled(client),
+        }
+    }
+
+    /// Tells where the names in a client's rules lead.
+    pub fn publish(&self, client: IpAddr, names: BTreeMap<String, BTreeSet<IpAddr>>) {
+        match self {
+            Self::Files(_) => {}
+            Self::QubesDb(qubesdb) => qubesdb.publish(client, names),
+        }
+    }
+
+    /// The user who sits at the screen, if the source knows.
+    pub fn default_user(&self) -> Option<String> {
+        match self {
+            Self::Files(_) => None,
+            Self::QubesDb(qubesdb) => qubesdb.default_user(),
+        }
+    }
+}
+
+/// The client that rules are named after, if the address is written the one way addresses
+/// are written; two names must not mean the same client.
+fn client_of(name: &str) -> Option<IpAddr> {
+    let address: IpAddr = name.parse().ok()?;
+    (address.to_string() == name).then_some(address)
+}

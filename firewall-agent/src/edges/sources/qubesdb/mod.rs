@@ -1,0 +1,106 @@
+//! Rules from QubesDB, where dom0 writes them.
+//! Never waits for the agent or makes it wait: a task of its own talks to the daemon.
+//!
+//! dom0 removes a client's rules, writes the new ones, and writes the empty key
+//! `/qubes-firewall/ADDRESS` last: this commits them. Until then a tree is not to be read;
+//! what was committed before is what counts. Source: `net.py` and `firewall.py` of
+//! qubes-core-admin, and the Qubes documentation, "vm-interface".
+
+pub mod client;
+pub mod wire;
+
+mod session;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use firewall_core::events::Event;
+
+/// How patient the source is.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// How long a single answer of the daemon may take.
+    pub answer: Duration,
+    /// How long after a failure the next attempt is; it doubles with each.
+    pub first_pause: Duration,
+    /// The longest of these.
+    pub last_pause: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            answer: Duration::from_secs(10),
+            first_pause: Duration::from_millis(100),
+            last_pause: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What the task is asked to do.
+#[derive(Debug)]
+enum Order {
+    Reload,
+    Handled(IpAddr),
+    Publish(IpAddr, BTreeMap<String, BTreeSet<IpAddr>>),
+}
+
+/// QubesDB as a source.
+pub struct QubesDb {
+    news: mpsc::Receiver<Event>,
+    orders: mpsc::UnboundedSender<Order>,
+    default_user: Arc<Mutex<Option<String>>>,
+}
+
+impl QubesDb {
+    /// Begins to talk to the daemon behind a socket, whether it is there already or not.
+    /// Must be called inside a tokio runtime.
+    pub fn start(socket: PathBuf, patience: Patience) -> Self {
+        // Whoever reads the news decides how fast they come.
+        let (tell, news) = mpsc::channel(16);
+        let (orders, obey) = mpsc::unbounded_channel();
+        let default_user = Arc::default();
+        let task = session::Task::new(socket, patience, tell, obey, Arc::clone(&default_user));
+        tokio::spawn(task.run());
+        Self { news, orders, default_user }
+    }
+
+    /// Waits for news. Whoever waits may stop waiting; nothing is lost then.
+    pub async fn next(&mut self) -> Event {
+        match self.news.recv().await {
+            Some(event) => event,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Has everything read again; the answer is [`Event::AllRules`], or [`Event::Source`]
+    /// with a reason.
+    pub fn reload(&self) {
+        self.order(Order::Reload);
+    }
+
+    /// Counts that a client's rules came into force, in `/qubes-firewall-handled/ADDRESS`.
+    pub fn handled(&self, client: IpAddr) {
+        self.order(Order::Handled(client));
+    }
+
+    /// Tells where the names in a client's rules lead, in `/dns/ADDRESS/NAME`.
+    pub fn publish(&self, client: IpAddr, names: BTreeMap<String, BTreeSet<IpAddr>>) {
+        self.order(Order::Publish(client, names));
+    }
+
+    /// The user of this qube, as dom0 says.
+    pub fn default_user(&self) -> Option<String> {
+        self.default_user.lock().ok()?.clone()
+    }
+
+    fn order(&self, order: Order) {
+        // The task ends with the runtime only.
+        let _ = self.orders.send(order);
+    }
+}

@@ -1,0 +1,374 @@
+//! The task that talks to QubesDB: connects, watches, reads what was committed, and again
+//! when the daemon was gone.
+//! Never gives up, and never forgets what was committed because it cannot be read.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use futures_util::FutureExt as _;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::client::{ClientError, Connection, OwnKey, OwnTree};
+use super::wire::{NotAPath, Path};
+use super::{Order, Patience};
+use crate::edges::sources::client_of;
+use firewall_core::events::Event;
+use firewall_core::rules::parse::{self, Entry, Problem, RulesetError};
+use firewall_core::rules::source::SourceError;
+use firewall_core::rules::{Family, Ruleset};
+
+const RULES: &str = "/qubes-firewall/";
+const CONNECTED: [&str; 2] = ["/connected-ips", "/connected-ips6"];
+const DEFAULT_USER: &str = "/default-user";
+
+type Rules = Result<Ruleset, SourceError>;
+type Entries = BTreeMap<String, Vec<u8>>;
+
+/// Why a conversation ended.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Path(#[from] NotAPath),
+    #[error("nobody listens")]
+    NobodyListens,
+}
+
+/// See the module.
+pub struct Task {
+    socket: PathBuf,
+    patience: Patience,
+    news: mpsc::Sender<Event>,
+    orders: mpsc::UnboundedReceiver<Order>,
+    default_user: Arc<Mutex<Option<String>>>,
+    /// What was committed last, by client.
+    committed: BTreeMap<IpAddr, Rules>,
+    /// Clients whose rules dom0 is writing: changed since the last commit.
+    in_writing: BTreeSet<IpAddr>,
+    /// Clients whose rules were committed and not read yet.
+    unread: BTreeSet<IpAddr>,
+    are_connected_unread: bool,
+    /// What is told about names, by client.
+    published: BTreeMap<IpAddr, BTreeMap<String, BTreeSet<IpAddr>>>,
+}
+
+impl Task {
+    /// Nothing is known yet.
+    pub fn new(
+        socket: PathBuf,
+        patience: Patience,
+        news: mpsc::Sender<Event>,
+        orders: mpsc::UnboundedReceiver<Order>,
+        default_user: Arc<Mutex<Option<String>>>,
+    ) -> Self {
+        Self {
+            socket,
+            patience,
+            news,
+            orders,
+            default_user,
+            committed: BTreeMap::new(),
+            in_writing: BTreeSet::new(),
+            unread: BTreeSet::new(),
+            are_connected_unread: false,
+            published: BTreeMap::new(),
+        }
+    }
+
+    /// Talks until nobody listens any more.
+    pub async fn run(mut self) {
+        let mut pause = self.patience.first_pause;
+        loop {
+            let mut has_worked = false;
+            let Err(ended) = self.converse(&mut has_worked).await;
+            if matches!(ended, Ended::NobodyListens) {
+                return;
+            }
+            if has_worked {
+                pause = self.patience.first_pause;
+            }
+            let why = format!("{}: {ended}", self.socket.display());
+            if self.tell(Event::Source(Some(why.clone()))).await.is_err() {
+                return;
+            }
+            if self.rest(pause, &why).await.is_err() {
+                return;
+            }
+            pause = (2 * pause).min(self.patience.last_pause);
+        }
+    }
+
+    /// Waits before the next attempt. What came into force meanwhile is counted again when
+    /// everything is read again.
+    async fn rest(&mut self, pause: std::time::Duration, why: &str) -> Result<(), Ended> {
+        let until = tokio::time::Instant::now() + pause;
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return Ok(()),
+                order = self.orders.recv() => match order {
+                    Some(Order::Reload) => self.tell(Event::Source(Some(why.to_owned()))).await?,
+                    Some(Order::Handled(_) | Order::Publish(..)) => {}
+                    None => return Err(Ended::NobodyListens),
+                }
+            }
+        }
+    }
+
+    async fn tell(&self, event: Event) -> Result<(), Ended> {
+        self.news.send(event).await.map_err(|_| Ended::NobodyListens)
+    }
+
+    async fn converse(&mut self, has_worked: &mut bool) -> Result<Infallible, Ended> {
+        self.in_writing.clear();
+        self.unread.clear();
+        self.published.clear();
+        let mut watches = Connection::open(&self.socket, self.patience.answer).await?;
+        for path in [&[RULES], &CONNECTED[..]].concat() {
+            watches.watch(&Path::new(path)?).await?;
+        }
+        // Events come on a connection of their own; commands have their answers for themselves.
+        let mut commands = Connection::open(&self.socket, self.patience.answer).await?;
+        self.read_user(&mut commands).await?;
+        self.read_everything(&mut watches, &mut commands).await?;
+        *has_worked = true;
+        loop {
+            tokio::select! {
+                path = watches.next_event() => {
+                    self.note(&path?);
+                    self.read_changes(&mut watches, &mut commands).await?;
+                }
+                order = self.orders.recv() => match order {
+                    Some(Order::Reload) => {
+                        self.read_everything(&mut watches, &mut commands).await?;
+                    }
+                    Some(Order::Handled(client)) => self.count(&mut commands, client).await?,
+                    Some(Order::Publish(client, names)) => {
+                        self.publish(&mut commands, client, names).await?;
+                    }
+                    None => return Err(Ended::NobodyListens),
+                }
+            }
+        }
+    }
+
+    /// Takes in which key changed.
+    fn note(&mut self, path: &str) {
+        if CONNECTED.contains(&path) {
+            self.are_connected_unread = true;
+        }
+        let Some(path) = path.strip_prefix(RULES) else {
+            return;
+        };
+        match path.split_once('/') {
+            // The commit: what was written before is whole.
+            None => {
+                if let Some(client) = client_of(path) {
+                    self.in_writing.remove(&client);
+                    self.unread.insert(client);
+                } else if !path.is_empty() {
+                    warn!(path, "not an address");
+                }
+            }
+            Some((client, _)) => {
+                if let Some(client) = client_of(client) {
+                    self.in_writing.insert(client);
+                    self.unread.remove(&client);
+                }
+            }
+        }
+    }
+
+    /// Takes in all events that are there already.
+    fn note_waiting(&mut self, watches: &mut Connection) -> Result<(), ClientError> {
+        while let Some(path) = watches.next_event().now_or_never() {
+            self.note(&path?);
+        }
+        Ok(())
+    }
+
+    /// Reads what was committed, and nothing that is being written.
+    async fn read_changes(
+        &mut self,
+        watches: &mut Connection,
+        commands: &mut Connection,
+    ) -> Result<(), Ended> {
+        self.note_waiting(watches)?;
+        if std::mem::take(&mut self.are_connected_unread) {
+            let connected = self.read_connected(commands).await?;
+            self.tell(Event::Connected(connected)).await?;
+        }
+        while let Some(client) = self.unread.pop_first() {
+            let rules = read_rules(commands, client).await?;
+            // What changed while it was read is told by now: then another commit will come.
+            self.note_waiting(watches)?;
+            if self.in_writing.contains(&client) || self.unread.contains(&client) {
+                continue;
+            }
+            match &rules {
+                Some(rules) => self.committed.insert(client, rules.clone()),
+                None => self.committed.remove(&client),
+            };
+            self.tell(Event::Rules { client, rules }).await?;
+        }
+        Ok(())
+    }
+
+    async fn read_everything(
+        &mut self,
+        watches: &mut Connection,
+        commands: &mut Connection,
+    ) -> Result<(), Ended> {
+        let connected = self.read_connected(commands).await?;
+        let mut trees: BTreeMap<IpAddr, (bool, Entries)> = BTreeMap::new();
+        for (path, value) in commands.multiread(&Path::new(RULES)?).await? {
+            let inside = path.strip_prefix(RULES).unwrap_or_default();
+            let (client, key) = match inside.split_once('/') {
+                Some((client, key)) => (client, Some(key)),
+                None => (inside, None),
+            };
+            let Some(client) = client_of(client) else {
+                warn!(path, "not an address");
+                continue;
+            };
+            let (is_committed, entries) = trees.entry(client).or_default();
+            match key {
+                Some(key) => drop(entries.insert(key.to_owned(), value)),
+                None => *is_committed = true,
+            }
+        }
+        self.note_waiting(watches)?;
+        let mut committed = BTreeMap::new();
+        for (client, (is_committed, entries)) in trees {
+            if !is_committed {
+                info!(%client, "rules are being written; they count when they are committed");
+            } else if !self.in_writing.contains(&client) {
+                committed.insert(client, parsed(client, &entries));
+            }
+        }
+        for client in &self.in_writing {
+            if let Some(rules) = self.committed.remove(client) {
+                committed.insert(*client, rules);
+            }
+        }
+        self.committed.clone_from(&committed);
+        self.tell(Event::Source(None)).await?;
+        self.tell(Event::Connected(connected)).await?;
+        self.tell(Event::AllRules(committed)).await
+    }
+
+    async fn read_connected(&self, from: &mut Connection) -> Result<BTreeSet<IpAddr>, Ended> {
+        let mut connected = BTreeSet::new();
+        for (path, family) in CONNECTED.into_iter().zip([Family::V4, Family::V6]) {
+            let value = from.read(&Path::new(path)?).await?.unwrap_or_default();
+            for word in String::from_utf8_lossy(&value).split_whitespace() {
+                let address = word.parse().ok().filter(|it| Family::from(*it) == family);
+                match address {
+                    Some(address) => drop(connected.insert(address)),
+                    None => warn!(path, word, "not an address of {family}"),
+                }
+            }
+        }
+        Ok(connected)
+    }
+
+    async fn read_user(&self, from: &mut Connection) -> Result<(), Ended> {
+        let user = from.read(&Path::new(DEFAULT_USER)?).await?;
+        if let Ok(mut known) = self.default_user.lock() {
+            *known = user.and_then(|user| String::from_utf8(user).ok());
+        }
+        Ok(())
+    }
+
+    /// One more; whatever stands there and is no number counts as nothing.
+    async fn count(&self, to: &mut Connection, client: IpAddr) -> Result<(), Ended> {
+        let key = OwnKey::handled(client)?;
+        let before = to.read_own(&key).await?;
+        let before = before.and_then(|value| String::from_utf8(value).ok());
+        let before: u64 = before.and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let value = before.wrapping_add(1).to_string();
+        go_on(to.write(&key, value.as_bytes()).await)
+    }
+
+    async fn publish(
+        &mut self,
+        to: &mut Connection,
+        client: IpAddr,
+        names: BTreeMap<String, BTreeSet<IpAddr>>,
+    ) -> Result<(), Ended> {
+        if self.published.get(&client) == Some(&names) {
+            return Ok(());
+        }
+        let tree = OwnTree::names(client)?;
+        if to.has_any(&tree).await? {
+            go_on(to.remove(&tree).await)?;
+        }
+        for (name, addresses) in &names {
+            match OwnKey::name(client, name) {
+                Ok(key) => go_on(to.write(&key, listed(addresses).as_bytes()).await)?,
+                Err(error) => warn!(%error, "a name that cannot be told of"),
+            }
+        }
+        self.published.insert(client, names);
+        Ok(())
+    }
+}
+
+/// A refusal of the daemon hinders nothing else.
+fn go_on(outcome: Result<(), ClientError>) -> Result<(), Ended> {
+    match outcome {
+        Err(error @ ClientError::Refused(_)) => {
+            warn!(%error);
+            Ok(())
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+/// Addresses as Python prints a set of them, which is what others read.
+fn listed(addresses: &BTreeSet<IpAddr>) -> String {
+    if addresses.is_empty() {
+        return "set()".to_owned();
+    }
+    let networks = addresses.iter().map(|address| {
+        let length = if address.is_ipv4() { 32 } else { 128 };
+        format!("'{address}/{length}'")
+    });
+    format!("{{{}}}", networks.collect::<Vec<_>>().join(", "))
+}
+
+/// A client's rules; nothing if neither they nor their commit are there.
+async fn read_rules(from: &mut Connection, client: IpAddr) -> Result<Option<Rules>, Ended> {
+    let prefix = Path::new(format!("{RULES}{client}/"))?;
+    let found = from.multiread(&prefix).await?;
+    if found.is_empty() {
+        let commit = Path::new(format!("{RULES}{client}"))?;
+        if from.read(&commit).await?.is_none() {
+            return Ok(None);
+        }
+    }
+    let key = |path: &str| path.strip_prefix(prefix.as_str()).unwrap_or_default().to_owned();
+    let entries = found.into_iter().map(|(path, value)| (key(&path), value)).collect();
+    Ok(Some(parsed(client, &entries)))
+}
+
+fn parsed(client: IpAddr, entries: &Entries) -> Rules {
+    let entry = |(key, value): (&String, &Vec<u8>)| match String::from_utf8(value.clone()) {
+        Ok(value) => Ok(Entry { line: None, key: key.clone(), value }),
+        Err(error) => Err(RulesetError {
+            key: Some(key.clone()),
+            text: String::from_utf8_lossy(error.as_bytes()).into_owned(),
+            ..RulesetError::of_whole(Problem::Unreadable("not UTF-8 text".to_owned()))
+        }),
+    };
+    let entries: Result<Vec<Entry>, RulesetError> = entries.iter().map(entry).collect();
+    let rules = entries.and_then(|entries| parse::ruleset(Family::from(client), &entries));
+    rules.map_err(|error| {
+        let key = error.key.iter().map(|key| format!("/{key}")).collect::<String>();
+        SourceError { origin: format!("{RULES}{client}{key}"), error: Box::new(error) }
+    })
+}

@@ -1,0 +1,20 @@
+//! What the agent decides, without ever acting: no files, sockets, clocks or kernel, which the
+//! crate's dependencies are without as well.
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`client`], [`connection`], [`time`] | who is a client, what it has open, when something happens |
+//! | [`rules`] | text to proved policy |
+//! | [`names`] | what is known about host names |
+//! | [`world`] | all memory of the agent |
+//! | [`events`] | the words between the world and the edges |
+//! | [`told`] | what a person or a script is told |
+
+pub mod client;
+pub mod connection;
+pub mod events;
+pub mod names;
+pub mod rules;
+pub mod time;
+pub mod told;
+pub mod world;

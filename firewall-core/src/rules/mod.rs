@@ -1,0 +1,142 @@
+//! What dom0 wrote, and the stages from text to policy. Each stage is a type:
+//! text → [`Ruleset`] → [`resolve::ResolvedRuleset`] → [`compile::Policy`] →
+//! [`check::ProvedPolicy`].
+//! Pure: no files, sockets, clocks or kernel anywhere below this module.
+
+pub mod check;
+pub mod compile;
+pub mod explain;
+pub mod hidden;
+pub mod hint;
+pub mod lint;
+pub mod parse;
+pub mod question;
+pub mod relevant;
+pub mod resolve;
+pub mod source;
+
+use std::fmt;
+use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// IPv4 or IPv6. A client's address decides the family of all its rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl From<IpAddr> for Family {
+    fn from(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+/// What a rule says. dom0's `drop` makes a reject on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Action {
+    /// `action=accept`
+    Accept,
+    /// `action=drop`
+    Drop,
+}
+
+impl Action {
+    /// The word dom0 uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accept => "accept",
+            Self::Drop => "drop",
+        }
+    }
+}
+
+/// All of a client's rules, in order, and what happens when none matches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruleset {
+    /// Qubes' key `policy`.
+    pub default: Action,
+    /// In the order of their numbers. The index in this list is the index of the rule in
+    /// counters, drop records and policies.
+    pub rules: Vec<Rule>,
+}
+
+/// One line that dom0 wrote. A packet must match all of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Number of the key, 0 to 9999. Gaps are normal.
+    pub number: u16,
+    /// The line as dom0 wrote it.
+    pub text: String,
+    /// What it says about packets that match.
+    pub action: Action,
+    /// Where to.
+    pub destination: Destination,
+    /// Whether it is restricted to DNS to the resolvers (`specialtarget=dns`).
+    pub dns: bool,
+    /// Which protocols and ports.
+    pub service: Service,
+}
+
+/// The destination of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Destination {
+    /// Anywhere.
+    Any,
+    /// `dst4=` or `dst6=`, host bits cleared.
+    Network(IpNet),
+    /// `dsthost=`, lower case, without a dot at the end.
+    Name(String),
+}
+
+/// Protocols with ports or types. `None` is "not this protocol".
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Service {
+    /// TCP destination ports.
+    pub tcp: Option<RangeInclusive<u16>>,
+    /// UDP destination ports.
+    pub udp: Option<RangeInclusive<u16>>,
+    /// ICMP types (ICMPv6 types for an IPv6 client).
+    pub icmp: Option<RangeInclusive<u16>>,
+    /// All other protocols.
+    pub other: bool,
+}
+
+impl Service {
+    /// Everything.
+    pub const ANY: Self = Self {
+        tcp: Some(0..=u16::MAX),
+        udp: Some(0..=u16::MAX),
+        icmp: Some(0..=u16::MAX),
+        other: true,
+    };
+
+    /// Nothing.
+    pub const NONE: Self = Self { tcp: None, udp: None, icmp: None, other: false };
+
+    /// The port of DNS, as far as this service has it.
+    pub fn only_dns(&self) -> Self {
+        let port = |range: &Option<RangeInclusive<u16>>| {
+            range.as_ref().filter(|ports| ports.contains(&53)).map(|_| 53..=53)
+        };
+        Self { tcp: port(&self.tcp), udp: port(&self.udp), icmp: None, other: false }
+    }
+}

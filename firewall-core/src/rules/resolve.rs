@@ -1,0 +1,264 @@
+//! [`Ruleset`] to [`ResolvedRuleset`]: names and special targets become prefixes.
+//! Never looks a name up; what is known is an argument.
+//!
+//! The law: an accept shrinks, a drop grows. A name without an answer makes an accept
+//! rule match nothing, and a drop rule match every address, each with its own ports.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use firewall_common::abi::{Address, MAPPED_BITS};
+use ipnet::IpNet;
+
+use super::{Action, Destination, Family, Rule, Ruleset, Service};
+use crate::rules::question::Addresses;
+use crate::rules::question::Question;
+
+/// The addresses that Qubes gives to every client as its DNS servers.
+pub const VIRTUAL_RESOLVERS: [Ipv4Addr; 2] =
+    [Ipv4Addr::new(10, 139, 1, 1), Ipv4Addr::new(10, 139, 1, 2)];
+
+/// What rules refer to without saying it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    /// The real DNS servers, as the netvm's `/etc/resolv.conf` names them.
+    pub resolvers: Vec<IpAddr>,
+    /// Addresses of names; a name that is absent is unresolved.
+    pub names: BTreeMap<Question, Addresses>,
+}
+
+impl Surroundings {
+    /// The real resolver that stands behind each virtual one, as DNAT hands them out:
+    /// first to first, second to second, and again from the first when there is one only.
+    pub fn redirections(&self) -> Vec<(Ipv4Addr, Ipv4Addr)> {
+        let real = self.resolvers.iter().filter_map(|address| match address {
+            // A packet from a vif cannot be routed to the netvm's loopback.
+            IpAddr::V4(v4) if !v4.is_loopback() => Some(*v4),
+            IpAddr::V4(_) | IpAddr::V6(_) => None,
+        });
+        let real: Vec<Ipv4Addr> = real.collect();
+        VIRTUAL_RESOLVERS.into_iter().zip(real.iter().copied().cycle()).collect()
+    }
+
+    /// Every address that `specialtarget=dns` means for a family.
+    fn dns_prefixes(&self, family: Family) -> Vec<Prefix> {
+        let virtual_resolvers = VIRTUAL_RESOLVERS.into_iter().map(IpAddr::from);
+        let all = virtual_resolvers.chain(self.resolvers.iter().copied());
+        let mut prefixes: Vec<Prefix> =
+            all.filter(|it| Family::from(*it) == family).map(Prefix::host).collect();
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        prefixes
+    }
+}
+
+/// A set of addresses with a common beginning, in the 16-byte form of
+/// [`firewall_common::abi::Address`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Prefix {
+    /// The first address, most significant bit first; no bit is set behind `length`.
+    bits: u128,
+    /// How many bits are common, 0 to 128.
+    length: u8,
+}
+
+impl Prefix {
+    /// All addresses of a family.
+    pub fn whole(family: Family) -> Self {
+        match family {
+            Family::V4 => Self { bits: 0xffff << 32, length: MAPPED_BITS },
+            Family::V6 => Self { bits: 0, length: 0 },
+        }
+    }
+
+    /// One address.
+    pub fn host(address: IpAddr) -> Self {
+        Self { bits: bits(address), length: 128 }
+    }
+
+    /// The first address, as a number.
+    pub fn first(&self) -> u128 {
+        self.bits
+    }
+
+    /// The last address, as a number.
+    pub fn last(&self) -> u128 {
+        self.bits | u128::MAX.checked_shr(self.length.into()).unwrap_or(0)
+    }
+
+    /// How many bits are common, 0 to 128.
+    pub fn length(&self) -> u8 {
+        self.length
+    }
+
+    /// The first address in the form of the maps.
+    pub fn address(&self) -> Address {
+        to_address(self.bits)
+    }
+
+    /// As people write it.
+    pub fn network(&self) -> Option<IpNet> {
+        let address = IpAddr::from(self.address());
+        let length = match address {
+            IpAddr::V4(_) => self.length.checked_sub(MAPPED_BITS)?,
+            IpAddr::V6(_) => self.length,
+        };
+        IpNet::new(address, length).ok()
+    }
+
+    /// Whether every address of `other` is one of these.
+    pub fn covers(&self, other: &Self) -> bool {
+        self.first() <= other.first() && other.last() <= self.last()
+    }
+
+    /// The prefix around this one that is no longer than `length`.
+    pub fn widened(&self, length: u8) -> Self {
+        let mask = !u128::MAX.checked_shr(length.into()).unwrap_or(0);
+        Self { bits: self.bits & mask, length }
+    }
+
+    /// Both halves; a single address has none.
+    pub fn halves(&self) -> Option<[Self; 2]> {
+        let half = (1_u128 << 127).checked_shr(self.length.into())?;
+        let length = self.length.checked_add(1)?;
+        Some([Self { length, ..*self }, Self { bits: self.bits | half, length }])
+    }
+
+    /// What two prefixes have in common: one of them, or nothing.
+    fn intersection(&self, other: &Self) -> Option<Self> {
+        if self.covers(other) {
+            Some(*other)
+        } else if other.covers(self) {
+            Some(*self)
+        } else {
+            None
+        }
+    }
+}
+
+impl From<IpNet> for Prefix {
+    fn from(network: IpNet) -> Self {
+        let length = match network {
+            IpNet::V4(v4) => v4.prefix_len() + MAPPED_BITS,
+            IpNet::V6(v6) => v6.prefix_len(),
+        };
+        Self { bits: bits(network.network()), length }
+    }
+}
+
+fn bits(address: IpAddr) -> u128 {
+    match address {
+        IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+        IpAddr::V6(v6) => v6.to_bits(),
+    }
+}
+
+/// An address given as a number, in the form of the maps.
+pub fn to_address(bits: u128) -> Address {
+    let v6 = std::net::Ipv6Addr::from_bits(bits);
+    Address::from(IpAddr::V6(v6))
+}
+
+/// A ruleset without names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedRuleset {
+    /// Of the client.
+    pub family: Family,
+    /// What happens when no rule matches.
+    pub default: Action,
+    /// One for each rule of the ruleset, in order.
+    pub rules: Vec<ResolvedRule>,
+}
+
+/// A rule whose destinations are known. It matches where any of its matches does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolvedRule {
+    /// What it says.
+    pub action: Action,
+    /// Where and what.
+    pub matches: Vec<Match>,
+}
+
+impl ResolvedRule {
+    /// Where it can match at all, in order.
+    pub fn networks(&self) -> Vec<IpNet> {
+        let prefixes = self.matches.iter().flat_map(|found| &found.prefixes);
+        let prefixes: BTreeSet<&Prefix> = prefixes.collect();
+        prefixes.into_iter().filter_map(Prefix::network).collect()
+    }
+}
+
+/// Destinations, and the services there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Match {
+    /// Any of these prefixes.
+    pub prefixes: Vec<Prefix>,
+    /// Protocols and ports.
+    pub service: Service,
+}
+
+/// Replaces names and special targets by what is known about them.
+pub fn resolve(family: Family, ruleset: &Ruleset, known: &Surroundings) -> ResolvedRuleset {
+    let rules = ruleset
+        .rules
+        .iter()
+        .map(|rule| ResolvedRule { action: rule.action, matches: matches(family, rule, known) });
+    ResolvedRuleset { family, default: ruleset.default, rules: rules.collect() }
+}
+
+fn matches(family: Family, rule: &Rule, known: &Surroundings) -> Vec<Match> {
+    let mut prefixes = destinations(family, rule, known);
+    if rule.dns {
+        let resolvers = known.dns_prefixes(family);
+        let common = prefixes.iter().flat_map(|destination| {
+            resolvers.iter().filter_map(|resolver| destination.intersection(resolver))
+        });
+        prefixes = common.collect();
+    }
+    let mut matches = vec![Match { prefixes, service: rule.service.clone() }];
+    if rule.action == Action::Accept && !rule.dns && family == Family::V4 {
+        matches.extend(virtual_match(&matches[0], known));
+    }
+    matches
+}
+
+fn destinations(family: Family, rule: &Rule, known: &Surroundings) -> Vec<Prefix> {
+    match &rule.destination {
+        Destination::Any => vec![Prefix::whole(family)],
+        Destination::Network(network) => vec![Prefix::from(*network)],
+        Destination::Name(name) => {
+            let question = Question { name: name.clone(), family };
+            let unresolved = Addresses::default();
+            let addresses = known.names.get(&question).unwrap_or(&unresolved);
+            let hosts = |addresses: &BTreeSet<IpAddr>| {
+                addresses.iter().map(|address| Prefix::host(*address)).collect()
+            };
+            match (rule.action, &addresses.drop) {
+                (Action::Accept, _) => hosts(&addresses.accept),
+                (Action::Drop, Some(addresses)) => hosts(addresses),
+                (Action::Drop, None) => vec![Prefix::whole(family)],
+            }
+        }
+    }
+}
+
+/// Today's agent judges DNS behind the redirection, where the client's packet to a virtual
+/// resolver is addressed to a real one. We judge in front of it, so a rule that accepts
+/// the real resolver accepts the virtual one on port 53 as well. A drop rule does not:
+/// users who block their LAN do not mean to lose DNS (qubes-issues 8765).
+fn virtual_match(given: &Match, known: &Surroundings) -> Option<Match> {
+    let service = given.service.only_dns();
+    if service == Service::NONE {
+        return None;
+    }
+    let given_covers = |resolver: &Prefix| given.prefixes.iter().any(|it| it.covers(resolver));
+    let redirections = known.redirections().into_iter();
+    let redirections = redirections.map(|(virtual_resolver, real)| {
+        (Prefix::host(virtual_resolver.into()), Prefix::host(real.into()))
+    });
+    let prefixes: Vec<Prefix> = redirections
+        .filter(|(virtual_resolver, real)| given_covers(real) && !given_covers(virtual_resolver))
+        .map(|(virtual_resolver, _)| virtual_resolver)
+        .collect();
+    (!prefixes.is_empty()).then_some(Match { prefixes, service })
+}

@@ -1,0 +1,16 @@
+//! Rules that cannot be used, with the place where they stand.
+//! Never reads that place.
+
+use thiserror::Error;
+
+use crate::rules::parse::RulesetError;
+
+/// Rules that cannot be used, with the place they came from.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{origin}: {error}")]
+pub struct SourceError {
+    /// File or QubesDB path.
+    pub origin: String,
+    /// What is wrong with it.
+    pub error: Box<RulesetError>,
+}

@@ -1,0 +1,298 @@
+//! What is said about one packet: the types of `explain`'s JSON.
+//! Never decides, and never formats text for people.
+
+use std::net::IpAddr;
+
+use firewall_common::packet::{Fragment, Message, Packet, Protocol};
+use firewall_common::verdict::{Decision, Reason, Verdict};
+use serde::{Deserialize, Serialize};
+
+use crate::told::status::{ProblemStatus, State};
+
+/// IANA's numbers.
+pub const ICMP: u8 = 1;
+/// See [`ICMP`].
+pub const TCP: u8 = 6;
+/// See [`ICMP`].
+pub const UDP: u8 = 17;
+/// See [`ICMP`].
+pub const ICMPV6: u8 = 58;
+
+/// What rules can see of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PacketStatus {
+    /// Source address.
+    pub source: IpAddr,
+    /// Destination address, as the client wrote it.
+    pub destination: IpAddr,
+    /// Number of the final protocol, as IANA assigns it.
+    pub protocol: u8,
+    /// Destination port of TCP and UDP, type of ICMP, 0 otherwise.
+    pub port: u16,
+    /// Source port of TCP and UDP, code of ICMP, if it is known.
+    pub source_port: Option<u16>,
+    /// Whether it is the first of several fragments.
+    pub first_fragment: bool,
+    /// Whether it is a fragment other than the first.
+    pub later_fragment: bool,
+    /// What it tells that is judged apart from its type, if it is ICMP.
+    pub message: Option<MessageStatus>,
+}
+
+/// What an ICMP packet tells that is judged apart from its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MessageStatus {
+    /// An error about a packet to its sender.
+    Error,
+    /// An error about a packet that was not sent to the one that complains.
+    ForeignError,
+    /// A redirect.
+    Redirect,
+    /// A neighbour advertisement of somebody else's address.
+    ForeignAdvertisement,
+}
+
+impl PacketStatus {
+    /// A whole packet, of which nothing else is known.
+    pub fn plain(source: IpAddr, destination: IpAddr, protocol: u8, port: u16) -> Self {
+        Self {
+            source,
+            destination,
+            protocol,
+            port,
+            source_port: None,
+            first_fragment: false,
+            later_fragment: false,
+            message: None,
+        }
+    }
+
+    /// As the evaluator takes it.
+    pub fn packet(&self) -> Packet {
+        let Self { source, destination, protocol: number, port, .. } = *self;
+        let protocol = protocol(number, source.is_ipv4());
+        let message = match self.message {
+            None => Message::Plain,
+            Some(MessageStatus::Error) => Message::Error,
+            Some(MessageStatus::ForeignError) => Message::ForeignError,
+            Some(MessageStatus::Redirect) => Message::Redirect,
+            Some(MessageStatus::ForeignAdvertisement) => Message::ForeignAdvertisement,
+        };
+        Packet {
+            protocol,
+            number,
+            port: if protocol == Protocol::Other { 0 } else { port },
+            source_port: self.source_port.unwrap_or(0),
+            message,
+            fragment: if self.later_fragment { Fragment::LATER } else { Fragment::WHOLE },
+            ..Packet::of_addresses(source.into(), destination.into())
+        }
+    }
+}
+
+impl From<&Packet> for PacketStatus {
+    fn from(packet: &Packet) -> Self {
+        let Packet { source, destination, protocol: _, number, port, .. } = *packet;
+        let message = match packet.message {
+            Message::Plain => None,
+            Message::Error => Some(MessageStatus::Error),
+            Message::ForeignError => Some(MessageStatus::ForeignError),
+            Message::Redirect => Some(MessageStatus::Redirect),
+            Message::ForeignAdvertisement => Some(MessageStatus::ForeignAdvertisement),
+        };
+        Self {
+            source: source.into(),
+            destination: destination.into(),
+            protocol: number,
+            port,
+            source_port: Some(packet.source_port),
+            first_fragment: !packet.fragment.is_whole() && !packet.fragment.is_later(),
+            later_fragment: packet.fragment.is_later(),
+            message,
+        }
+    }
+}
+
+/// The protocol with this number, as rules of a family know it.
+pub fn protocol(number: u8, is_ipv4: bool) -> Protocol {
+    match (number, is_ipv4) {
+        (TCP, _) => Protocol::Tcp,
+        (UDP, _) => Protocol::Udp,
+        (ICMP, true) | (ICMPV6, false) => Protocol::Icmp,
+        _ => Protocol::Other,
+    }
+}
+
+/// A verdict with its evidence.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judgement {
+    /// `accept`, `reject`, `pass`, `drop`, `audit` or `related`.
+    pub verdict: String,
+    /// Why, in the word of counters and drop records: `rule`, `default`, `blocked`, ...
+    pub reason: String,
+    /// Index of the deciding rule, if a rule decides.
+    pub rule_index: Option<u32>,
+    /// Number of the policy that decides; 0 if none does.
+    pub generation: u32,
+}
+
+impl Judgement {
+    /// Verdict and reason, if this version knows them.
+    pub fn known(&self) -> Option<(Verdict, Reason)> {
+        let verdict = Verdict::ALL.iter().find(|it| it.name() == self.verdict)?;
+        let reason = Reason::ALL.iter().find(|it| it.name() == self.reason)?;
+        Some((*verdict, *reason))
+    }
+}
+
+impl From<&Decision> for Judgement {
+    fn from(decision: &Decision) -> Self {
+        let Decision { verdict, reason, rule, generation, .. } = *decision;
+        Self {
+            verdict: verdict.name().to_owned(),
+            reason: reason.name().to_owned(),
+            rule_index: (reason == Reason::Rule).then_some(rule),
+            generation,
+        }
+    }
+}
+
+/// What the agent says about a packet that comes in by one vif, or what a file of rules says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// The client's address.
+    pub client: IpAddr,
+    /// Name of its vif.
+    pub vif: Option<String>,
+    /// Interface index of its vif.
+    pub vif_index: Option<u32>,
+    /// What is in force for it.
+    pub state: State,
+    /// Why it is blocked.
+    pub problem: Option<ProblemStatus>,
+    /// Whether connections are being ended just now; until then what is denied is dropped.
+    pub settling: bool,
+    /// Whether IPv6 neighbour discovery of clients is judged.
+    pub guards_neighbours: bool,
+    /// What the evaluator says, on the agent's own policy.
+    pub judgement: Judgement,
+    /// Number of the deciding rule, if a rule decides.
+    pub rule: Option<u16>,
+    /// The rules that were tried, in order; the last one decides, unless the default does.
+    pub tried: Vec<TriedStatus>,
+    /// How many rules there are.
+    pub rules: usize,
+    /// What happens when no rule matches: `accept` or `drop`.
+    pub default: Option<String>,
+    /// Who translates addresses: `qubes` or `standalone`; unknown for a file.
+    pub mode: Option<String>,
+    /// Whether the destination is the address of another client.
+    pub to_client: bool,
+    /// The real DNS server behind the virtual one that the packet is for.
+    pub redirected_to: Option<IpAddr>,
+}
+
+/// A rule that was tried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TriedStatus {
+    /// Number of its key.
+    pub number: u16,
+    /// As dom0 wrote it.
+    pub text: String,
+    /// What it does not match; nothing if it decides.
+    pub differs: Vec<DifferenceStatus>,
+}
+
+/// What of a packet a rule does not match.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DifferenceStatus {
+    /// `destination`, `protocol` or `port`.
+    pub aspect: String,
+    /// Why.
+    pub why: String,
+}
+
+/// One packet, and all that can be said about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explained {
+    /// [`crate::told::status::SCHEMA`].
+    pub schema: u32,
+    /// The client that sends it.
+    pub client: IpAddr,
+    /// The name that was asked for, if it was one.
+    pub name: Option<String>,
+    /// The packet; nothing if the frame holds none that rules can judge.
+    pub packet: Option<PacketStatus>,
+    /// What becomes of it.
+    pub outcome: Outcome,
+    /// What decides: the agent's judgement, or the kernel's if no agent runs.
+    pub judgement: Judgement,
+    /// What the agent says, or a file of rules.
+    pub agent: Option<Explanation>,
+    /// Why nobody says that.
+    pub agent_problem: Option<String>,
+    /// What the kernel's own tables say, by the same evaluator.
+    pub kernel: Option<Judgement>,
+    /// Why they cannot be read.
+    pub kernel_problem: Option<String>,
+    /// Whether both say the same, if both say something.
+    pub agree: Option<bool>,
+    /// The connection that the packet belongs to, if the kernel knows one.
+    pub connection: Option<Connection>,
+    /// Why its table cannot be read.
+    pub connection_problem: Option<String>,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// The gate forwards it.
+    Forwarded,
+    /// It is for the netvm itself, whose own input rules decide.
+    Local,
+    /// Connection tracking decides: the gate forwards an ICMP error about a connection that is
+    /// known, and drops any other.
+    Related,
+    /// The gate rejects it: the client gets an ICMP error.
+    Rejected,
+    /// It ends silently.
+    Dropped,
+}
+
+/// How a packet belongs to a connection that the kernel knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Connection {
+    /// The client opened it, and this is another packet of it.
+    Opened,
+    /// It was opened towards the client, and this answers.
+    Answers,
+}
+
+impl Outcome {
+    /// What the gate makes of a verdict.
+    pub fn of(
+        judgement: &Judgement,
+        connection: Option<Connection>,
+        to_client: bool,
+        is_first_fragment: bool,
+    ) -> Self {
+        let answers = connection == Some(Connection::Answers);
+        match judgement.known() {
+            // A denied fragment is not handed on to be rejected.
+            Some((Verdict::Reject, _)) if is_first_fragment => Self::Dropped,
+            Some((Verdict::Related, _)) => Self::Related,
+            // nftables lets nothing new from one client to another.
+            Some((Verdict::Accept | Verdict::Audit, _)) if to_client && !answers => Self::Dropped,
+            Some((Verdict::Accept | Verdict::Audit, _)) => Self::Forwarded,
+            Some((Verdict::Reject, _)) if answers => Self::Forwarded,
+            // Right behind the others of its datagram it would pass; alone it does not.
+            Some((Verdict::Pass, Reason::Fragment)) => Self::Dropped,
+            Some((Verdict::Reject, _)) => Self::Rejected,
+            Some((Verdict::Pass, _)) => Self::Local,
+            Some((Verdict::Drop, _)) | None => Self::Dropped,
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! What the agent tells as it happens: the types of the lines that `monitor` reads, and
+//! the sentence about a packet that people read.
+//! Never decides anything.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use firewall_common::verdict::Reason;
+use serde::{Deserialize, Serialize};
+
+/// Version of this JSON; it changes when a field is renamed, removed or changes meaning.
+pub const SCHEMA: u32 = 1;
+
+/// IANA's numbers.
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", tag = "event")]
+pub enum News {
+    /// The first line.
+    Hello {
+        /// [`SCHEMA`].
+        schema: u32,
+        /// Version of the agent.
+        version: String,
+        /// Its process.
+        pid: u32,
+        /// Most records of one vif in a second.
+        records_per_second: u32,
+    },
+    /// A packet was denied, or would have been.
+    Denied(Box<Denied>),
+    /// Lines that this reader was too slow for.
+    Missed {
+        /// How many.
+        lines: u64,
+    },
+    /// The agent tells as many readers as it can; this line is the last.
+    Full {
+        /// How many.
+        readers: usize,
+    },
+}
+
+/// A packet that was denied, or would have been.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Denied {
+    /// When, in milliseconds since 1970.
+    pub time: u64,
+    /// Name of the interface it came in by.
+    pub vif: String,
+    /// Who sent it, if it could be read that far.
+    pub source: Option<IpAddr>,
+    /// Where to, as the client wrote it, if it could be read that far.
+    pub destination: Option<IpAddr>,
+    /// Names in rules that lead there.
+    pub names: Vec<String>,
+    /// Number of the final protocol, as IANA assigns it.
+    pub protocol: u8,
+    /// Source port of TCP and UDP, code of ICMP, 0 otherwise.
+    pub source_port: u16,
+    /// Destination port of TCP and UDP, type of ICMP, 0 otherwise.
+    pub port: u16,
+    /// Bytes of its frame.
+    pub length: u32,
+    /// What was done with it: `reject`, `drop`, or `audit` for let through.
+    pub verdict: String,
+    /// Why.
+    pub reason: String,
+    /// The rule that denies it, if it still is in force.
+    pub rule: Option<DeniedBy>,
+    /// Number of the policy that decided, if one did.
+    pub generation: Option<u32>,
+    /// Packets of this vif that were denied before this one and not told.
+    pub suppressed: u32,
+}
+
+/// A rule that denies.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeniedBy {
+    /// Number of its key.
+    pub number: u16,
+    /// As dom0 wrote it.
+    pub text: String,
+}
+
+impl Denied {
+    /// Its protocol, if rules can name it.
+    pub fn service(&self) -> Service {
+        let is_ipv4 = self.destination.is_some_and(|it| it.is_ipv4());
+        match (self.protocol, is_ipv4) {
+            (TCP, _) => Service::Tcp,
+            (UDP, _) => Service::Udp,
+            (ICMP, true) | (ICMPV6, false) => Service::Icmp,
+            _ => Service::Other,
+        }
+    }
+}
+
+/// A protocol as rules know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Service {
+    /// `proto=tcp`
+    Tcp,
+    /// `proto=udp`
+    Udp,
+    /// `proto=icmp`
+    Icmp,
+    /// Only rules without `proto` match it.
+    Other,
+}
+
+/// In the words that `explain` takes: who, where to, what was done and why.
+impl fmt::Display for Denied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { vif, port, protocol, .. } = self;
+        write!(f, "{vif}: ")?;
+        match (self.source, self.destination) {
+            (Some(source), Some(destination)) => {
+                write!(f, "{source} to ")?;
+                let with_port = |f: &mut fmt::Formatter<'_>, name| match destination {
+                    IpAddr::V4(v4) => write!(f, "{v4}:{port}/{name}"),
+                    IpAddr::V6(v6) => write!(f, "[{v6}]:{port}/{name}"),
+                };
+                match self.service() {
+                    Service::Tcp => with_port(f, "tcp"),
+                    Service::Udp => with_port(f, "udp"),
+                    Service::Icmp => write!(f, "{destination}/icmp:{port}"),
+                    Service::Other => write!(f, "{destination}/{protocol}"),
+                }?;
+            }
+            _ => write!(f, "a packet of {} bytes", self.length)?,
+        }
+        if !self.names.is_empty() {
+            write!(f, " ({})", self.names.join(", "))?;
+        }
+        f.write_str(match self.verdict.as_str() {
+            "reject" => ": rejected",
+            "audit" => ": AUDIT, PASSED; denied",
+            _ => ": dropped",
+        })?;
+        match &self.rule {
+            Some(DeniedBy { number, text }) => write!(f, " by rule {number:04} `{text}`")?,
+            None if self.reason == Reason::Default.name() => f.write_str(" by default")?,
+            None => write!(f, ": {}", self.reason)?,
+        }
+        if let Some(generation) = self.generation {
+            write!(f, ", generation {generation}")?;
+        }
+        match self.suppressed {
+            0 => Ok(()),
+            count => write!(f, "; {count} more before it not shown"),
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! Sums of what the agent tells: what became of a client's packets, and how much is
+//! wrong.
+//! Never asks for it.
+
+use std::ops::{AddAssign, SubAssign};
+
+use firewall_common::verdict::Reason;
+
+use crate::rules::Action;
+use crate::told::status::{ClientStatus, CounterStatus, Status};
+
+/// Packets of a client since its policy went into force. Each packet is in one of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Accepted by rules.
+    pub accepted: CounterStatus,
+    /// Rejected or dropped, for whatever reason.
+    pub denied: CounterStatus,
+    /// Denied by rules, but let through by an audit.
+    pub audited: CounterStatus,
+    /// Not the rules' business.
+    pub passed: CounterStatus,
+}
+
+/// Where the counter of a reason belongs.
+enum Kind {
+    Denied,
+    Audited,
+    Passed,
+    /// It counts packets a second time, or rules count them.
+    Elsewhere,
+}
+
+fn kind(reason: Reason) -> Kind {
+    match reason {
+        Reason::Rule | Reason::Default | Reason::OverBudget => Kind::Elsewhere,
+        Reason::Audit => Kind::Audited,
+        Reason::Arp | Reason::Local | Reason::Fragment | Reason::IcmpError => Kind::Passed,
+        Reason::Blocked
+        | Reason::Waiting
+        | Reason::UnknownSource
+        | Reason::ForeignNeighbour
+        | Reason::LinkLocal
+        | Reason::OtherHost
+        | Reason::Tagged
+        | Reason::ForeignEthertype
+        | Reason::Truncated
+        | Reason::Malformed
+        | Reason::SourceRoute
+        | Reason::RoutingHeader
+        | Reason::TooManyHeaders
+        | Reason::MappedAddress
+        | Reason::ConnectedSource
+        | Reason::ConnectedDestination
+        | Reason::StrayFragment
+        | Reason::TooManyFragments
+        | Reason::ForeignError
+        | Reason::Redirect
+        | Reason::TooMany
+        | Reason::Settling
+        | Reason::Outdated
+        | Reason::Inconsistent => Kind::Denied,
+    }
+}
+
+impl Totals {
+    /// Of one client.
+    pub fn of(client: &ClientStatus) -> Self {
+        let mut totals = Self::default();
+        let rules = client.rules.iter().map(|rule| (rule.action.as_str(), rule.counter));
+        let default = client.default.iter().map(|it| (it.as_str(), client.default_counter));
+        for (action, counter) in rules.chain(default) {
+            let is_accept = action == Action::Accept.name();
+            *(if is_accept { &mut totals.accepted } else { &mut totals.denied }) += counter;
+        }
+        for &reason in Reason::ALL {
+            let counter = client.counters.get(reason.name()).copied().unwrap_or_default();
+            match kind(reason) {
+                Kind::Denied => totals.denied += counter,
+                Kind::Passed => totals.passed += counter,
+                Kind::Audited => {
+                    totals.audited += counter;
+                    totals.denied -= counter;
+                }
+                Kind::Elsewhere => {}
+            }
+        }
+        totals
+    }
+}
+
+/// How many things need attention.
+pub fn problems(status: &Status) -> usize {
+    let needs = |client: &&ClientStatus| client.problem.is_some() || client.audit.is_some();
+    let clients = status.clients.iter().filter(needs).count();
+    let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
+    let uplinks = status.agent.unguarded_uplinks.len();
+    let names = status.names.iter().filter(|name| name.problem.is_some()).count();
+    let agent = [&status.agent.gate_problem, &status.agent.source_problem];
+    let unpinned = usize::from(status.agent.unpinned_programs > 0);
+    let failing = status.agent.failing.len();
+    clients + vifs + uplinks + names + unpinned + failing + agent.into_iter().flatten().count()
+}
+
+impl AddAssign for CounterStatus {
+    fn add_assign(&mut self, other: Self) {
+        self.packets = self.packets.saturating_add(other.packets);
+        self.bytes = self.bytes.saturating_add(other.bytes);
+    }
+}
+
+/// Not below zero: counters are read one after the other while packets come.
+impl SubAssign for CounterStatus {
+    fn sub_assign(&mut self, other: Self) {
+        self.packets = self.packets.saturating_sub(other.packets);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
+    }
+}
