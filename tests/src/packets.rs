@@ -188,6 +188,13 @@ pub fn fragment(offset: u16, more: bool) -> Vec<u8> {
     rest
 }
 
+/// All but the first byte of an authentication header of 24 bytes.
+pub fn authentication() -> Vec<u8> {
+    let mut header = vec![4, 0, 0];
+    header.resize(23, 9);
+    header
+}
+
 /// A TCP header (a SYN).
 pub fn tcp(source: u16, destination: u16) -> Vec<u8> {
     let mut header = ports(source, destination);

@@ -1,6 +1,7 @@
 //! The kernel program under BPF_PROG_TEST_RUN: a frame goes in, a verdict comes out.
 //! Never attaches anything, so no packet of the machine is touched.
 
+use std::mem::offset_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
@@ -218,13 +219,22 @@ impl Program {
     /// Has the program forget what it keeps of earlier packets of the clients of these tests: the
     /// datagrams that lack fragments, and what budgets were used up.
     pub fn rest(&mut self) -> Result<()> {
+        self.hold_datagrams(false)?;
+        let budgets = self.ebpf.map_mut("PASS_BUDGETS").context("no PASS_BUDGETS")?;
+        Ok(Array::<_, [u8; 16]>::try_from(budgets)?.set(VIF, [0; 16], 0)?)
+    }
+
+    /// Has the program find the datagrams that lack fragments, of which there are none then, in
+    /// the hands of another processor, or free.
+    pub fn hold_datagrams(&mut self, held: bool) -> Result<()> {
+        let mut bytes = [0; size_of::<Datagrams>()];
+        bytes[offset_of!(Datagrams, lock)..][..8].copy_from_slice(&u64::from(held).to_ne_bytes());
         let datagrams = self.ebpf.map_mut("DATAGRAMS").context("no DATAGRAMS")?;
         let mut datagrams = Array::<_, [u8; size_of::<Datagrams>()]>::try_from(datagrams)?;
         for client in 0..2 {
-            datagrams.set(client, [0; size_of::<Datagrams>()], 0)?;
+            datagrams.set(client, bytes, 0)?;
         }
-        let budgets = self.ebpf.map_mut("PASS_BUDGETS").context("no PASS_BUDGETS")?;
-        Ok(Array::<_, [u8; 16]>::try_from(budgets)?.set(VIF, [0; 16], 0)?)
+        Ok(())
     }
 
     /// Takes all drop records.

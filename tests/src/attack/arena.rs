@@ -2,12 +2,13 @@
 //! is played there, and everything that must hold is looked at after each of its steps.
 //! Never looks into the firewall: what it sees is what there is for anybody to see.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::{self, Request};
-use firewall_core::told::status::State;
+use firewall_core::told::status::{CounterStatus, State};
 use firewall_core::told::totals::Totals;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
@@ -77,7 +78,7 @@ impl Now {
 }
 
 /// What is counted of the attacker's frames.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Counted {
     /// All of them, and chatter of kernels perhaps.
     all: u64,
@@ -85,6 +86,19 @@ struct Counted {
     chatter: u64,
     /// Those that passed the rules, or an audit.
     passed: u64,
+    /// Each counter by its name.
+    counters: BTreeMap<String, u64>,
+}
+
+impl Counted {
+    /// The counters that have grown since, and by how much.
+    fn grown_since(&self, before: &Self) -> String {
+        let grown = self.counters.iter().filter_map(|(name, now)| {
+            let more = now.saturating_sub(before.counters.get(name).copied().unwrap_or_default());
+            (more > 0).then(|| format!("{name} by {more}"))
+        });
+        grown.collect::<Vec<_>>().join(", ")
+    }
 }
 
 impl Arena {
@@ -229,7 +243,8 @@ impl Arena {
         let passed = after.passed - before.passed;
         // The last frame of a look is the attacker's as well, and counted.
         if !(sent + 1..=sent + 1 + chatter).contains(&all) {
-            let text = format!("{all} frames counted, {} sent", sent + 1);
+            let grown = after.grown_since(&before);
+            let text = format!("{all} frames counted, {} sent; grown: {grown}", sent + 1);
             faults.push(Fault::Untrue(text));
         }
         if may == May::Nothing && seen.canary > 0 && passed == 0 {
@@ -276,9 +291,18 @@ impl Arena {
             let passed = totals.accepted.packets + totals.audited.packets;
             counted.passed += passed;
             counted.all += passed + totals.denied.packets + totals.passed.packets;
+            let mut note = |name: &str, counter: &CounterStatus| {
+                counted.counters.insert(format!("{} {name}", client.address), counter.packets);
+            };
+            for (index, rule) in client.rules.iter().enumerate() {
+                note(&format!("rule {index}"), &rule.counter);
+            }
+            note("default", &client.default_counter);
+            client.counters.iter().for_each(|(reason, counter)| note(reason, counter));
         }
         for (reason, counter) in &status.strays {
             counted.all += counter.packets;
+            counted.counters.insert(format!("stray {reason}"), counter.packets);
             if ["arp", "link-local"].contains(&reason.as_str()) {
                 counted.chatter += counter.packets;
             }

@@ -186,7 +186,9 @@ fn fragments_of_one_client_do_not_take_the_room_of_all() {
         let lone = Step::Flood(Frame::Ip(later), 2400);
         sequences.push(sequence("later fragments without a first", family, [lone]));
         let first = Step::Flood(Frame::Ip(datagram.piece(0, 0, 180)), 2400);
-        sequences.push(sequence("first fragments that are denied", family, [first]));
+        let open = Step::Rules(Rules::Accept);
+        sequences.push(sequence("first fragments that are denied", family, [first.clone()]));
+        sequences.push(sequence("first fragments that are accepted", family, [open, first]));
     }
     check("attack_memory", &sequences);
 }

@@ -53,6 +53,7 @@ fn sends(program: &mut Program, name: &str, pieces: &[(&Vec<u8>, Outcome, Reason
 
 const PASSED: (Outcome, Reason) = (Outcome::UNMARKED, Reason::Fragment);
 const STRAY: (Outcome, Reason) = (Outcome::DROPPED, Reason::StrayFragment);
+const TOO_MANY: (Outcome, Reason) = (Outcome::DROPPED, Reason::TooManyFragments);
 
 fn with((outcome, reason): (Outcome, Reason), piece: &Vec<u8>) -> (&Vec<u8>, Outcome, Reason) {
     (piece, outcome, reason)
@@ -170,8 +171,21 @@ fn what_an_audit_let_pass_is_not_finished_after_its_end() -> Result<()> {
 }
 
 #[test]
+fn a_fragment_is_dropped_while_another_processor_has_its_clients_datagrams() -> Result<()> {
+    for client in FAMILIES {
+        let mut program = program_with(&rules(&[udp_443()]))?;
+        let first = piece(&udp(client, 443, &DATA), 1, 0..8);
+        program.hold_datagrams(true)?;
+        // The second one as well: what another one holds is not given back.
+        sends(&mut program, "held", &[with(TOO_MANY, &first), with(TOO_MANY, &first)]);
+        program.hold_datagrams(false)?;
+        accepted(&mut program, "free", &first);
+    }
+    Ok(())
+}
+
+#[test]
 fn unfinished_datagrams_take_no_more_than_a_clients_share() -> Result<()> {
-    const TOO_MANY: (Outcome, Reason) = (Outcome::DROPPED, Reason::TooManyFragments);
     for client in FAMILIES {
         // One fragment each: places are used up, at first in one set, at last in all.
         let mut program = program_with(&rules(&[udp_443()]))?;
@@ -182,17 +196,22 @@ fn unfinished_datagrams_take_no_more_than_a_clients_share() -> Result<()> {
         };
         let most = PLACES * SETS;
         let passed: Vec<u16> = (0..1000).filter(|id| passes(&mut program, id)).collect();
-        assert_eq!(passed.len(), most, "{passed:?}");
-        assert!(passed.iter().rposition(|id| usize::from(*id) < most) >= Some(most / 2));
+        let handed_on = passed.len();
+        assert_eq!(handed_on, most, "{handed_on} of 1000 were handed on, and not {most}");
+        let early = passed.iter().filter(|id| usize::from(**id) < most).count();
+        let half = most / 2;
+        assert!(early > half, "{early} of the first {most} were handed on, and not over {half}");
         let counted = program.counted(Some(client), Reason::TooManyFragments).packets;
-        assert_eq!(counted, 1000 - most as u64);
+        let others = 1000 - most as u64;
+        assert_eq!(counted, others, "{counted} were counted as too many, and not {others}");
         // Another client has its own share.
         let other = FAMILIES.into_iter().find(|it| *it != client).expect("two");
         accepted(&mut program, "of another", &piece(&udp(other, 443, &DATA), 1, 0..8));
         // A datagram that is finished makes room.
         let rest = piece(&packet, passed[0], 8..3000);
         sends(&mut program, "the rest of one", &[with(PASSED, &rest)]);
-        assert_eq!((2000..3000).filter(|id| passes(&mut program, id)).count(), 1);
+        let more = (2000..3000).filter(|id| passes(&mut program, id)).count();
+        assert_eq!(more, 1, "{more} were handed on where one had made room");
         // Many fragments of one: the share is used up.
         let mut program = program_with(&rules(&[udp_443()]))?;
         accepted(&mut program, "the first", &piece(&packet, 1, 0..8));

@@ -46,6 +46,9 @@ fn what_nearly_all_packets_are_is_plain() {
 }
 
 proptest! {
+    // Nothing is written beside the sources: what fails is printed, and becomes a named case.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// What the shorter parser reads, the longer one reads as well, and the same.
     #[test]
     fn a_plain_packet_is_what_it_is_to_the_whole_parser(

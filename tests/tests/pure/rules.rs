@@ -195,6 +195,9 @@ fn rules_are_ordered_by_number_and_gaps_are_normal() {
 }
 
 proptest! {
+    // Nothing is written beside the sources: what fails is printed, and becomes a named case.
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
     /// The parser is total, and what it takes it took whole: the text is kept.
     #[test]
     fn any_text_gives_rules_or_an_error(text in "\\PC{0,80}", key in "[0-9]{4}|\\PC{0,6}") {

@@ -1,7 +1,8 @@
 //! Clients of one netvm among themselves.
 
-use std::net::{IpAddr, SocketAddr};
-use std::process::Command;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_tests::agent::{Agent, PATIENCE};
@@ -12,7 +13,7 @@ use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use firewall_tests::rig::{self, CLIENT_INTERFACE, Client, ClientSpec};
 use firewall_tests::server::EchoServer;
 
-use super::scene::udp_443;
+use super::scene::{udp_443, unspecified};
 use super::world::*;
 
 /// One more client behind the same netvm, with its addresses.
@@ -79,14 +80,18 @@ const CUSTOM: &str = "table inet custom {
     }
 }";
 
+/// That, and an agent.
+fn custom_world(label: &str) -> Result<(World, Agent)> {
+    let world = World::new(label)?;
+    // As on Qubes OS it is there first, and so asked last.
+    world.rig.netvm().nft(CUSTOM)?;
+    let agent = world.start_with(&["--mode", "qubes"])?;
+    Ok((world, agent))
+}
+
 #[test]
 fn answers_pass_where_a_custom_rule_lets_one_client_reach_another() -> Result<()> {
-    let world = World::new("custom")?;
-    // As on Qubes OS it is there first, and so asked last.
-    let mut nft = Command::new("nft");
-    ensure!(world.rig.netvm().spawn(nft.arg(CUSTOM))?.wait()?.success());
-    let agent = Agent::start(&world.rig, &["--mode", "qubes"])?;
-    agent.wait_for_vif(world.client.vif())?;
+    let (world, agent) = custom_world("custom")?;
     let (other, addresses) = neighbour(&world, &agent)?;
     world.put(&agent, &[udp_443(), tcp_443()])?;
     put(&agent, addresses, &[])?;
@@ -111,6 +116,46 @@ fn answers_pass_where_a_custom_rule_lets_one_client_reach_another() -> Result<()
     }
     for (_server, flow) in &mut flows {
         ensure!(flow.exchange(PATIENCE)?, "an open connection was cut");
+    }
+    Ok(())
+}
+
+/// Whether a datagram of so many bytes comes back from a server in time.
+fn comes_back(from: &Namespace, server: SocketAddr, bytes: usize, time: Duration) -> Result<bool> {
+    let socket = from.run(|| Ok(UdpSocket::bind(unspecified(server.ip()))?))?;
+    socket.set_read_timeout(Some(time))?;
+    socket.connect(server)?;
+    socket.send(&vec![7; bytes])?;
+    match socket.recv(&mut vec![0; bytes]) {
+        Ok(length) => Ok(length == bytes),
+        Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error).context("no answer"),
+    }
+}
+
+#[test]
+fn an_answer_in_fragments_to_another_client_passes_only_if_rules_accept_it() -> Result<()> {
+    let (world, agent) = custom_world("customfrag")?;
+    let (other, addresses) = neighbour(&world, &agent)?;
+    world.put(&agent, &[udp_443()])?;
+    put(&agent, addresses, &[])?;
+    let here = world.client.namespace();
+    for to in addresses {
+        let address = SocketAddr::new(to, 443);
+        let _server = EchoServer::start(other.namespace(), address)?;
+        ensure!(comes_back(here, address, 1000, PATIENCE)?, "{to}: a whole answer");
+        ensure!(!comes_back(here, address, 3000, SILENCE)?, "{to}: although rules deny it");
+        agent.wait_for("two fragments behind a first one that is denied", |status| {
+            let mut clients = status.clients.iter().filter(|it| it.address == to);
+            let strays = clients.next().and_then(|it| it.counters.get("stray-fragment"));
+            strays.is_some_and(|it| it.packets == 2)
+        })?;
+    }
+    put(&agent, addresses, &[Rule::all(true)])?;
+    for to in addresses {
+        let address = SocketAddr::new(to, 443);
+        let _server = EchoServer::start(other.namespace(), address)?;
+        ensure!(comes_back(here, address, 3000, PATIENCE)?, "{to}: although rules accept it");
     }
     Ok(())
 }

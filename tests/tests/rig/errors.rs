@@ -2,7 +2,7 @@
 //! checksums, errors about errors, connections that began earlier.
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::slice;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -10,7 +10,7 @@ use firewall_tests::agent::PATIENCE;
 use firewall_tests::frames;
 use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::{Proto, Rule};
-use firewall_tests::packets::{self, ICMP, TCP, UDP, V4, V6};
+use firewall_tests::packets::{self, ICMP, ICMPV6, TCP, UDP, V4, V6};
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
 
 use super::scene::*;
@@ -172,30 +172,84 @@ fn a_bad_checksum_of_an_ipv4_header_is_the_end_of_a_packet() -> Result<()> {
     Ok(())
 }
 
+/// Types and codes of errors.
+const ERRORS4: [(u8, u8); 4] = [(3, 1), (3, 4), (11, 0), (12, 0)];
+/// The same of IPv6.
+const ERRORS6: [(u8, u8); 4] = [(1, 0), (2, 0), (3, 0), (4, 0)];
+
+/// An ICMP error about a packet from nobody to the client which never was.
+fn out_of_nowhere(ends: &Ends, kind: u8, code: u8) -> Vec<u8> {
+    let mut error = packets::icmp(kind, code);
+    error[4..].fill(0);
+    error.extend(packet(ends.to, ends.from, UDP, &packets::datagram(53, 40000, &[1; 32])));
+    error
+}
+
 #[test]
 fn a_denied_icmp_error_is_not_answered_and_one_out_of_nowhere_is_not_forwarded() -> Result<()> {
     let scene = Scene::new("icmperror", &[])?;
-    let types4: [(u8, u8); 5] = [(3, 1), (3, 4), (5, 1), (11, 0), (12, 0)];
-    let types6: [(u8, u8); 4] = [(1, 0), (2, 0), (3, 0), (4, 0)];
+    let types4 = [&ERRORS4[..], &[(5, 1)]].concat();
     for rules in [&[][..], &[Rule::all(true)]] {
         if !rules.is_empty() {
             scene.world.put(&scene.agent, rules)?;
         }
         for ends in scene.families() {
-            // About a packet from nobody to the client which never was.
-            let about = packet(ends.to, ends.from, UDP, &packets::datagram(53, 40000, &[1; 32]));
-            let types = if ends.icmp == ICMP { &types4[..] } else { &types6 };
-            for (kind, code) in types {
-                let mut error = packets::icmp(*kind, *code);
-                error[4..].fill(0);
-                error.extend(&about);
-                let error = ends.packet(ends.icmp, &error);
+            let types = if ends.icmp == ICMP { &types4[..] } else { &ERRORS6 };
+            for &(kind, code) in types {
+                let error = ends.packet(ends.icmp, &out_of_nowhere(&ends, kind, code));
                 let name = format!("{kind}/{code} from {}, {} rules", ends.from, rules.len());
-                let reason = if *kind == 5 { "redirect" } else { "icmp-error" };
+                let reason = if kind == 5 { "redirect" } else { "icmp-error" };
                 scene.check(&name, &[error], &Expected::silence(&[(reason, 1)]));
             }
         }
     }
+    Ok(())
+}
+
+/// Nothing but program and gate drops anything here: Qubes' own tables are not there, and in mode
+/// qubes the agent loads no other than the gate.
+fn only_the_gate(label: &str) -> Result<Scene> {
+    Scene::with(label, &[udp_443()], &["--mode", "qubes"])
+}
+
+/// Errors out of nowhere are handed on to the gate, and end there.
+fn check_errors_out_of_nowhere(scene: &Scene) {
+    for ends in scene.families() {
+        for (kind, code) in if ends.icmp == ICMP { ERRORS4 } else { ERRORS6 } {
+            let error = ends.packet(ends.icmp, &out_of_nowhere(&ends, kind, code));
+            let name = format!("{kind}/{code} from {}", ends.from);
+            scene.check(&name, &[error], &Expected::silence(&[("icmp-error", 1)]));
+        }
+        let accepted = Expected::forwarded(1, &[("rule 0", 1)]);
+        scene.check("what is accepted", &[ends.udp(443, &[1; 32])], &accepted);
+    }
+}
+
+#[test]
+fn an_error_out_of_nowhere_is_not_forwarded_although_no_other_table_drops_it() -> Result<()> {
+    let scene = only_the_gate("errorsgate")?;
+    check_errors_out_of_nowhere(&scene);
+    // The gate does not see what is behind an authentication header.
+    let [_, ends] = scene.families();
+    let (IpAddr::V6(from), IpAddr::V6(to)) = (ends.from, ends.to) else { bail!("not IPv6") };
+    for (kind, code) in ERRORS6 {
+        let error = out_of_nowhere(&ends, kind, code);
+        let error = V6::new(from, to, ICMPV6, &packets::sealed(ends.from, ends.to, ICMPV6, &error));
+        let error = error.with(packets::AUTHENTICATION, &packets::authentication()).packet();
+        let name = format!("{kind}/{code} behind an authentication header");
+        scene.check(&name, &[error], &Expected::silence(&[("foreign-error", 1)]));
+    }
+    Ok(())
+}
+
+#[test]
+fn an_error_out_of_nowhere_is_not_forwarded_where_a_script_jumps_to_qubes_forward() -> Result<()> {
+    let scene = only_the_gate("errorsjump")?;
+    for family in ["ip", "ip6"] {
+        let rule = format!("insert rule {family} qubes-firewall forward jump qubes-forward");
+        scene.world.rig.netvm().nft(&rule)?;
+    }
+    check_errors_out_of_nowhere(&scene);
     Ok(())
 }
 
@@ -323,13 +377,6 @@ impl Errors {
     fn handed_on(&self, client: IpAddr) -> Result<u64> {
         let counters = self.scene.agent.client(client)?.counters;
         Ok(counters.get("icmp-error").map_or(0, |counter| counter.packets))
-    }
-}
-
-fn unspecified(of: IpAddr) -> SocketAddr {
-    match of {
-        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
     }
 }
 

@@ -129,6 +129,17 @@ fn an_incomplete_datagram_goes_nowhere_and_nobody_answers() -> Result<()> {
 }
 
 #[test]
+fn a_datagram_with_a_bad_checksum_in_the_ipv4_header_of_a_piece_goes_nowhere() -> Result<()> {
+    let scene = Scene::new("fragsum", &[udp_443()])?;
+    let [ends, _] = scene.families();
+    let mut pieces = pieces(&ends.udp(443, &data(1)), 1, &CUTS);
+    pieces[1][10] ^= 0x40;
+    let counted = [("rule 0", 1), ("stray malformed", 1), ("stray-fragment", 1)];
+    scene.check("the second", &pieces, &Expected::silence(&counted));
+    Ok(())
+}
+
+#[test]
 fn a_second_first_fragment_with_another_port_does_not_win() -> Result<()> {
     let scene = Scene::new("fragtwice", &[udp_443()])?;
     for ends in scene.families() {

@@ -3,7 +3,7 @@
 //! Never sends to a server: what is sent goes to addresses where nobody answers.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use firewall_tests::agent::{Agent, PATIENCE};
@@ -146,13 +146,18 @@ pub struct Scene {
 
 impl Scene {
     pub fn new(label: &str, rules: &[Rule]) -> Result<Self> {
+        Self::with(label, rules, &[])
+    }
+
+    /// The same with more arguments for the agent.
+    pub fn with(label: &str, rules: &[Rule], arguments: &[&str]) -> Result<Self> {
         let world = World::new(label)?;
         silence_nobody(world.rig.internet())?;
         for internet in [INTERNET_V4.into(), INTERNET_V6.into()] {
             let ping = Probe::ping(world.rig.netvm(), internet).run(PATIENCE)?;
             ensure!(ping == Outcome::Accepted, "no internet: {ping}");
         }
-        let agent = world.start()?;
+        let agent = world.start_with(arguments)?;
         world.put(&agent, rules)?;
         Ok(Self { world, agent })
     }
@@ -346,6 +351,14 @@ fn is_chatter(frame: &[u8]) -> bool {
     };
     let ipv6 = frame.get(12..14) == Some(&[0x86, 0xdd]);
     ipv6 && (split(frame).is_some_and(is_it) || multicast_report && frame.get(38) == Some(&0xff))
+}
+
+/// Any own address and port, in the family of that address.
+pub fn unspecified(of: IpAddr) -> SocketAddr {
+    match of {
+        IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+        IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+    }
 }
 
 /// `action=accept proto=udp dstports=443-443`

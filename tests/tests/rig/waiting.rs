@@ -137,7 +137,7 @@ fn what_a_client_left_behind_does_not_leave_after_the_client() -> Result<()> {
         let_wait(&scene, &ends)?;
         scene.world.rig.remove_client(&scene.world.client)?;
         scene.agent.wait_for("without clients", |status| status.vifs.is_empty())?;
-        assert_eq!(let_go(&scene, &ends)?, 0, "{}", ends.from);
+        assert_eq!(let_go(&scene, &ends)?, 0, "{}: although it is gone", ends.from);
     }
     Ok(())
 }
@@ -154,7 +154,8 @@ fn what_an_earlier_agent_accepted_does_not_leave_under_another_ones_rules() -> R
         write_rules(scene.world.rig.directory(), ends.from, &denied.file())?;
         scene.agent = scene.world.start()?;
         scene.agent.wait_for_state(ends.from, State::Live)?;
-        assert_eq!(let_go(&scene, &ends)?, 0, "{}", ends.from);
+        let left = let_go(&scene, &ends)?;
+        assert_eq!(left, 0, "{}: although another agent's rules deny it", ends.from);
     }
     Ok(())
 }

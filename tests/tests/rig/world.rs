@@ -51,7 +51,11 @@ impl World {
     }
 
     pub fn start(&self) -> Result<Agent> {
-        let agent = Agent::start(&self.rig, &[])?;
+        self.start_with(&[])
+    }
+
+    pub fn start_with(&self, arguments: &[&str]) -> Result<Agent> {
+        let agent = Agent::start(&self.rig, arguments)?;
         agent.wait_for_vif(self.client.vif())?;
         Ok(agent)
     }
