@@ -16,14 +16,13 @@ use crate::abi::{Address, mix};
 /// Places for unfinished datagrams of one client; a datagram can be in each of a set of them.
 pub const PLACES: usize = 4;
 /// Sets of places; a power of two.
-pub const SETS: usize = 8;
-/// Fragments of one client in unfinished datagrams. 45 make a datagram of 64 KiB in Ethernet's
-/// frames. A fragment of that size takes 2 to 4 KiB, of 4 MiB that IPv4 and IPv6 have each
-/// (`ipfrag_high_thresh`, `nf_conntrack_frag6_high_thresh`).
-pub const MAX_WAITING: u32 = 256;
+pub const SETS: usize = 32;
+/// Kernel memory for the fragments of one client in unfinished datagrams, in bytes, of 4 MiB that
+/// IPv4 and IPv6 have each (`ipfrag_high_thresh`, `nf_conntrack_frag6_high_thresh`).
+pub const MAX_WAITING: u32 = 1 << 20;
 /// Clients with a table of unfinished datagrams of their own; a power of two. Two clients whose
 /// indices are so far apart share one, and its limits.
-pub const MAX_TABLES: usize = 1 << 10;
+pub const MAX_TABLES: usize = 1 << 8;
 /// For how long an unfinished datagram counts, in nanoseconds: longer than the kernel keeps it.
 pub const LIFETIME: u64 = 61_000_000_000;
 /// How many fragments of a client may come between two of one datagram. Where 64 do, the kernel
@@ -42,7 +41,9 @@ pub struct Datagram {
     pub identification: u32,
     /// Protocol of the IPv4 header; 0 for IPv6, which has none in what its fragments have in
     /// common (`frag_v6_compare_key` in net/ipv6_frag.h).
-    pub protocol: u32,
+    pub protocol: u16,
+    /// Where the next fragment's data begin, in bytes.
+    pub next: u16,
     /// What was in force when its first fragment passed, by its stamp.
     pub stamp: u32,
     /// When an audit that let its first fragment pass ends, in seconds since the machine booted;
@@ -50,10 +51,8 @@ pub struct Datagram {
     pub until: u32,
     /// Number of the last of its fragments among all of the client.
     pub last: u32,
-    /// How many of its fragments were handed on; 0 is an unused place.
-    pub fragments: u16,
-    /// Where the next fragment's data begin, in bytes.
-    pub next: u16,
+    /// Kernel memory for its fragments that were handed on, in bytes; 0 is an unused place.
+    pub memory: u32,
 }
 
 /// All of a client.
@@ -66,7 +65,7 @@ pub struct Datagrams {
     pub since: u64,
     /// How many fragments were handed on, modulo 2^32.
     pub count: u32,
-    /// How many of them are in datagrams that are not finished.
+    /// Kernel memory for those in datagrams that are not finished, in bytes.
     pub waiting: u32,
     /// The datagrams that are not finished.
     pub unfinished: [[Datagram; PLACES]; SETS],
@@ -80,13 +79,22 @@ pub struct Piece {
     /// What the fragments of its datagram have in common.
     pub identification: u32,
     /// See [`Datagram::protocol`].
-    pub protocol: u32,
+    pub protocol: u16,
     /// Where its data begin, in bytes.
     pub start: u16,
     /// How many bytes of data it brings.
     pub length: u16,
     /// Whether more data follow in another fragment.
     pub more: bool,
+}
+
+impl Piece {
+    /// Kernel memory that it takes, in bytes, or a little more: a packet in a buffer that is
+    /// allocated in powers of two, and what the kernel keeps beside it (`skb->truesize`).
+    #[inline(always)]
+    const fn memory(&self) -> u32 {
+        2 * self.length as u32 + 1024
+    }
 }
 
 /// What becomes of a fragment.
@@ -123,17 +131,17 @@ pub fn follow(
     };
     let (mut own, mut free) = (PLACES, PLACES);
     for (place, datagram) in set.iter_mut().enumerate() {
-        if datagram.fragments != 0 && now.wrapping_sub(datagram.since) > LIFETIME {
-            *waiting = waiting.saturating_sub(u32::from(datagram.fragments));
-            datagram.fragments = 0;
+        if datagram.memory != 0 && now.wrapping_sub(datagram.since) > LIFETIME {
+            *waiting = waiting.saturating_sub(datagram.memory);
+            datagram.memory = 0;
         }
-        if datagram.fragments == 0 {
+        if datagram.memory == 0 {
             free = place;
         } else if is_of(piece, datagram) {
             own = place;
         }
     }
-    let is_full = *waiting >= MAX_WAITING;
+    let is_full = waiting.saturating_add(piece.memory()) > MAX_WAITING;
     let datagram = if piece.start != 0 {
         let Some(datagram) = set.get_mut(own) else {
             return Turn::Stray;
@@ -175,18 +183,13 @@ pub fn follow(
     *since = now;
     *count = count.wrapping_add(1);
     datagram.last = *count;
-    match piece.start.checked_add(piece.length) {
-        Some(next) if piece.more => {
-            datagram.next = next;
-            datagram.fragments = datagram.fragments.wrapping_add(1);
-            *waiting = waiting.wrapping_add(1);
-        }
-        // The last one. One that ends beyond what a datagram can hold finishes it here as it
-        // does in the kernel, which throws the datagram away.
-        _ => {
-            *waiting = waiting.saturating_sub(u32::from(datagram.fragments));
-            datagram.fragments = 0;
-        }
+    if piece.more {
+        datagram.next = piece.start.wrapping_add(piece.length);
+        datagram.memory = datagram.memory.wrapping_add(piece.memory());
+        *waiting = waiting.wrapping_add(piece.memory());
+    } else {
+        *waiting = waiting.saturating_sub(datagram.memory);
+        datagram.memory = 0;
     }
     Turn::Next
 }
@@ -195,7 +198,7 @@ pub fn follow(
 #[inline(always)]
 fn set_of(piece: &Piece) -> usize {
     let [a, b, c, d] = piece.destination.words;
-    let hash = mix(piece.identification ^ a ^ b, piece.protocol ^ c ^ d);
+    let hash = mix(piece.identification ^ a ^ b, u32::from(piece.protocol) ^ c ^ d);
     (hash >> 40) as usize & (SETS - 1)
 }
 

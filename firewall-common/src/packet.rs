@@ -116,8 +116,9 @@ impl Fragment {
     pub const LATER: Self = Self(8 << 16);
 
     /// A fragment whose data begin at `start`, a multiple of 8, and have `length` bytes. Refused
-    /// is what no sender makes: all fragments but the last end at a multiple of 8 bytes, and none
-    /// is empty (RFC 791, section 3.2; RFC 8200, section 4.5).
+    /// is what no sender makes: all fragments but the last end at a multiple of 8 bytes, none is
+    /// empty, and none ends beyond the 65,535 bytes of the longest datagram (RFC 791, section 3.2;
+    /// RFC 8200, section 4.5). Of IPv4, the kernel keeps those until the datagram is complete.
     #[inline(always)]
     pub(crate) fn new(
         identification: u32,
@@ -125,7 +126,8 @@ impl Fragment {
         length: u16,
         more: bool,
     ) -> Result<Self, Reason> {
-        if length == 0 || more && length & 7 != 0 {
+        let ends_beyond = (start & !7).checked_add(length).is_none();
+        if length == 0 || ends_beyond || more && length & 7 != 0 {
             return Err(Reason::Malformed);
         }
         let place = start & !7 | more as u16;
@@ -366,6 +368,12 @@ fn read_ports(
             packet.port = u16::from_be_bytes([d0, d1]);
         }
         Protocol::Icmp => return icmp::read(source, packet, offset, end),
+        // As with the whole headers above.
+        Protocol::Other if !packet.fragment.is_whole() && !packet.source.is_mapped() => {
+            if offset + 1 > end {
+                return Err(Reason::Truncated);
+            }
+        }
         Protocol::Other => {}
     }
     Ok(())

@@ -7,7 +7,8 @@ use aya_ebpf::btf_maps::{Array, LruHashMap};
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
-    FLOW_SECONDS, FLOWS_BURST, FlowKey, MAX_BUDGETS, MAX_FLOWS, NOTICES_BURST, NOTICES_PER_SECOND,
+    DEFAULT_RULE, FLOW_SECONDS, FLOWS_BURST, FlowKey, MAX_BUDGETS, MAX_FLOWS, NOTICES_BURST,
+    NOTICES_PER_SECOND,
 };
 use firewall_common::fragments::{Piece, Turn};
 use firewall_common::packet::{Packet, Protocol};
@@ -49,7 +50,8 @@ struct PassBudget {
 /// handed on to be rejected, it would wait for the rest of its datagram.
 #[inline(always)]
 pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
-    let dropped = |reason| Decision { verdict: Verdict::Drop, reason, ..decision };
+    let dropped =
+        |reason| Decision { verdict: Verdict::Drop, reason, rule: DEFAULT_RULE, ..decision };
     let fragment = packet.fragment;
     let has_room = match decision.verdict {
         Verdict::Drop => return decision,
@@ -110,7 +112,9 @@ fn flow(vif: u32, packet: &Packet, now: u64) -> bool {
     let key = FlowKey {
         vif,
         destination: packet.destination,
-        port: packet.port,
+        // The code of a ping is one of the things that tell it from others, as in connection
+        // tracking (`icmp_pkt_to_tuple`).
+        port: if is_ping { packet.port << 8 | packet.source_port } else { packet.port },
         source_port: if is_ping { packet.identifier } else { packet.source_port },
         protocol: u32::from(packet.number) | if packet.source.is_mapped() { 0 } else { 256 },
     };

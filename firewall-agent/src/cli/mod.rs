@@ -189,12 +189,12 @@ pub struct Run {
     pub guard_neighbours: bool,
     /// Denied packets of one client in a second that are answered with "admin prohibited";
     /// more of them are dropped silently.
-    #[arg(long, value_name = "PACKETS", default_value = "10000")]
+    #[arg(long, value_name = "PACKETS", default_value = "10000", value_parser = rate)]
     pub reject_rate: NonZeroU64,
     /// New flows of one vif in a second to the netvm's own addresses, multicast and broadcast,
     /// after 200 at once; more of them are dropped. Raise it where the netvm serves its qubes
     /// itself, say as a proxy.
-    #[arg(long, value_name = "FLOWS", default_value = "20")]
+    #[arg(long, value_name = "FLOWS", default_value = "20", value_parser = rate)]
     pub local_rate: NonZeroU64,
     /// File to write metrics to every 10 seconds, in Prometheus' text format. The textfile
     /// collector of node_exporter takes it if its name ends in `.prom`.
@@ -316,6 +316,13 @@ impl TryFrom<Run> for crate::daemon::Options {
 /// `prepare`.
 pub async fn prepare(prepare: &Prepare) -> Result<()> {
     prepare::prepare(&prepare.gate(), &prepare.pins, &prepare.root).await
+}
+
+/// Packets or flows in a second. The kernel program counts in nanoseconds.
+fn rate(text: &str) -> Result<NonZeroU64, String> {
+    let number = text.parse().map_err(|error| format!("{error}"))?;
+    let rate = NonZeroU64::new(number).filter(|rate| rate.get() <= 1_000_000_000);
+    rate.ok_or_else(|| "a rate is a number from 1 to 1000000000".to_owned())
 }
 
 fn mark_bit(text: &str) -> Result<u32, String> {

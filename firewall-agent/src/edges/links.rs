@@ -136,7 +136,7 @@ impl Watch {
             locals.extend(own(true).or_else(|| own(false)));
         }
         self.read_neighbours(&mut vifs).await?;
-        self.read_routes(&mut vifs).await?;
+        self.read_routes(&mut vifs, &mut locals).await?;
         for vif in vifs.values_mut() {
             vif.addresses.retain(|address| !locals.contains(address));
         }
@@ -163,7 +163,13 @@ impl Watch {
         Ok(())
     }
 
-    async fn read_routes(&self, vifs: &mut BTreeMap<u32, Vif>) -> Result<(), rtnetlink::Error> {
+    /// Host routes to clients, and what the kernel takes for its own beside its addresses: the
+    /// broadcast addresses of networks, and of IPv6 networks the anycast address of all routers.
+    async fn read_routes(
+        &self,
+        vifs: &mut BTreeMap<u32, Vif>,
+        locals: &mut BTreeSet<IpAddr>,
+    ) -> Result<(), rtnetlink::Error> {
         let families = [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
@@ -172,21 +178,26 @@ impl Watch {
             let mut routes = Box::pin(self.handle.route().get(family).execute());
             while let Some(route) = routes.try_next().await? {
                 let (interface, address) = host_route(&route);
-                add(vifs, interface, address);
+                match route.header.kind {
+                    RouteType::Unicast => add(vifs, interface, address),
+                    RouteType::Local | RouteType::Broadcast | RouteType::Anycast => {
+                        locals.extend(address);
+                    }
+                    _ => {}
+                }
             }
         }
         Ok(())
     }
 }
 
-/// Interface and destination of a route to one host on the link. Routes that the kernel
-/// makes by itself are for addresses of this machine.
+/// Interface and destination of a route to one host on the link, or to this machine. Other routes
+/// that the kernel makes by itself are for addresses of this machine as well.
 fn host_route(route: &RouteMessage) -> (Option<u32>, Option<IpAddr>) {
     let header = &route.header;
-    if header.kind != RouteType::Unicast
-        || header.protocol == RouteProtocol::Kernel
-        || header.table != RouteHeader::RT_TABLE_MAIN
-    {
+    let is_foreign = header.kind == RouteType::Unicast
+        && (header.protocol == RouteProtocol::Kernel || header.table != RouteHeader::RT_TABLE_MAIN);
+    if is_foreign {
         return (None, None);
     }
     let mut interface = None;

@@ -21,6 +21,10 @@ const IPV4_ECHO_REQUEST: u16 = 8;
 /// The ICMPv6 type of echo requests (RFC 4443).
 const IPV6_ECHO_REQUEST: u16 = 128;
 
+/// Length of an ICMPv6 header (RFC 4443, section 2.1), in bytes; of a first fragment, the kernel
+/// wants all of it (`ipv6frag_thdr_truncated`).
+const ICMPV6_LENGTH: u32 = 8;
+
 /// Where the target is in a neighbour advertisement (RFC 4861, section 4.4).
 const ADVERTISEMENT_TARGET: u32 = 8;
 
@@ -52,7 +56,8 @@ pub(super) fn read(
     offset: u32,
     end: u32,
 ) -> Result<(), Reason> {
-    if offset + 2 > end {
+    let is_whole = packet.fragment.is_whole() || packet.source.is_mapped();
+    if offset + if is_whole { 2 } else { ICMPV6_LENGTH } > end {
         return Err(Reason::Truncated);
     }
     let [kind, code] = source.bytes::<2>(offset).ok_or(Reason::Truncated)?;

@@ -103,6 +103,9 @@ fn expected(probe: &Probe, rules: &Ruleset, servers: &[IpAddr]) -> (Outcome, Rea
     if let Some(reason) = message {
         return (Outcome::DROPPED, reason, 0);
     }
+    if multicast && probe.protocol == packets::TCP {
+        return (Outcome::DROPPED, Reason::Malformed, 0);
+    }
     if multicast {
         return (Outcome::UNMARKED, Reason::Local, 0);
     }

@@ -1,7 +1,9 @@
 //! The parser on slices: total, and never reads what is not there.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
+use firewall_common::abi::Address;
+use firewall_common::fragments::{Datagrams, Piece, Turn, follow};
 use firewall_common::packet::{Frame, Packet, parse, parse_plain};
 use firewall_common::verdict::Reason;
 use firewall_tests::packets::{self, V4, V6};
@@ -43,6 +45,58 @@ fn what_nearly_all_packets_are_is_plain() {
         let v6 = V6::new(SOURCE, DESTINATION, protocol, &payload);
         assert!(parse_plain(v6.frame().as_slice()).is_some(), "{protocol}");
     }
+}
+
+#[test]
+fn a_fragment_that_ends_beyond_the_longest_datagram_is_refused() {
+    for (length, fits) in [(528, true), (536, false), (544, false)] {
+        let data = vec![7; length];
+        let v4 = V4::new([10, 0, 0, 1].into(), [10, 0, 0, 2].into(), packets::UDP, &data);
+        let v4 = V4 { fragment: 0x2000 | (65_000 / 8), ..v4 }.frame();
+        let v6 = V6::new(SOURCE, DESTINATION, packets::UDP, &data);
+        let v6 = v6.with(packets::FRAGMENT, &packets::fragment(65_000 / 8, true)).frame();
+        for frame in [v4, v6] {
+            let parsed = parse(frame.as_slice());
+            match fits {
+                true => assert!(parsed.is_ok(), "{length}: {parsed:?}"),
+                false => assert_eq!(parsed, Err(Reason::Malformed), "{length}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_first_fragment_of_ipv6_holds_the_whole_header_that_the_kernel_wants() {
+    let options = packets::options(0);
+    for (protocol, short, enough) in [(packets::ESP, 0, 8), (packets::ICMPV6, 0, 8)] {
+        for (length, fits) in [(short, false), (enough, true)] {
+            let packet = V6::new(SOURCE, DESTINATION, protocol, &vec![128; length]);
+            let packet = packet.with(packets::FRAGMENT, &packets::fragment(0, true));
+            let frame = packet.with(packets::DESTINATION, &options).frame();
+            assert_eq!(parse(frame.as_slice()).is_ok(), fits, "{protocol}, {length}");
+        }
+    }
+}
+
+#[test]
+fn a_fragment_takes_of_the_share_as_much_as_it_is_long() {
+    let mut datagrams = Datagrams::default();
+    let mut take = |identification: u32, length: u16| {
+        let address = Address::from(IpAddr::V6(SOURCE));
+        let piece = Piece {
+            destination: address,
+            identification,
+            protocol: 17,
+            start: 0,
+            length,
+            more: true,
+        };
+        follow(&mut datagrams, &piece, 1, 0, 1, || 0)
+    };
+    // Each of 65,528 bytes counts as 132,080, of 1 MiB.
+    let turns: Vec<Turn> = (0..9).map(|id| take(id, 65_528)).collect();
+    assert_eq!(turns, [vec![Turn::Next; 7], vec![Turn::TooMany; 2]].concat());
+    assert_eq!(take(99, 1_480), Turn::Next);
 }
 
 proptest! {
