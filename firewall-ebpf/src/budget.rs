@@ -1,6 +1,6 @@
 //! How many denied packets are answered, and how many are told of, so that a flood of them
 //! costs the netvm little.
-//! Never touches what is accepted.
+//! Never touches what is accepted, and counts nothing.
 //!
 //! Times are of the coarse clock, which costs a memory read where the precise one costs a
 //! tenth of all that a dropped packet takes. It moves with the kernel's tick.
@@ -8,10 +8,9 @@
 use aya_ebpf::Global;
 use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use firewall_common::abi::{MAX_BUDGETS, RECORDS_PER_SECOND, REJECT_BURST};
-use firewall_common::verdict::{Decision, Reason, Verdict};
+use firewall_common::verdict::{Decision, Verdict};
 
 use crate::maps::{RECORD_BUDGETS, REJECT_BUDGETS, SECOND};
-use crate::report::{self, Arrival};
 
 /// Nanoseconds of budget that one packet takes. The agent sets it before loading.
 #[unsafe(no_mangle)]
@@ -32,6 +31,14 @@ pub struct RecordBudget {
     suppressed: u32,
 }
 
+/// A decision, as the budget leaves it.
+pub struct Limited {
+    /// What becomes of the packet.
+    pub decision: Decision,
+    /// Whether it is dropped only because the budget has no room for it.
+    pub is_over: bool,
+}
+
 /// When a packet is judged, in nanoseconds of the monotonic clock as of the last tick. What is
 /// accepted needs no time here.
 #[inline(always)]
@@ -47,11 +54,11 @@ pub fn time_of(decision: &Decision) -> u64 {
 
 /// A reject over the budget becomes a drop.
 #[inline(always)]
-pub fn limit(arrival: &Arrival, decision: Decision, now: u64) -> Decision {
+pub fn limit(decision: Decision, now: u64) -> Limited {
     match decision.verdict {
-        Verdict::Reject => limit_reject(arrival, decision, now, true),
+        Verdict::Reject => limit_reject(decision, now, true),
         Verdict::Accept | Verdict::Audit | Verdict::Drop | Verdict::Pass | Verdict::Related => {
-            decision
+            Limited { decision, is_over: false }
         }
     }
 }
@@ -59,30 +66,32 @@ pub fn limit(arrival: &Arrival, decision: Decision, now: u64) -> Decision {
 /// What the budget of rejects makes of a packet that will be back here before it is handed on,
 /// and takes nothing of it yet.
 #[inline(always)]
-pub fn look(arrival: &Arrival, decision: Decision, now: u64) -> Decision {
+pub fn look(decision: Decision, now: u64) -> Limited {
     match decision.verdict {
-        Verdict::Reject => limit_reject(arrival, decision, now, false),
+        Verdict::Reject => limit_reject(decision, now, false),
         Verdict::Accept | Verdict::Audit | Verdict::Drop | Verdict::Pass | Verdict::Related => {
-            decision
+            Limited { decision, is_over: false }
         }
     }
 }
 
 #[inline(always)]
-fn limit_reject(arrival: &Arrival, decision: Decision, now: u64, takes: bool) -> Decision {
+fn limit_reject(decision: Decision, now: u64, takes: bool) -> Limited {
     let Some(next) = REJECT_BUDGETS.get_ptr_mut(decision.client) else {
-        return decision;
+        return Limited { decision, is_over: false };
     };
     // SAFETY: inside the map's value; a race costs accuracy, not safety.
     let next = unsafe { &mut *next };
     if !has_room(*next, now, REJECT_INTERVAL.load(), REJECT_BURST) {
-        report::count_too(arrival, &decision, Reason::OverBudget);
-        return Decision { verdict: Verdict::Drop, ..decision };
+        return Limited {
+            decision: Decision { verdict: Verdict::Drop, ..decision },
+            is_over: true,
+        };
     }
     if takes {
         *next = taken(*next, now, REJECT_INTERVAL.load());
     }
-    decision
+    Limited { decision, is_over: false }
 }
 
 /// Takes one packet out of a budget that fills up by one in each interval, if there is room.

@@ -9,7 +9,7 @@ use firewall_common::abi::{Address, DropRecord};
 use firewall_common::packet::Frame;
 use firewall_common::verdict::{Decision, Reason, Verdict, reason_counter};
 
-use crate::budget;
+use crate::budget::{self, Limited};
 use crate::maps::{COUNTERS, RECORDS};
 
 /// What is known of a packet beside its bytes.
@@ -41,9 +41,19 @@ pub fn report(arrival: &Arrival, frame: &Result<Frame, Reason>, decision: &Decis
     }
 }
 
+/// Counts a packet over the budget, beside what [`report`] counts of it, and returns what
+/// becomes of it.
+#[inline(always)]
+pub fn over_budget(arrival: &Arrival, limited: Limited) -> Decision {
+    if limited.is_over {
+        count_too(arrival, &limited.decision, Reason::OverBudget);
+    }
+    limited.decision
+}
+
 /// Counts a packet a second time, for a reason that is not what its rule says.
 #[inline(always)]
-pub fn count_too(arrival: &Arrival, decision: &Decision, reason: Reason) {
+fn count_too(arrival: &Arrival, decision: &Decision, reason: Reason) {
     add_to(reason_counter(decision.counters, reason), arrival);
 }
 
