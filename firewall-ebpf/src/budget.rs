@@ -2,15 +2,14 @@
 //! costs the netvm little.
 //! Never touches what is accepted, and counts nothing.
 //!
-//! Times are of the coarse clock, which costs a memory read where the precise one costs a
-//! tenth of all that a dropped packet takes. It moves with the kernel's tick.
+//! Times are of the coarse clock, which moves with the kernel's tick.
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use firewall_common::abi::{MAX_BUDGETS, RECORDS_PER_SECOND, REJECT_BURST};
 use firewall_common::verdict::{Decision, Verdict};
 
-use crate::maps::{RECORD_BUDGETS, REJECT_BUDGETS, SECOND};
+use crate::clock::{self, SECOND};
+use crate::maps::{RECORD_BUDGETS, REJECT_BUDGETS};
 
 /// Nanoseconds of budget that one packet takes. The agent sets it before loading.
 #[unsafe(no_mangle)]
@@ -18,18 +17,6 @@ static REJECT_INTERVAL: Global<u64> = Global::new(100_000);
 
 /// The longest tick of any kernel, in nanoseconds (a CONFIG_HZ of 100).
 const TICK: u64 = 10_000_000;
-
-/// How many records an interface may still send in the current second.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct RecordBudget {
-    /// Start of the second.
-    since: u64,
-    /// Records sent since then.
-    sent: u32,
-    /// Records left out since the last one sent.
-    suppressed: u32,
-}
 
 /// A decision, as the budget leaves it.
 pub struct Limited {
@@ -45,10 +32,9 @@ pub struct Limited {
 pub fn time_of(decision: &Decision) -> u64 {
     match decision.verdict {
         Verdict::Accept => 0,
-        // SAFETY: the helper takes nothing and only returns a number.
-        Verdict::Reject | Verdict::Drop | Verdict::Audit | Verdict::Pass | Verdict::Related => unsafe {
-            bpf_ktime_get_coarse_ns()
-        },
+        Verdict::Reject | Verdict::Drop | Verdict::Audit | Verdict::Pass | Verdict::Related => {
+            clock::coarse()
+        }
     }
 }
 

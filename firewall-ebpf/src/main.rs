@@ -8,6 +8,7 @@
 
 mod budget;
 mod cache;
+mod clock;
 mod forget;
 mod fragments;
 mod handed_on;
@@ -16,6 +17,7 @@ mod maps;
 mod reading;
 mod report;
 mod skb;
+mod tables;
 mod uplink;
 mod xdp;
 
@@ -27,9 +29,9 @@ use firewall_common::packet::{self, Frame};
 use firewall_common::policy;
 use firewall_common::verdict::Verdict;
 
-use crate::maps::KernelMaps;
 use crate::reading::Reading;
 use crate::skb::Skb;
+use crate::tables::KernelMaps;
 use crate::xdp::Buffer;
 
 /// Not a verdict: the packet is one that [`rare`] judges.

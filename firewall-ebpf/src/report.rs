@@ -3,13 +3,13 @@
 
 use core::arch::asm;
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::error;
 use firewall_common::abi::{Address, DropRecord};
 use firewall_common::packet::Frame;
 use firewall_common::verdict::{Decision, Reason, Verdict, reason_counter};
 
 use crate::budget::{self, Limited};
+use crate::clock;
 use crate::maps::{COUNTERS, RECORDS};
 
 /// What is known of a packet beside its bytes.
@@ -99,10 +99,8 @@ fn record(arrival: &Arrival, frame: &Result<Frame, Reason>, decision: &Decision,
         Ok(Frame::Ip(it)) => (it.source, it.destination, it.source_port, it.port, it.number),
         Ok(Frame::Arp { .. }) | Err(_) => (Address::NONE, Address::NONE, 0, 0, 0),
     };
-    // SAFETY: the helper takes nothing and only returns a number.
-    let time = unsafe { bpf_ktime_get_ns() };
     entry.write(DropRecord {
-        time,
+        time: clock::precise(),
         vif: arrival.interface,
         generation: decision.generation,
         rule: decision.rule,
