@@ -22,6 +22,7 @@ use super::addresses::AddressSet;
 use super::epoch::Epoch;
 use super::mapped::MappedArray;
 use super::object::{MapsError, indices, take, take_array, take_range};
+use super::plain::Plain;
 use super::policies::Policies;
 use super::ranges::Ranges;
 use super::stamps::Stamps;
@@ -41,7 +42,7 @@ struct InForce {
 /// All maps that the agent writes.
 pub struct Maps {
     epoch: Epoch,
-    clients: aya::maps::HashMap<MapData, ClientKey, u32>,
+    clients: aya::maps::HashMap<MapData, Plain<ClientKey>, u32>,
     live: MappedArray<u32>,
     records: MappedArray<Client>,
     policies: Policies,
@@ -247,7 +248,7 @@ impl Maps {
             .live
             .publish(index, record)
             .map_err(MapsError::from)
-            .and_then(|()| Ok(self.clients.insert(key(client), index, 0)?));
+            .and_then(|()| Ok(self.clients.insert(Plain(key(client)), index, 0)?));
         match inserted {
             Ok(()) => {
                 self.indices.insert(client, index);
@@ -265,7 +266,7 @@ impl Maps {
         let Some(index) = self.indices.get(&client).copied() else {
             return Ok(());
         };
-        match self.clients.remove(&key(client)) {
+        match self.clients.remove(&Plain(key(client))) {
             // That is what was wanted.
             Err(MapError::SyscallError(error))
                 if error.io_error.kind() == io::ErrorKind::NotFound => {}
