@@ -2,9 +2,8 @@
 //! Never holds behaviour beyond building and taking apart these values.
 //!
 //! All numbers are in the machine's byte order unless a field says otherwise.
-//! [`abi_type!`] is the only way to declare such a type: it fixes the layout, and
-//! refuses to compile a type with padding (whose bytes would be undefined) or with a
-//! size other than the one written down.
+//! [`abi_type!`](crate::abi_type) is the only way to declare such a type: it fixes the layout,
+//! and refuses to compile what is more than plain bytes.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -12,6 +11,82 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 /// the name under which links are pinned.
 pub const ABI_VERSION: u32 = 4;
 
+/// Declares a type that crosses between the kernel programs and the agent: `repr(C)`, and as
+/// large as it says. Any bytes are a value of it, and any value is only bytes, as zerocopy's
+/// derives prove from its fields.
+///
+/// ```
+/// firewall_common::abi_type! {
+///     /// A type as it should be.
+///     Good: 8 bytes {
+///         /// A number.
+///         number: u32,
+///         /// Is it so? 0 is no.
+///         flag: u8,
+///         /// Always 0.
+///         reserved: [u8; 3],
+///     }
+/// }
+/// ```
+///
+/// Not all bytes are a `bool`:
+///
+/// ```compile_fail,E0277
+/// firewall_common::abi_type! {
+///     /// As above, but for the flag.
+///     WithBool: 8 bytes {
+///         /// A number.
+///         number: u32,
+///         /// Is it so?
+///         flag: bool,
+///         /// Always 0.
+///         reserved: [u8; 3],
+///     }
+/// }
+/// ```
+///
+/// Nor are they an `Option`, of which Rust says nowhere how it is laid out:
+///
+/// ```compile_fail,E0277
+/// firewall_common::abi_type! {
+///     /// As above, but for the flag.
+///     WithOption: 8 bytes {
+///         /// A number.
+///         number: u32,
+///         /// Perhaps a number.
+///         flag: Option<u8>,
+///         /// Always 0.
+///         reserved: [u8; 2],
+///     }
+/// }
+/// ```
+///
+/// Padding is bytes that nobody wrote, and the kernel would show them to user space:
+///
+/// ```compile_fail,E0277
+/// firewall_common::abi_type! {
+///     /// As above, without what fills it up.
+///     WithPadding: 8 bytes {
+///         /// A number.
+///         number: u32,
+///         /// Is it so? 0 is no.
+///         flag: u8,
+///     }
+/// }
+/// ```
+///
+/// Whoever adds a field has to say how large the type is now:
+///
+/// ```compile_fail,E0080
+/// firewall_common::abi_type! {
+///     /// Of another size than it says.
+///     Larger: 4 bytes {
+///         /// A number.
+///         number: u64,
+///     }
+/// }
+/// ```
+#[macro_export]
 macro_rules! abi_type {
     (
         $(#[$meta:meta])*
@@ -22,19 +97,20 @@ macro_rules! abi_type {
         $(#[$meta])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[derive(
+            ::zerocopy::FromBytes,
+            ::zerocopy::IntoBytes,
+            ::zerocopy::Immutable,
+            ::zerocopy::KnownLayout,
+        )]
         pub struct $name {
             $($(#[$field_meta])* pub $field: $type,)+
         }
 
         const _: () = assert!(
-            size_of::<$name>() == $size && $size == 0 $(+ size_of::<$type>())+,
-            concat!(stringify!($name), " is not the size it says, or has padding"),
+            size_of::<$name>() == $size,
+            concat!(stringify!($name), " is not the size it says"),
         );
-
-        // SAFETY: `repr(C)`, made of integers and other such types, without padding
-        // (asserted above), so any bytes are a value and any value is only bytes.
-        #[cfg(feature = "user")]
-        unsafe impl aya::Pod for $name {}
     };
 }
 

@@ -11,6 +11,8 @@
 //! the same queue. What the kernel would throw away before it gets that far would leave a gap
 //! there and none here, so the parser refuses it: [`crate::packet::parse`].
 
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
 use crate::abi::{Address, mix};
 
 /// Places for unfinished datagrams of one client; a datagram can be in each of a set of them.
@@ -31,7 +33,9 @@ pub const MAX_DISTANCE: u32 = 60;
 
 /// A datagram that is not finished.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Datagram {
     /// When its first fragment was handed on, in nanoseconds.
     pub since: u64,
@@ -57,7 +61,9 @@ pub struct Datagram {
 
 /// All of a client.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Datagrams {
     /// 1 while a processor works on them.
     pub lock: u64,

@@ -1,17 +1,15 @@
 //! How many denied packets are answered, and how many are told of, so that a flood of them
 //! costs the netvm little.
-//! Never touches what is accepted.
+//! Never touches what is accepted, and counts nothing.
 //!
-//! Times are of the coarse clock, which costs a memory read where the precise one costs a
-//! tenth of all that a dropped packet takes. It moves with the kernel's tick.
+//! Times are of the coarse clock, which moves with the kernel's tick.
 
 use aya_ebpf::Global;
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
 use firewall_common::abi::{MAX_BUDGETS, RECORDS_PER_SECOND, REJECT_BURST};
-use firewall_common::verdict::{Decision, Reason, Verdict};
+use firewall_common::verdict::{Decision, Verdict};
 
-use crate::maps::{RECORD_BUDGETS, REJECT_BUDGETS, SECOND};
-use crate::report::{self, Arrival};
+use crate::clock::{self, SECOND};
+use crate::maps::{RECORD_BUDGETS, REJECT_BUDGETS};
 
 /// Nanoseconds of budget that one packet takes. The agent sets it before loading.
 #[unsafe(no_mangle)]
@@ -20,16 +18,12 @@ static REJECT_INTERVAL: Global<u64> = Global::new(100_000);
 /// The longest tick of any kernel, in nanoseconds (a CONFIG_HZ of 100).
 const TICK: u64 = 10_000_000;
 
-/// How many records an interface may still send in the current second.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct RecordBudget {
-    /// Start of the second.
-    since: u64,
-    /// Records sent since then.
-    sent: u32,
-    /// Records left out since the last one sent.
-    suppressed: u32,
+/// A decision, as the budget leaves it.
+pub struct Limited {
+    /// What becomes of the packet.
+    pub decision: Decision,
+    /// Whether it is dropped only because the budget has no room for it.
+    pub is_over: bool,
 }
 
 /// When a packet is judged, in nanoseconds of the monotonic clock as of the last tick. What is
@@ -38,20 +32,19 @@ pub struct RecordBudget {
 pub fn time_of(decision: &Decision) -> u64 {
     match decision.verdict {
         Verdict::Accept => 0,
-        // SAFETY: the helper takes nothing and only returns a number.
-        Verdict::Reject | Verdict::Drop | Verdict::Audit | Verdict::Pass | Verdict::Related => unsafe {
-            bpf_ktime_get_coarse_ns()
-        },
+        Verdict::Reject | Verdict::Drop | Verdict::Audit | Verdict::Pass | Verdict::Related => {
+            clock::coarse()
+        }
     }
 }
 
 /// A reject over the budget becomes a drop.
 #[inline(always)]
-pub fn limit(arrival: &Arrival, decision: Decision, now: u64) -> Decision {
+pub fn limit(decision: Decision, now: u64) -> Limited {
     match decision.verdict {
-        Verdict::Reject => limit_reject(arrival, decision, now, true),
+        Verdict::Reject => limit_reject(decision, now, true),
         Verdict::Accept | Verdict::Audit | Verdict::Drop | Verdict::Pass | Verdict::Related => {
-            decision
+            Limited { decision, is_over: false }
         }
     }
 }
@@ -59,30 +52,32 @@ pub fn limit(arrival: &Arrival, decision: Decision, now: u64) -> Decision {
 /// What the budget of rejects makes of a packet that will be back here before it is handed on,
 /// and takes nothing of it yet.
 #[inline(always)]
-pub fn look(arrival: &Arrival, decision: Decision, now: u64) -> Decision {
+pub fn look(decision: Decision, now: u64) -> Limited {
     match decision.verdict {
-        Verdict::Reject => limit_reject(arrival, decision, now, false),
+        Verdict::Reject => limit_reject(decision, now, false),
         Verdict::Accept | Verdict::Audit | Verdict::Drop | Verdict::Pass | Verdict::Related => {
-            decision
+            Limited { decision, is_over: false }
         }
     }
 }
 
 #[inline(always)]
-fn limit_reject(arrival: &Arrival, decision: Decision, now: u64, takes: bool) -> Decision {
+fn limit_reject(decision: Decision, now: u64, takes: bool) -> Limited {
     let Some(next) = REJECT_BUDGETS.get_ptr_mut(decision.client) else {
-        return decision;
+        return Limited { decision, is_over: false };
     };
     // SAFETY: inside the map's value; a race costs accuracy, not safety.
     let next = unsafe { &mut *next };
     if !has_room(*next, now, REJECT_INTERVAL.load(), REJECT_BURST) {
-        report::count_too(arrival, &decision, Reason::OverBudget);
-        return Decision { verdict: Verdict::Drop, ..decision };
+        return Limited {
+            decision: Decision { verdict: Verdict::Drop, ..decision },
+            is_over: true,
+        };
     }
     if takes {
         *next = taken(*next, now, REJECT_INTERVAL.load());
     }
-    decision
+    Limited { decision, is_over: false }
 }
 
 /// Takes one packet out of a budget that fills up by one in each interval, if there is room.

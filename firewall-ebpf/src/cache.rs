@@ -15,56 +15,22 @@
 //! the caches off before it loads the program, and the verifier takes the code out that keeps.
 
 use aya_ebpf::Global;
-use aya_ebpf::btf_maps::Array;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
-use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
-    Address, CACHED_ANSWERS, CACHED_CLIENTS, Client, ClientKey, MAX_POLICIES, Segment, mix,
+    CACHED_ANSWERS, CACHED_CLIENTS, Client, ClientKey, MAX_POLICIES, Segment, mix,
 };
 use firewall_common::packet::Packet;
 
-use crate::maps::EPOCH;
+use crate::maps::{ANSWER_CACHE, CLIENT_CACHE, CachedAnswer, CachedClient, EPOCH};
 
 /// Whether anything is kept; 0 is no: then every entry stays one that nobody wrote, and fits
 /// nothing. The agent sets it before loading.
 #[unsafe(no_mangle)]
 static CACHES: Global<u32> = Global::new(0);
 
-/// A client, and what it depends on.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct CachedClient {
-    /// 0 is an entry that nobody wrote.
-    epoch: u64,
-    key: ClientKey,
-    client: Client,
-}
-
 /// Bits of a policy's slot.
 const SLOT_BITS: u32 = 12;
 const _: () = assert!(MAX_POLICIES <= 1 << SLOT_BITS, "a slot has more bits");
-
-/// An answer, and what it depends on: half a line of a processor's cache.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct CachedAnswer {
-    /// The epoch, and the slot of the policy in the lowest bits; 0 is an entry that nobody
-    /// wrote.
-    stamp: u64,
-    destination: Address,
-    rule: u32,
-    port: u16,
-    protocol: u8,
-    action: u8,
-}
-
-/// For each processor in turn. Kernel only; the agent says for how many when it loads it.
-#[btf_map]
-static CLIENT_CACHE: Array<CachedClient, CACHED_CLIENTS> = Array::new();
-
-/// The same.
-#[btf_map]
-static ANSWER_CACHE: Array<CachedAnswer, CACHED_ANSWERS> = Array::new();
 
 /// What the tables are numbered with now; to be read before them.
 #[inline(always)]

@@ -4,16 +4,10 @@
 
 use core::arch::asm;
 
-use aya_ebpf::btf_maps::Array;
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
-use aya_ebpf::macros::btf_map;
-use firewall_common::fragments::{self, Datagrams, MAX_TABLES, Piece, Turn};
+use firewall_common::fragments::{self, MAX_TABLES, Piece, Turn};
 
-use crate::maps::SECOND;
-
-/// Unfinished datagrams, by the lowest bits of a client's index. Kernel only.
-#[btf_map]
-static DATAGRAMS: Array<Datagrams, MAX_TABLES> = Array::new();
+use crate::clock;
+use crate::maps::DATAGRAMS;
 
 /// How often a processor tries to get at a table that another one works on, which takes that
 /// one less than a microsecond.
@@ -32,11 +26,9 @@ pub fn turn(piece: &Piece, client: u32, stamp: u32, until: u32, now: u64) -> Tur
     if !(0..TRIES).any(|_| unsafe { exchange(lock, 1) } == 0) {
         return Turn::TooMany;
     }
-    // SAFETY: the helper takes nothing and only returns a number.
-    let seconds = || unsafe { bpf_ktime_get_boot_ns() } / SECOND;
     // SAFETY: inside the map's value, which is this processor's own while it holds the lock.
     let datagrams = unsafe { &mut *datagrams };
-    let turn = fragments::follow(datagrams, piece, stamp, until, now, seconds);
+    let turn = fragments::follow(datagrams, piece, stamp, until, now, clock::since_boot);
     // SAFETY: the word is inside the map's value, aligned to 8 bytes.
     unsafe { exchange(lock, 0) };
     turn

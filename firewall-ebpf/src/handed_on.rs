@@ -3,11 +3,8 @@
 //! Never lets pass what was to be dropped, and has no say about a whole packet that is accepted.
 
 use aya_ebpf::Global;
-use aya_ebpf::btf_maps::{Array, LruHashMap};
-use aya_ebpf::helpers::bpf_ktime_get_coarse_ns;
-use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
-    DEFAULT_RULE, FLOW_SECONDS, FLOWS_BURST, FlowKey, MAX_BUDGETS, MAX_FLOWS, NOTICES_BURST,
+    DEFAULT_RULE, FLOW_SECONDS, FLOWS_BURST, FlowKey, MAX_BUDGETS, NOTICES_BURST,
     NOTICES_PER_SECOND,
 };
 use firewall_common::fragments::{Piece, Turn};
@@ -15,18 +12,9 @@ use firewall_common::packet::{Packet, Protocol};
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
 use crate::budget::take;
+use crate::clock::{SECOND, coarse};
 use crate::fragments;
-use crate::maps::SECOND;
-
-/// How much of what is for the netvm itself is handed on, by the lowest bits of an interface's
-/// index, as in `RECORD_BUDGETS`. Kernel only.
-#[btf_map]
-static PASS_BUDGETS: Array<PassBudget, MAX_BUDGETS> = Array::new();
-
-/// When a flow to the netvm itself was paid for, in nanoseconds of the coarse clock; the least
-/// recently used goes first. Kernel only.
-#[btf_map]
-static FLOWS: LruHashMap<FlowKey, u64, MAX_FLOWS> = LruHashMap::new();
+use crate::maps::{FLOWS, PASS_BUDGETS};
 
 /// Nanoseconds of budget that a new flow takes. The agent sets it before loading.
 #[unsafe(no_mangle)]
@@ -34,17 +22,6 @@ static LOCAL_INTERVAL: Global<u64> = Global::new(50_000_000);
 
 /// Nanoseconds of budget that a notice takes.
 const NOTICE_INTERVAL: u64 = SECOND / NOTICES_PER_SECOND;
-
-/// When the next packet of a vif for the netvm itself fits into its budget, in nanoseconds of
-/// the coarse clock.
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct PassBudget {
-    /// That begins a flow.
-    flows: u64,
-    /// Of ARP, of neighbour discovery, and ICMP errors.
-    notices: u64,
-}
 
 /// What becomes of a packet that is to be handed on. A denied fragment is dropped: if it were
 /// handed on to be rejected, it would wait for the rest of its datagram.
@@ -60,10 +37,10 @@ pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
         Verdict::Accept | Verdict::Audit => true,
         // Later fragments belong to a datagram whose first one was here.
         Verdict::Pass if fragment.is_later() => true,
-        Verdict::Pass if decision.reason == Reason::Arp => notice(vif, now()),
-        Verdict::Pass if packet.is_neighbour_discovery() => notice(vif, now()),
-        Verdict::Pass => flow(vif, packet, now()),
-        Verdict::Related => notice(vif, now()),
+        Verdict::Pass if decision.reason == Reason::Arp => notice(vif, coarse()),
+        Verdict::Pass if packet.is_neighbour_discovery() => notice(vif, coarse()),
+        Verdict::Pass => flow(vif, packet, coarse()),
+        Verdict::Related => notice(vif, coarse()),
     };
     if !has_room {
         return dropped(Reason::TooMany);
@@ -79,18 +56,11 @@ pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
         length: fragment.length(),
         more: fragment.more(),
     };
-    match fragments::turn(&piece, decision.client, decision.stamp, decision.until, now()) {
+    match fragments::turn(&piece, decision.client, decision.stamp, decision.until, coarse()) {
         Turn::Next => decision,
         Turn::Stray => dropped(Reason::StrayFragment),
         Turn::TooMany => dropped(Reason::TooManyFragments),
     }
-}
-
-/// Nanoseconds of the coarse clock.
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: the helper takes nothing and only returns a number.
-    unsafe { bpf_ktime_get_coarse_ns() }
 }
 
 /// Takes ARP, neighbour discovery or an ICMP error out of its vif's budget, if there is room.

@@ -8,6 +8,7 @@
 
 mod budget;
 mod cache;
+mod clock;
 mod forget;
 mod fragments;
 mod handed_on;
@@ -16,6 +17,7 @@ mod maps;
 mod reading;
 mod report;
 mod skb;
+mod tables;
 mod uplink;
 mod xdp;
 
@@ -27,9 +29,9 @@ use firewall_common::packet::{self, Frame};
 use firewall_common::policy;
 use firewall_common::verdict::Verdict;
 
-use crate::maps::KernelMaps;
 use crate::reading::Reading;
 use crate::skb::Skb;
+use crate::tables::KernelMaps;
 use crate::xdp::Buffer;
 
 /// Not a verdict: the packet is one that [`rare`] judges.
@@ -62,7 +64,7 @@ fn common(skb: *mut __sk_buff) -> i32 {
         return RARE;
     }
     let now = budget::time_of(&decision);
-    let decision = budget::limit(skb.arrival(), decision, now);
+    let decision = report::over_budget(skb.arrival(), budget::limit(decision, now));
     report::report(skb.arrival(), &frame, &decision, now);
     skb.obey(&decision)
 }
@@ -107,7 +109,7 @@ unsafe extern "C" fn decide(reading: *mut Reading) -> i32 {
     let tables = KernelMaps::<false>::now();
     let decision = policy::decide(&tables, arrival.interface, &reading.frame());
     let now = budget::time_of(&decision);
-    reading.decide(&budget::limit(&arrival, decision, now));
+    reading.decide(&report::over_budget(&arrival, budget::limit(decision, now)));
     0
 }
 
@@ -159,7 +161,7 @@ pub fn from_client_early(context: XdpContext) -> u32 {
     let tables = KernelMaps::<false>::now();
     let decision = policy::decide(&tables, buffer.arrival().interface, &frame);
     let now = budget::time_of(&decision);
-    let decision = budget::look(buffer.arrival(), decision, now);
+    let decision = report::over_budget(buffer.arrival(), budget::look(decision, now));
     if decision.verdict != Verdict::Drop {
         return XDP_PASS;
     }

@@ -1,211 +1,180 @@
-//! Every map, with who writes it and who reads it.
-//! Never decides: [`KernelMaps`] only answers the evaluator's questions.
+//! Every map, with the types of its values, who writes it and who reads it.
+//! Never does anything: what is done with a map is in the files of those who write and read it.
 //!
 //! A policy is staged in `POLICIES`, `CLASSES`, `SEGMENTS` and `INSTALLED` where no
 //! packet looks, and made live by one store into `LIVE`.
 
-use aya_ebpf::Global;
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::btf_maps::lpm_trie::Key;
-use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, RingBuf};
-use aya_ebpf::helpers::bpf_ktime_get_boot_ns;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, RingBuf};
 use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
-    Address, Class, Client, ClientKey, Counter, DropRecord, FILTER_WORDS, MAX_BUDGETS, MAX_CLASSES,
-    MAX_CLIENTS, MAX_CONNECTED, MAX_COUNTERS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES,
-    MAX_PREFIXES, MAX_SEGMENTS, MAX_STAMPS, RECORDS_BYTES, STAMP_CURRENT, STAMP_UNKNOWN, Segment,
+    Address, CACHED_ANSWERS, CACHED_CLIENTS, Class, Client, ClientKey, Counter, DropRecord,
+    FILTER_WORDS, FlowKey, MAX_BUDGETS, MAX_CLASSES, MAX_CLIENTS, MAX_CONNECTED, MAX_COUNTERS,
+    MAX_FLOWS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES, MAX_SEGMENTS, MAX_STAMPS,
+    RECORDS_BYTES, Segment,
 };
-use firewall_common::packet::Packet;
-use firewall_common::policy::Tables;
-
-use crate::budget::RecordBudget;
-use crate::cache;
+use firewall_common::fragments::{Datagrams, MAX_TABLES};
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
-const ADDRESS_BITS: u32 = 128;
-/// In nanoseconds.
-pub const SECOND: u64 = 1_000_000_000;
 
 /// A number that is another after each change of what follows, as far as `LIVE`, `CLIENTS`
-/// or `LOCALS` make packets see it; never 0. Agent writes, right after the change.
+/// or `LOCALS` make packets see it; never 0. Agent writes, right after the change; the cache
+/// reads.
 #[btf_map]
 pub static EPOCH: Array<u64, 1, MMAPABLE> = Array::new();
 
 /// Client to its index in `LIVE`. Agent writes, and never changes an entry: the kernel
 /// may hand the memory of a replaced entry to another key while a packet still reads it.
+/// The tables read.
 #[btf_map]
-static CLIENTS: HashMap<ClientKey, u32, MAX_CLIENTS> = HashMap::new();
+pub static CLIENTS: HashMap<ClientKey, u32, MAX_CLIENTS> = HashMap::new();
 
-/// Index in `INSTALLED` of what is in force. Agent writes, one atomic store at a time.
+/// Index in `INSTALLED` of what is in force. Agent writes, one atomic store at a time; the
+/// tables read.
 #[btf_map]
-static LIVE: Array<u32, MAX_CLIENTS, MMAPABLE> = Array::new();
+pub static LIVE: Array<u32, MAX_CLIENTS, MMAPABLE> = Array::new();
 
-/// What is, was or will be in force. Agent writes, only where `LIVE` does not point.
+/// What is, was or will be in force. Agent writes, only where `LIVE` does not point; the
+/// tables read.
 #[btf_map]
-static INSTALLED: Array<Client, MAX_INSTALLED, MMAPABLE> = Array::new();
+pub static INSTALLED: Array<Client, MAX_INSTALLED, MMAPABLE> = Array::new();
 
-/// Destination prefix to index in `CLASSES`, one trie for each policy. Agent writes.
+/// Destination prefix to index in `CLASSES`, one trie for each policy. Agent writes; the
+/// tables read.
 #[btf_map]
-static POLICIES: ArrayOfMaps<LpmTrie<Address, u32, MAX_PREFIXES>, MAX_POLICIES> =
+pub static POLICIES: ArrayOfMaps<LpmTrie<Address, u32, MAX_PREFIXES>, MAX_POLICIES> =
     ArrayOfMaps::new();
 
-/// Agent writes.
+/// Spans of `SEGMENTS` by protocol. Agent writes; the tables read.
 #[btf_map]
-static CLASSES: Array<Class, MAX_CLASSES, MMAPABLE> = Array::new();
+pub static CLASSES: Array<Class, MAX_CLASSES, MMAPABLE> = Array::new();
 
-/// Agent writes.
+/// Ranges of ports and ICMP types with their answers. Agent writes; the tables read.
 #[btf_map]
-static SEGMENTS: Array<Segment, MAX_SEGMENTS, MMAPABLE> = Array::new();
+pub static SEGMENTS: Array<Segment, MAX_SEGMENTS, MMAPABLE> = Array::new();
+
+/// Addresses of the netvm itself. Agent writes; the tables read.
+#[btf_map]
+pub static LOCALS: HashMap<Address, u8, MAX_LOCALS> = HashMap::new();
+
+/// Which addresses cannot be in `LOCALS`: hardly any packet needs to look there. Agent writes,
+/// a bit before its address comes and after its last one went; the tables read.
+#[btf_map]
+pub static LOCALS_FILTER: Array<u64, FILTER_WORDS> = Array::new();
+
+/// Addresses that belong to clients, whether these are there or not. Agent writes; uplinks
+/// read.
+#[btf_map]
+pub static CONNECTED: HashMap<Address, u8, MAX_CONNECTED> = HashMap::new();
+
+/// Which addresses cannot be in `CONNECTED`. Agent writes, in the order of `LOCALS_FILTER`;
+/// uplinks read.
+#[btf_map]
+pub static CONNECTED_FILTER: Array<u64, FILTER_WORDS> = Array::new();
+
+/// What is known of each stamp:
+/// [`STAMP_CURRENT`](firewall_common::abi::STAMP_CURRENT) while it is in force; at 0, what counts
+/// for stamps of which nothing is known. Agent writes: a stamp before packets can carry it, and
+/// again right after the store that ends what is in force. Uplinks read.
+#[btf_map]
+pub static STAMPS: Array<u32, MAX_STAMPS> = Array::new();
+
+/// A client, and what it depends on.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CachedClient {
+    /// 0 is an entry that nobody wrote.
+    pub epoch: u64,
+    /// Who it is.
+    pub key: ClientKey,
+    /// What is in force for it.
+    pub client: Client,
+}
+
+/// An answer, and what it depends on: half a line of a processor's cache.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct CachedAnswer {
+    /// The epoch, and the slot of the policy in the lowest bits; 0 is an entry that nobody
+    /// wrote.
+    pub stamp: u64,
+    /// Of the packet that was answered.
+    pub destination: Address,
+    /// Which rule answered.
+    pub rule: u32,
+    /// Of the packet.
+    pub port: u16,
+    /// Of the packet.
+    pub protocol: u8,
+    /// The answer.
+    pub action: u8,
+}
+
+/// Clients that were looked up last, for each processor in turn; the agent says for how many
+/// when it loads it. The cache writes and reads.
+#[btf_map]
+pub static CLIENT_CACHE: Array<CachedClient, CACHED_CLIENTS> = Array::new();
+
+/// Answers that were found last, for each processor in turn, as in `CLIENT_CACHE`. The cache
+/// writes and reads.
+#[btf_map]
+pub static ANSWER_CACHE: Array<CachedAnswer, CACHED_ANSWERS> = Array::new();
 
 /// When the next denied packet of a client fits into its budget, by index of the client,
-/// in nanoseconds of the coarse clock. Kernel writes.
+/// in nanoseconds of the coarse clock. The budget of rejects writes and reads.
 #[btf_map]
 pub static REJECT_BUDGETS: Array<u64, MAX_CLIENTS> = Array::new();
 
-/// Addresses that belong to clients, whether these are there or not. Agent writes.
-#[btf_map]
-static CONNECTED: HashMap<Address, u8, MAX_CONNECTED> = HashMap::new();
+/// How many records an interface may still send in the current second.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RecordBudget {
+    /// Start of the second.
+    pub since: u64,
+    /// Records sent since then.
+    pub sent: u32,
+    /// Records left out since the last one sent.
+    pub suppressed: u32,
+}
 
-/// Which addresses cannot be in `CONNECTED`: hardly any packet needs to look there. Agent
-/// writes, a bit before its address comes and after its last one went.
+/// Rate limit of drop records, by the lowest bits of an interface's index: a look-up there is
+/// no call, and two interfaces whose indices are so far apart share one. The budget of records
+/// writes and reads.
 #[btf_map]
-static CONNECTED_FILTER: Array<u64, FILTER_WORDS> = Array::new();
+pub static RECORD_BUDGETS: Array<RecordBudget, MAX_BUDGETS> = Array::new();
 
-/// The same for `LOCALS`.
+/// When the next packet of a vif for the netvm itself fits into its budget, in nanoseconds of
+/// the coarse clock.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct PassBudget {
+    /// That begins a flow.
+    pub flows: u64,
+    /// Of ARP, of neighbour discovery, and ICMP errors.
+    pub notices: u64,
+}
+
+/// How much of what is for the netvm itself is handed on, by the lowest bits of an interface's
+/// index, as in `RECORD_BUDGETS`. What limits the packets that are handed on writes and reads.
 #[btf_map]
-static LOCALS_FILTER: Array<u64, FILTER_WORDS> = Array::new();
+pub static PASS_BUDGETS: Array<PassBudget, MAX_BUDGETS> = Array::new();
 
-/// Addresses of the netvm itself. Agent writes.
+/// When a flow to the netvm itself was paid for, in nanoseconds of the coarse clock; the least
+/// recently used goes first. Writer and reader are those of `PASS_BUDGETS`.
 #[btf_map]
-static LOCALS: HashMap<Address, u8, MAX_LOCALS> = HashMap::new();
+pub static FLOWS: LruHashMap<FlowKey, u64, MAX_FLOWS> = LruHashMap::new();
 
-/// Packets and bytes by client and reason or rule. Kernel adds, agent reads, and clears
+/// Unfinished datagrams, by the lowest bits of a client's index. What lets fragments pass
+/// writes and reads, one processor at a time; agent clears for a new client.
+#[btf_map]
+pub static DATAGRAMS: Array<Datagrams, MAX_TABLES> = Array::new();
+
+/// Packets and bytes by client and reason or rule. The report adds; the agent reads, and clears
 /// where no packet looks. Not by processor: a client's packets mostly come in on one, and
 /// an atomic addition there costs no more than finding the processor's own copy.
 #[btf_map]
 pub static COUNTERS: Array<Counter, MAX_COUNTERS, MMAPABLE> = Array::new();
 
-/// Drop records. Kernel writes, agent reads.
+/// Drop records. The report writes; the agent reads.
 #[btf_map]
 pub static RECORDS: RingBuf<DropRecord, RECORDS_BYTES> = RingBuf::new();
-
-/// Rate limit of drop records, by the lowest bits of an interface's index: a look-up there is
-/// no call, and two interfaces whose indices are so far apart share one. Kernel writes.
-#[btf_map]
-pub static RECORD_BUDGETS: Array<RecordBudget, MAX_BUDGETS> = Array::new();
-
-/// What is known of each stamp: [`STAMP_CURRENT`] while it is in force; at 0, what counts for
-/// stamps of which nothing is known. Agent writes: a stamp before packets can carry it, and
-/// again right after the store that ends what is in force.
-#[btf_map]
-static STAMPS: Array<u32, MAX_STAMPS> = Array::new();
-
-/// Whether neighbour discovery is judged; 0 is no. The agent sets it before
-/// loading.
-#[unsafe(no_mangle)]
-static GUARD_NEIGHBOURS: Global<u32> = Global::new(0);
-
-/// Whether an address belongs to a client, be it there or not.
-#[inline(always)]
-pub fn is_connected(address: &Address) -> bool {
-    may_hold(&CONNECTED_FILTER, address) && CONNECTED.get_ptr(address).is_some()
-}
-
-/// Whether a packet with this stamp was let pass by what is not in force any more; 0 is no stamp.
-/// Nothing is known of the stamps of an earlier agent, until this one has taken over.
-#[inline(always)]
-pub fn is_stale(stamp: u32) -> bool {
-    if stamp == 0 {
-        return false;
-    }
-    match STAMPS.get(stamp) {
-        Some(&STAMP_CURRENT) => false,
-        Some(&STAMP_UNKNOWN) => STAMPS.get(0).is_none_or(|known| *known != STAMP_UNKNOWN),
-        _ => true,
-    }
-}
-
-#[inline(always)]
-fn may_hold(filter: &Array<u64, FILTER_WORDS>, address: &Address) -> bool {
-    let (word, bit) = address.filter_bit();
-    filter.get(word).is_none_or(|word| word & bit != 0)
-}
-
-/// The maps as the evaluator sees them, and what they were numbered with before. What the tables
-/// said last is asked first, if that is wanted.
-pub struct KernelMaps<const CACHED: bool> {
-    epoch: u64,
-}
-
-impl<const CACHED: bool> KernelMaps<CACHED> {
-    /// The maps as they are now.
-    #[inline(always)]
-    pub fn now() -> Self {
-        Self { epoch: cache::epoch() }
-    }
-}
-
-impl<const CACHED: bool> Tables for KernelMaps<CACHED> {
-    #[inline(always)]
-    fn client(&self, key: &ClientKey) -> Option<Client> {
-        if CACHED && let Some(client) = cache::client(self.epoch, key) {
-            return Some(client);
-        }
-        // SAFETY: an entry of CLIENTS is never changed in place.
-        let index = *unsafe { CLIENTS.get(key) }?;
-        let installed = *LIVE.get(index)?;
-        let client = INSTALLED.get(installed)?;
-        if CACHED {
-            cache::keep_client(self.epoch, key, client);
-        }
-        Some(*client)
-    }
-
-    #[inline(always)]
-    fn guards_neighbours(&self) -> bool {
-        GUARD_NEIGHBOURS.load() != 0
-    }
-
-    #[inline(always)]
-    fn is_local(&self, address: &Address) -> bool {
-        may_hold(&LOCALS_FILTER, address) && LOCALS.get_ptr(address).is_some()
-    }
-
-    #[inline(always)]
-    fn class_of(&self, policy: u32, address: &Address) -> Option<u32> {
-        let key = Key::new(ADDRESS_BITS, *address);
-        POLICIES.get(policy)?.get(&key).copied()
-    }
-
-    #[inline(always)]
-    fn class(&self, index: u32) -> Option<Class> {
-        CLASSES.get(index).copied()
-    }
-
-    #[inline(always)]
-    fn segment(&self, index: u32) -> Option<Segment> {
-        SEGMENTS.get(index).copied()
-    }
-
-    #[inline(always)]
-    fn recall(&self, client: &Client, packet: &Packet) -> Option<Segment> {
-        if !CACHED {
-            return None;
-        }
-        cache::answer(self.epoch, client, packet)
-    }
-
-    #[inline(always)]
-    fn keep(&self, client: &Client, packet: &Packet, answer: &Segment) {
-        if CACHED {
-            cache::keep_answer(self.epoch, client, packet, answer);
-        }
-    }
-
-    #[inline(always)]
-    fn seconds(&self) -> u64 {
-        // SAFETY: the helper takes nothing and only returns a number.
-        let now = unsafe { bpf_ktime_get_boot_ns() };
-        now / SECOND
-    }
-}

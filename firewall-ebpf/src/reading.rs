@@ -9,12 +9,13 @@
 use firewall_common::abi::Address;
 use firewall_common::packet::{Fragment, Frame, Message, Packet, Protocol};
 use firewall_common::verdict::{Decision, Reason, Verdict};
+use zerocopy::IntoBytes;
 
 use crate::report::Arrival;
 
-/// A frame and a decision: words only, so that there is no byte that nobody wrote.
+/// A frame and a decision, without a byte that nobody wrote (`IntoBytes`).
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, IntoBytes)]
 pub struct Reading {
     interface: u32,
     length: u32,
@@ -49,6 +50,7 @@ impl Reading {
     /// What was read of a frame that arrived so. Until somebody decides, it is dropped.
     #[inline(always)]
     pub fn new(arrival: &Arrival, frame: &Result<Frame, Reason>) -> Self {
+        // Each field by its name: of one value that is all zeros, the verifier walks 3 % more.
         let nothing = Self {
             interface: arrival.interface,
             length: arrival.length,

@@ -3,13 +3,13 @@
 
 use core::arch::asm;
 
-use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_log_ebpf::error;
 use firewall_common::abi::{Address, DropRecord};
 use firewall_common::packet::Frame;
 use firewall_common::verdict::{Decision, Reason, Verdict, reason_counter};
 
-use crate::budget;
+use crate::budget::{self, Limited};
+use crate::clock;
 use crate::maps::{COUNTERS, RECORDS};
 
 /// What is known of a packet beside its bytes.
@@ -41,9 +41,19 @@ pub fn report(arrival: &Arrival, frame: &Result<Frame, Reason>, decision: &Decis
     }
 }
 
+/// Counts a packet over the budget, beside what [`report`] counts of it, and returns what
+/// becomes of it.
+#[inline(always)]
+pub fn over_budget(arrival: &Arrival, limited: Limited) -> Decision {
+    if limited.is_over {
+        count_too(arrival, &limited.decision, Reason::OverBudget);
+    }
+    limited.decision
+}
+
 /// Counts a packet a second time, for a reason that is not what its rule says.
 #[inline(always)]
-pub fn count_too(arrival: &Arrival, decision: &Decision, reason: Reason) {
+fn count_too(arrival: &Arrival, decision: &Decision, reason: Reason) {
     add_to(reason_counter(decision.counters, reason), arrival);
 }
 
@@ -89,10 +99,8 @@ fn record(arrival: &Arrival, frame: &Result<Frame, Reason>, decision: &Decision,
         Ok(Frame::Ip(it)) => (it.source, it.destination, it.source_port, it.port, it.number),
         Ok(Frame::Arp { .. }) | Err(_) => (Address::NONE, Address::NONE, 0, 0, 0),
     };
-    // SAFETY: the helper takes nothing and only returns a number.
-    let time = unsafe { bpf_ktime_get_ns() };
     entry.write(DropRecord {
-        time,
+        time: clock::precise(),
         vif: arrival.interface,
         generation: decision.generation,
         rule: decision.rule,

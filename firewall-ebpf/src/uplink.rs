@@ -9,8 +9,8 @@ use firewall_common::abi::Address;
 use firewall_common::packet::{Frame, Packet};
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
-use crate::maps::{is_connected, is_stale};
 use crate::skb::{self, Skb};
+use crate::tables::{is_connected, is_stale};
 use crate::{budget, report};
 
 /// `skb->protocol` (uapi/linux/if_ether.h), as it is in memory.

@@ -7,7 +7,7 @@ use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow};
 use aya::Ebpf;
 use aya::maps::{Array, MapData, RingBuf};
 use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
@@ -22,6 +22,7 @@ use firewall_core::events::Installation;
 use firewall_core::rules::check::{self, ProvedPolicy};
 use firewall_core::rules::resolve::{self, Surroundings};
 use firewall_core::rules::{Family, Ruleset, compile};
+use zerocopy::FromBytes as _;
 
 use crate::oracle;
 
@@ -241,9 +242,8 @@ impl Program {
     pub fn records(&mut self) -> Result<Vec<DropRecord>> {
         let mut records = Vec::new();
         while let Some(item) = self.records.next() {
-            ensure!(item.len() == size_of::<DropRecord>(), "record of {} bytes", item.len());
-            // SAFETY: as many bytes as the type has, and any bytes are one.
-            records.push(unsafe { item.as_ptr().cast::<DropRecord>().read_unaligned() });
+            let record = DropRecord::read_from_bytes(&item);
+            records.push(record.map_err(|_| anyhow!("record of {} bytes", item.len()))?);
         }
         Ok(records)
     }

@@ -13,7 +13,7 @@ type Module = Vec<String>;
 /// What each module of a crate imports, or names by a path.
 type Imports = BTreeMap<Module, BTreeSet<Module>>;
 
-const CRATES: [&str; 3] = ["firewall-common", "firewall-core", "firewall-agent"];
+const CRATES: [&str; 4] = ["firewall-common", "firewall-core", "firewall-ebpf", "firewall-agent"];
 
 /// The imports of a crate's own modules among each other.
 fn imports_of(name: &str) -> Imports {

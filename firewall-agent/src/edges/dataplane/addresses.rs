@@ -8,9 +8,11 @@ use std::net::IpAddr;
 use aya::maps::{Array, HashMap, MapData, MapError};
 use firewall_common::abi::{Address, FILTER_WORDS};
 
+use super::plain::Plain;
+
 /// A set of addresses in the kernel.
 pub struct AddressSet {
-    set: HashMap<MapData, Address, u8>,
+    set: HashMap<MapData, Plain<Address>, u8>,
     filter: Array<MapData, u64>,
     /// What the filter holds.
     words: Vec<u64>,
@@ -18,20 +20,21 @@ pub struct AddressSet {
 
 impl AddressSet {
     /// An empty set, in maps that nobody wrote yet.
-    pub fn new(set: HashMap<MapData, Address, u8>, filter: Array<MapData, u64>) -> Self {
+    pub fn new(set: HashMap<MapData, Plain<Address>, u8>, filter: Array<MapData, u64>) -> Self {
         Self { set, filter, words: vec![0; FILTER_WORDS] }
     }
 
     /// Makes it hold exactly these. What is new comes before what is old goes.
     pub fn set(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapError> {
         let wanted: HashSet<Address> = addresses.map(Address::from).collect();
-        let known = self.set.keys().collect::<Result<HashSet<Address>, _>>()?;
+        let known = self.set.keys().map(|key| key.map(|Plain(address)| address));
+        let known = known.collect::<Result<HashSet<Address>, _>>()?;
         self.let_pass(wanted.union(&known))?;
         for address in wanted.difference(&known) {
-            self.set.insert(address, 1, 0)?;
+            self.set.insert(Plain(*address), 1, 0)?;
         }
         for address in known.difference(&wanted) {
-            self.set.remove(address)?;
+            self.set.remove(&Plain(*address))?;
         }
         self.let_pass(wanted.iter())
     }

@@ -27,6 +27,7 @@ use thiserror::Error;
 use super::Program;
 use super::attached::{Filter, filter, tcx_programs};
 use super::pins::{entries, subdirectories};
+use super::plain::Plain;
 
 const ADDRESS_BITS: u32 = 128;
 
@@ -135,14 +136,14 @@ fn pinned(pins: &Path) -> BTreeMap<u32, Pinned> {
 
 /// The maps of one program.
 pub struct Inspection {
-    clients: HashMap<MapData, ClientKey, u32>,
+    clients: HashMap<MapData, Plain<ClientKey>, u32>,
     live: Array<MapData, u32>,
-    installed: Array<MapData, Client>,
-    policies: ArrayOfMaps<MapData, LpmTrie<MapData, Address, u32>>,
-    classes: Array<MapData, Class>,
-    segments: Array<MapData, Segment>,
-    counters: Array<MapData, Counter>,
-    locals: HashMap<MapData, Address, u8>,
+    installed: Array<MapData, Plain<Client>>,
+    policies: ArrayOfMaps<MapData, LpmTrie<MapData, Plain<Address>, u32>>,
+    classes: Array<MapData, Plain<Class>>,
+    segments: Array<MapData, Plain<Segment>>,
+    counters: Array<MapData, Plain<Counter>>,
+    locals: HashMap<MapData, Plain<Address>, u8>,
     /// Whether ARP and neighbour discovery are judged. It is built into the program, where it
     /// cannot be read: whoever knows has to say so.
     pub guards_neighbours: bool,
@@ -215,9 +216,9 @@ impl Inspection {
 
     /// All clients with what is in force for them.
     pub fn clients(&self) -> Result<Vec<(ClientKey, Client)>, InspectError> {
-        let keys: Result<Vec<ClientKey>, MapError> = self.clients.keys().collect();
+        let keys: Result<Vec<Plain<ClientKey>>, MapError> = self.clients.keys().collect();
         let keys = keys.map_err(|error| InspectError::Map { name: "CLIENTS", error })?;
-        let clients = keys.into_iter().filter_map(|key| Some((key, self.client(&key)?)));
+        let clients = keys.into_iter().filter_map(|Plain(key)| Some((key, self.client(&key)?)));
         let mut clients: Vec<_> = clients.collect();
         clients.sort_unstable();
         self.failure.take().map_or(Ok(clients), Err)
@@ -238,7 +239,7 @@ impl Inspection {
     }
 
     fn counter(&self, index: u32) -> Option<Counter> {
-        self.note("COUNTERS", self.counters.get(&index, 0))
+        self.note_plain("COUNTERS", self.counters.get(&index, 0))
     }
 
     /// Indices of the rules that a policy can answer with.
@@ -272,6 +273,11 @@ impl Inspection {
             }
         }
     }
+
+    /// The same of one of our types.
+    fn note_plain<T>(&self, name: &'static str, outcome: Result<Plain<T>, MapError>) -> Option<T> {
+        self.note(name, outcome).map(|Plain(found)| found)
+    }
 }
 
 fn take<T: TryFrom<Map>>(
@@ -285,9 +291,9 @@ fn take<T: TryFrom<Map>>(
 
 impl Tables for Inspection {
     fn client(&self, key: &ClientKey) -> Option<Client> {
-        let index = self.note("CLIENTS", self.clients.get(key, 0))?;
+        let index = self.note("CLIENTS", self.clients.get(&Plain(*key), 0))?;
         let installed = self.note("LIVE", self.live.get(&index, 0))?;
-        self.note("INSTALLED", self.installed.get(&installed, 0))
+        self.note_plain("INSTALLED", self.installed.get(&installed, 0))
     }
 
     fn guards_neighbours(&self) -> bool {
@@ -295,20 +301,20 @@ impl Tables for Inspection {
     }
 
     fn is_local(&self, address: &Address) -> bool {
-        self.note("LOCALS", self.locals.get(address, 0)).is_some()
+        self.note("LOCALS", self.locals.get(&Plain(*address), 0)).is_some()
     }
 
     fn class_of(&self, policy: u32, address: &Address) -> Option<u32> {
         let trie = self.note("POLICIES", self.policies.get(&policy, 0))?;
-        self.note("POLICIES", trie.get(&Key::new(ADDRESS_BITS, *address), 0))
+        self.note("POLICIES", trie.get(&Key::new(ADDRESS_BITS, Plain(*address)), 0))
     }
 
     fn class(&self, index: u32) -> Option<Class> {
-        self.note("CLASSES", self.classes.get(&index, 0))
+        self.note_plain("CLASSES", self.classes.get(&index, 0))
     }
 
     fn segment(&self, index: u32) -> Option<Segment> {
-        self.note("SEGMENTS", self.segments.get(&index, 0))
+        self.note_plain("SEGMENTS", self.segments.get(&index, 0))
     }
 
     fn seconds(&self) -> u64 {

@@ -8,10 +8,10 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use aya::Pod;
 use aya::maps::MapData;
 use firewall_common::abi::Counter;
 use memmap2::{MmapOptions, MmapRaw};
+use zerocopy::{FromBytes, IntoBytes};
 
 /// The kernel gives each element of an array a multiple of 8 bytes
 /// (`array_map_alloc` in kernel/bpf/arraymap.c).
@@ -24,7 +24,7 @@ struct Window<T> {
     _element: PhantomData<T>,
 }
 
-impl<T: Pod> Window<T> {
+impl<T: FromBytes + IntoBytes> Window<T> {
     const STRIDE: usize = size_of::<T>().next_multiple_of(ALIGNMENT);
 
     /// Maps `length` elements, one or more, from `start` on. The kernel refuses what is
@@ -47,8 +47,7 @@ impl<T: Pod> Window<T> {
     fn store(&mut self, start: usize, values: impl IntoIterator<Item = T>) -> io::Result<()> {
         for (index, value) in (start..).zip(values) {
             let element = self.element(index)?;
-            // SAFETY: inside the mapping, aligned to 8 bytes, and no reference to it exists;
-            // any bytes are a valid T for the kernel, which checks every access.
+            // SAFETY: inside the mapping, aligned to 8 bytes, and no reference to it exists.
             unsafe { element.write_volatile(value) };
         }
         Ok(())
@@ -62,7 +61,7 @@ pub struct MappedArray<T> {
     _map: MapData,
 }
 
-impl<T: Pod> MappedArray<T> {
+impl<T: FromBytes + IntoBytes> MappedArray<T> {
     /// Maps an array of `length` elements.
     pub fn new(map: MapData, length: usize) -> io::Result<Self> {
         Ok(Self { window: Window::open(&map, 0, length)?, _map: map })
@@ -86,7 +85,7 @@ pub struct StagedArray<T> {
     _element: PhantomData<T>,
 }
 
-impl<T: Pod> StagedArray<T> {
+impl<T: FromBytes + IntoBytes> StagedArray<T> {
     /// An array of `length` elements.
     pub fn new(map: MapData, length: usize) -> Self {
         Self { map, length, _element: PhantomData }

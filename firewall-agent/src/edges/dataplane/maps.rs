@@ -16,12 +16,14 @@ use firewall_common::abi::{
     Client, ClientKey, Counter, MAX_CLIENTS, MAX_COUNTERS, MAX_INSTALLED, SETTLING, STATE_BLOCKED,
     STATE_POLICY, STATE_WAITING,
 };
+use firewall_common::fragments::{Datagrams, MAX_TABLES};
 use firewall_common::verdict::{Reason, reason_counter, rule_counter};
 
 use super::addresses::AddressSet;
 use super::epoch::Epoch;
 use super::mapped::MappedArray;
 use super::object::{MapsError, indices, take, take_array, take_range};
+use super::plain::Plain;
 use super::policies::Policies;
 use super::ranges::Ranges;
 use super::stamps::Stamps;
@@ -41,7 +43,7 @@ struct InForce {
 /// All maps that the agent writes.
 pub struct Maps {
     epoch: Epoch,
-    clients: aya::maps::HashMap<MapData, ClientKey, u32>,
+    clients: aya::maps::HashMap<MapData, Plain<ClientKey>, u32>,
     live: MappedArray<u32>,
     records: MappedArray<Client>,
     policies: Policies,
@@ -49,6 +51,7 @@ pub struct Maps {
     connected: AddressSet,
     counters: MappedArray<Counter>,
     stamps: Stamps,
+    datagrams: aya::maps::Array<MapData, Plain<Datagrams>>,
 
     free_indices: Ranges,
     free_records: Ranges,
@@ -74,6 +77,7 @@ impl Maps {
             connected: AddressSet::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
             counters: MappedArray::new(take_array(ebpf, "COUNTERS")?, MAX_COUNTERS)?,
             stamps: Stamps::new(take(ebpf, "STAMPS")?),
+            datagrams: take(ebpf, "DATAGRAMS")?,
             free_indices: indices(0, MAX_CLIENTS),
             free_records: indices(0, MAX_INSTALLED),
             // The first counters are for packets without a client.
@@ -243,11 +247,15 @@ impl Maps {
             self.live.publish(index, record)?;
             return Ok(self.epoch.advance()?);
         }
+        // What a client that is gone left unfinished is not this one's. Where another client shares
+        // the table, its datagrams are dropped.
+        let table = index & (MAX_TABLES as u32 - 1);
         let inserted = self
-            .live
-            .publish(index, record)
+            .datagrams
+            .set(table, Plain(Datagrams::default()), 0)
             .map_err(MapsError::from)
-            .and_then(|()| Ok(self.clients.insert(key(client), index, 0)?));
+            .and_then(|()| Ok(self.live.publish(index, record)?))
+            .and_then(|()| Ok(self.clients.insert(Plain(key(client)), index, 0)?));
         match inserted {
             Ok(()) => {
                 self.indices.insert(client, index);
@@ -265,7 +273,7 @@ impl Maps {
         let Some(index) = self.indices.get(&client).copied() else {
             return Ok(());
         };
-        match self.clients.remove(&key(client)) {
+        match self.clients.remove(&Plain(key(client))) {
             // That is what was wanted.
             Err(MapError::SyscallError(error))
                 if error.io_error.kind() == io::ErrorKind::NotFound => {}

@@ -15,6 +15,7 @@ mod mapped;
 mod memory_model;
 mod object;
 mod pins;
+mod plain;
 mod policies;
 mod ranges;
 mod stamps;

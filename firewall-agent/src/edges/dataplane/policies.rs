@@ -20,6 +20,7 @@ use firewall_common::abi::{
 
 use super::mapped::StagedArray;
 use super::object::{MapsError, indices, take, take_array, take_range};
+use super::plain::Plain;
 use super::ranges::Ranges;
 use firewall_core::rules::Family;
 use firewall_core::rules::compile::Policy;
@@ -31,7 +32,7 @@ const BPF_F_NO_PREALLOC: u32 = 1;
 /// How many slots are made ready before they are needed: for a change and the next one.
 const READY: usize = 2;
 
-type Trie = LpmTrie<MapData, Address, u32>;
+type Trie = LpmTrie<MapData, Plain<Address>, u32>;
 
 /// A policy in the maps.
 struct Installed {
@@ -143,7 +144,7 @@ impl Policies {
         });
         self.classes.store(to.classes.start, classes)?;
         for (prefix, class) in &policy.prefixes {
-            let key = Key::new(u32::from(prefix.length()), prefix.address());
+            let key = Key::new(u32::from(prefix.length()), Plain(prefix.address()));
             trie.insert(&key, class + to.classes.start, 0)?;
         }
         Ok(())

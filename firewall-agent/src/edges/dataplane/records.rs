@@ -10,6 +10,7 @@ use aya_log::EbpfLogger;
 use firewall_common::abi::DropRecord;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use zerocopy::FromBytes as _;
 
 use super::object::MapsError;
 
@@ -31,7 +32,7 @@ impl Records {
         let mut ready = self.ring.readable_mut().await?;
         let mut records = Vec::new();
         while let Some(item) = ready.get_inner_mut().next() {
-            records.extend(read(&item));
+            records.extend(DropRecord::read_from_bytes(&item));
         }
         ready.clear_ready();
         Ok(records)
@@ -62,12 +63,4 @@ impl Log {
 fn readable<T: AsFd + AsRawFd>(owner: T) -> io::Result<AsyncFd<T>> {
     // SAFETY: it has `AsFd`, so its descriptor is open and the same as long as it lives.
     Ok(unsafe { AsyncFd::register_with_interest(owner, Interest::READABLE) }?)
-}
-
-fn read(bytes: &[u8]) -> Option<DropRecord> {
-    if bytes.len() != size_of::<DropRecord>() {
-        return None;
-    }
-    // SAFETY: as many bytes as the type has, and any bytes are one; they may be unaligned.
-    Some(unsafe { bytes.as_ptr().cast::<DropRecord>().read_unaligned() })
 }
