@@ -7,8 +7,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::{self, Request};
-use firewall_core::told::status::State;
+use firewall_common::verdict::Reason;
+use firewall_core::told::status::{AuditStatus, State};
 use firewall_core::told::totals::Totals;
+use firewall_core::world::audits::NoAudit;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -279,7 +281,7 @@ impl Arena {
         }
         for (reason, counter) in &status.strays {
             counted.all += counter.packets;
-            if ["arp", "link-local"].contains(&reason.as_str()) {
+            if [Reason::Arp, Reason::LinkLocal].contains(&reason.0) {
                 counted.chatter += counter.packets;
             }
         }
@@ -329,8 +331,8 @@ impl Arena {
         let mut is_audited = false;
         for client in &self.own {
             let request = Request::Audit { client: *client, seconds };
-            let answer: Result<Option<u64>, String> = control::ask(&agent.socket(), &request)?;
-            is_audited |= answer.is_ok_and(|left| left.is_some());
+            let answer: Result<AuditStatus, NoAudit> = control::ask(&agent.socket(), &request)?;
+            is_audited |= answer.is_ok_and(|it| it.audit_seconds_left.is_some());
         }
         self.now.is_audited = is_audited;
         Ok(Vec::new())

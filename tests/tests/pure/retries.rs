@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use firewall_core::client::{ClientId, Links, Vif};
-use firewall_core::events::{Effect, Event, Notice, Task};
+use firewall_core::events::{Effect, Event, Notice, Task, Why};
 use firewall_core::told::status::State;
 use firewall_core::world::World;
 
@@ -24,7 +24,7 @@ fn time(now: u64) -> Event {
 }
 
 fn tried(task: Task, outcome: Result<(), &str>, now: u64) -> Event {
-    Event::Tried { task, outcome: outcome.map_err(str::to_owned), now: seconds(now) }
+    Event::Tried { task, outcome: outcome.map_err(Why::of), now: seconds(now) }
 }
 
 /// A world with one client, which may do anything.
@@ -172,7 +172,11 @@ fn whatever_is_not_done_is_told_and_done_again_until_it_works() {
         assert_eq!(told(&effects), ["busy"], "{task:?}");
         let failing = world.failing_statuses(seconds(200));
         assert_eq!(failing.len(), 1, "{failing:?}");
-        assert_eq!((failing[0].why.as_str(), failing[0].next), ("busy", 1), "{task:?}");
+        assert_eq!(
+            (failing[0].why.as_str(), failing[0].next_seconds_left),
+            ("busy", 1),
+            "{task:?}"
+        );
         assert_eq!(world.next_time().map(|it| it <= seconds(201)), Some(true), "{task:?}");
         let effects = world.step(time(201));
         assert_eq!(effects.iter().filter(|it| is_it(it)).count(), 1, "{task:?}: {effects:?}");

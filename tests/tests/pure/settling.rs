@@ -8,7 +8,7 @@ use std::time::Duration;
 use firewall_common::packet::{Packet, Protocol};
 use firewall_core::client::ClientId;
 use firewall_core::connection::Flow;
-use firewall_core::events::{Effect, Event, Task};
+use firewall_core::events::{Effect, Event, Task, Why};
 use firewall_core::world::World;
 
 use super::world::*;
@@ -67,7 +67,7 @@ fn quiet() -> Event {
 
 fn read(outcome: Result<(), &str>, seconds: u64) -> Event {
     let now = Duration::from_secs(seconds);
-    Event::ConnectionsRead { outcome: outcome.map_err(str::to_owned), now }
+    Event::ConnectionsRead { outcome: outcome.map_err(Why::of), now }
 }
 
 fn refused(of: &[(&str, &str)]) -> Event {
@@ -123,7 +123,7 @@ fn nothing_is_read_before_packets_that_old_rules_accepted_have_gone() {
     check(&mut world, rules(A, WEB), &[]);
     let failed = Event::Tried {
         task: Task::Tidy,
-        outcome: Err("no memory".to_owned()),
+        outcome: Err(Why::of("no memory")),
         now: Duration::from_secs(10),
     };
     check(&mut world, failed, &[]);
@@ -131,7 +131,7 @@ fn nothing_is_read_before_packets_that_old_rules_accepted_have_gone() {
     assert!(world.is_settling(client(7, A)));
     let failing = world.failing_statuses(Duration::from_secs(10));
     assert_eq!(failing.len(), 1, "{failing:?}");
-    assert_eq!((failing[0].why.as_str(), failing[0].next), ("no memory", 1));
+    assert_eq!((failing[0].why.as_str(), failing[0].next_seconds_left), ("no memory", 1));
     check(&mut world, quiet(), &["read 10.137.0.1"]);
     assert_eq!(world.failing_statuses(Duration::from_secs(10)), []);
 }
@@ -192,7 +192,7 @@ fn a_connection_that_cannot_be_ended_keeps_its_own_client_settling_and_no_other(
     let failing = world.failing_statuses(Duration::from_secs(100));
     assert_eq!(failing.len(), 1, "{failing:?}");
     assert!(failing[0].what.contains("connections of 10.137.0.1"), "{failing:?}");
-    assert_eq!((failing[0].why.as_str(), failing[0].next), ("busy", 1));
+    assert_eq!((failing[0].why.as_str(), failing[0].next_seconds_left), ("busy", 1));
     // It is tried again by itself, later each time.
     check(&mut world, time(100), &[]);
     let mut now = 100;

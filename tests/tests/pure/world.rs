@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use firewall_agent::edges::sources::rule_files;
 use firewall_core::client::{ClientId, Links, Vif};
-use firewall_core::events::{Effect, Event, Installation, Task};
+use firewall_core::events::{Effect, Event, Installation, Task, Why};
 use firewall_core::rules::source::SourceError;
-use firewall_core::told::status::State;
+use firewall_core::told::status::{Attachment, State};
 use firewall_core::world::World;
 
 pub const ACCEPT: &str = "policy = drop\n0000 = action=accept\ncommit\n";
@@ -352,7 +352,7 @@ fn what_could_not_be_attached_is_tried_again_and_what_could_is_not() {
     };
     let attach = ["guard 2 eth0", "attach 7 vif1.0"];
     check(&mut world, both(), &attach);
-    for outcome in [Err("busy".to_owned()), Ok("tcx".to_owned())] {
+    for outcome in [Err(Why::of("busy")), Ok(Attachment::Tcx)] {
         for link in [2, 7] {
             world.step(Event::Attached { link, outcome: outcome.clone() });
         }

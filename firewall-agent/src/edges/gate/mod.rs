@@ -59,6 +59,15 @@ impl Mode {
     }
 }
 
+impl From<Mode> for firewall_core::told::status::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Qubes => Self::Qubes,
+            Mode::Standalone => Self::Standalone,
+        }
+    }
+}
+
 /// What the rules depend on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Gate {
