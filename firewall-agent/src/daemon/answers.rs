@@ -52,7 +52,7 @@ impl Daemon {
                 let circumstances = Circumstances {
                     guards_neighbours: self.options.dataplane.guard_neighbours,
                     mode: self.gate.mode.into(),
-                    seconds: super::now().as_secs(),
+                    seconds: now().since_boot().as_secs(),
                 };
                 let packet = packet.packet();
                 Answer::Explanations(self.world.explain(*client, &packet, &circumstances))
@@ -86,7 +86,7 @@ impl Daemon {
     /// In how many seconds the audit of a client ends, if it is audited.
     fn audit_seconds(&self, client: IpAddr) -> Option<u64> {
         let until = self.world.audited_until(client)?;
-        Some(until.saturating_sub(now()).as_secs())
+        Some(until.since(now()).as_secs())
     }
 
     /// Everything, about some clients.

@@ -65,10 +65,9 @@ impl World {
         if self.can_audit(client).is_err() {
             return Vec::new();
         }
-        let until = now + length.min(LONGEST);
-        let until = Moment::from_secs(until.as_secs() + u64::from(until.subsec_nanos() > 0));
+        let until = (now + length.min(LONGEST)).rounded_up();
         self.audits.insert(client, Audit { until, due: now + REMINDER });
-        let mut effects = vec![Effect::Tell(Notice::Audited { client, left: until - now })];
+        let mut effects = vec![Effect::Tell(Notice::Audited { client, left: until.since(now) })];
         effects.extend(self.audit_effects(client));
         effects
     }
@@ -81,7 +80,7 @@ impl World {
             over.into_iter().flat_map(|client| self.end_audit(client)).collect();
         for (&client, audit) in self.audits.iter_mut().filter(|(_, audit)| audit.due <= now) {
             audit.due = now + REMINDER;
-            effects.push(Effect::Tell(Notice::Audited { client, left: audit.until - now }));
+            effects.push(Effect::Tell(Notice::Audited { client, left: audit.until.since(now) }));
         }
         effects
     }
@@ -138,5 +137,5 @@ impl World {
 }
 
 fn audit_effect(client: ClientId, until: Moment) -> Effect {
-    Effect::Audit { client, until: u32::try_from(until.as_secs()).unwrap_or(u32::MAX) }
+    Effect::Audit { client, until: u32::try_from(until.since_boot().as_secs()).unwrap_or(u32::MAX) }
 }

@@ -139,7 +139,8 @@ impl Tables for Known<'_> {
         };
         let settling = if self.world.is_settling(id) { SETTLING } else { 0 };
         let generation = in_force.map_or(0, |it| it.generation);
-        let until = self.world.audited_until(id.address).map_or(0, |until| until.as_secs());
+        let until =
+            self.world.audited_until(id.address).map_or(0, |until| until.since_boot().as_secs());
         let audit_until = u32::try_from(until).unwrap_or(u32::MAX);
         Some(Client { state: state | settling, generation, audit_until, ..Client::default() })
     }

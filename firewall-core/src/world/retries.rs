@@ -155,7 +155,7 @@ impl World {
         let statuses = told.map(|(task, it)| FailingStatus {
             what: self.what(*task),
             why: it.why.clone(),
-            next_seconds_left: it.due.map_or(0, |due| due.saturating_sub(now).as_secs()),
+            next_seconds_left: it.due.map_or(0, |due| due.since(now).as_secs()),
         });
         statuses.collect()
     }

@@ -101,7 +101,7 @@ impl World {
                 family: question.family,
                 addresses: addresses.collect(),
                 answered_seconds_ago: name.answer.as_ref().map(|answer| seconds(now, answer.at)),
-                next_seconds_left: name.due.saturating_sub(now).as_secs(),
+                next_seconds_left: name.due.since(now).as_secs(),
                 failures: name.failures,
                 problem: self.name_problem(question),
                 refused: name.refused,
@@ -223,5 +223,5 @@ fn policy_status(policy: &ProvedPolicy) -> PolicyStatus {
 
 /// Whole seconds from one point in time to a later one.
 fn seconds(now: Moment, before: Moment) -> u64 {
-    now.saturating_sub(before).as_secs()
+    now.since(before).as_secs()
 }

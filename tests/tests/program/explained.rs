@@ -13,6 +13,7 @@ use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::client::{Links, Vif};
 use firewall_core::events::{Effect, Event, Task};
 use firewall_core::rules::source::SourceError;
+use firewall_core::time::Moment;
 use firewall_core::told::explanation::{Explanation, Judgement, PacketStatus};
 use firewall_core::told::status::Mode;
 use firewall_core::world::World;
@@ -31,8 +32,9 @@ use super::common::*;
 const LOCAL4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 137, 0, 1));
 
 /// The clock by which audits end.
-fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).expect("a clock")
+fn now() -> Moment {
+    let since = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("a clock");
+    Moment::after_boot(since.into())
 }
 
 /// The agent's memory and the kernel, side by side.
@@ -91,8 +93,11 @@ impl Scene {
     }
 
     fn explain(&self, client: IpAddr, packet: &PacketStatus) -> Result<Explanation> {
-        let circumstances =
-            Circumstances { guards_neighbours: false, mode: Mode::Qubes, seconds: now().as_secs() };
+        let circumstances = Circumstances {
+            guards_neighbours: false,
+            mode: Mode::Qubes,
+            seconds: now().since_boot().as_secs(),
+        };
         let explained = self.world.explain(client, &packet.packet(), &circumstances);
         explained.into_iter().next().context("no client")
     }

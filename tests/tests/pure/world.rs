@@ -8,6 +8,7 @@ use firewall_agent::edges::sources::rule_files;
 use firewall_core::client::{ClientId, Links, Vif};
 use firewall_core::events::{Effect, Event, Installation, Task, Why};
 use firewall_core::rules::source::SourceError;
+use firewall_core::time::Moment;
 use firewall_core::told::status::{Attachment, State};
 use firewall_core::world::World;
 
@@ -80,13 +81,13 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
 
 /// What the kernel's maps do not take.
 pub fn refused(client: ClientId, why: &str, may_pass: bool, seconds: u64) -> Event {
-    let now = Duration::from_secs(seconds);
+    let now = Moment::after_boot(Duration::from_secs(seconds));
     Event::Refused { client, why: why.to_owned(), may_pass, now }
 }
 
 /// Lets all clients settle, as if they had nothing open.
 pub fn settle(world: &mut World) {
-    let now = Duration::ZERO;
+    let now = Moment::BOOT;
     world.step(Event::Tried { task: Task::Tidy, outcome: Ok(()), now });
     world.step(Event::ConnectionsRead { outcome: Ok(()), now });
     assert_eq!(world.count_settling(), 0);
