@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use firewall_agent::cli::colour::Colours;
 use firewall_agent::cli::explain::text::explained;
@@ -18,11 +19,13 @@ use firewall_core::rules::explain::Aspect;
 use firewall_core::rules::source::SourceError;
 use firewall_core::told::SCHEMA;
 use firewall_core::told::explanation::{Connection, Explained, Outcome, PacketStatus};
+use firewall_core::told::failure::ErrorStatus;
 use firewall_core::told::schema::schema;
 use firewall_core::told::status::{Attachment, Mode, State};
 use firewall_core::told::words::Named;
 use firewall_core::world::World;
 use firewall_core::world::explaining::Circumstances;
+use firewall_tests::agent::binary;
 use firewall_tests::packets::{TCP, UDP};
 use serde_json::Value;
 
@@ -282,4 +285,38 @@ fn the_json_of_explain_is_as_documented() {
     check("explain.json", &(json.clone() + "\n"));
     let back: Vec<Explained> = serde_json::from_str(&json).expect("its own JSON");
     assert_eq!(back[0].outcome, Outcome::Forwarded);
+}
+
+/// Exit code of a command, and what it prints for scripts.
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let mut agent = Command::new(binary().expect("an agent"));
+    let output = agent.args(arguments).output().expect("an end");
+    (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+}
+
+#[test]
+fn a_command_without_an_answer_tells_scripts_why() {
+    let nobody = ["--socket", "/nobody/listens/here"];
+    for (arguments, code, why) in [
+        (["audit", CLIENT, "--off"].as_slice(), 3, "no agent answers at /nobody/listens/here"),
+        (&["monitor"], 3, "no agent answers at /nobody/listens/here"),
+        (&["explain", "--to", "192.0.2.1:1/tcp"], 2, "say who sends the packet"),
+        (&["check", "/no.rules"], 2, "whose rules are these?"),
+    ] {
+        let socket = if arguments[0] == "check" { &nobody[..0] } else { &nobody[..] };
+        let (exit, text) = run(&[arguments, socket].concat());
+        assert_eq!((exit, text.as_str()), (Some(code), ""), "{arguments:?}, for people");
+        let (exit, text) = run(&[arguments, socket, &["--json"]].concat());
+        let told: ErrorStatus = serde_json::from_str(&text).expect("an error");
+        assert_eq!((exit, told.schema), (Some(code), SCHEMA), "{arguments:?}");
+        assert!(told.error.starts_with(why), "{arguments:?}: {}", told.error);
+    }
+}
+
+#[test]
+fn the_schema_can_be_had_from_the_command() {
+    let (exit, text) = run(&["schema"]);
+    assert_eq!(exit, Some(0));
+    let printed: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(printed, serde_json::to_value(schema()).expect("JSON"));
 }

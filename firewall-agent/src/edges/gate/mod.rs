@@ -52,10 +52,7 @@ pub enum Mode {
 impl Mode {
     /// The word that people read.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Qubes => "qubes",
-            Self::Standalone => "standalone",
-        }
+        firewall_core::told::status::Mode::from(self).name()
     }
 }
 
