@@ -14,7 +14,9 @@ use tracing_subscriber::EnvFilter;
 const EXIT_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
-    let outcome = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    let is_for_scripts = command.is_for_scripts();
+    let outcome = match command {
         Command::Prepare(prepare) => in_runtime(cli::prepare(&prepare)),
         Command::Run(run) => {
             daemon::Options::try_from(run).and_then(|options| in_runtime(daemon::run(options)))
@@ -28,10 +30,15 @@ fn main() -> ExitCode {
         Command::Explain(explain) => cli::explain::explain(&explain),
         Command::HandOver { pins } => in_runtime(handover::hand_over(&pins)),
         Command::Completions(shell) => cli::manual::completions(&shell),
+        Command::Schema => cli::schema::schema(),
         Command::Manual(manual) => cli::manual::manual(&manual),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("firewall-agent: {error:#}");
+        if is_for_scripts {
+            // Who does not read it has the exit code.
+            let _ = cli::ask::print_error(&format!("{error:#}"));
+        }
         ExitCode::from(EXIT_ERROR)
     })
 }

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use thiserror::Error;
+
 use crate::client::{ClientId, Links};
 use crate::connection::Flow;
 use crate::names::answer::{Outcome, Remembered};
@@ -13,6 +15,7 @@ use crate::rules::check::ProvedPolicy;
 use crate::rules::question::Question;
 use crate::rules::source::SourceError;
 use crate::time::Moment;
+use crate::told::status::Attachment;
 
 /// What the daemon does for the world and may have to try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +103,7 @@ pub enum Event {
     /// All of it was told; or it cannot be, and why.
     ConnectionsRead {
         /// Whether it was all.
-        outcome: Result<(), String>,
+        outcome: Result<(), Why>,
         /// When.
         now: Moment,
     },
@@ -127,7 +130,7 @@ pub enum Event {
         /// Interface index.
         link: u32,
         /// How, or why not.
-        outcome: Result<String, String>,
+        outcome: Result<Attachment, Why>,
     },
     /// Somebody took the programs of these links away, by interface index.
     Detached(BTreeSet<u32>),
@@ -147,10 +150,23 @@ pub enum Event {
         /// The task.
         task: Task,
         /// Whether it is done, or why not.
-        outcome: Result<(), String>,
+        outcome: Result<(), Why>,
         /// When.
         now: Moment,
     },
+}
+
+/// Why an edge could not do something, in its own words: people are told them, and nothing is
+/// decided by them.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Why(pub String);
+
+impl Why {
+    /// What an edge's error says.
+    pub fn of(error: impl ToString) -> Self {
+        Self(error.to_string())
+    }
 }
 
 /// What to put in force for a client.

@@ -3,14 +3,16 @@
 
 use std::io::{self, Write as _};
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{DEFAULT_PINS, DEFAULT_SOCKET};
+use super::{DEFAULT_PINS, DEFAULT_SOCKET, EXIT_NOT_RUNNING};
 use crate::edges::control::{self, ControlError, Request};
+use firewall_core::told::failure::ErrorStatus;
 
 /// How to ask a running agent.
 #[derive(Debug, Args)]
@@ -36,11 +38,25 @@ impl Ask {
         }
     }
 
+    /// Says that no agent runs, and why that is known.
+    pub fn not_running(&self, why: &str) -> Result<ExitCode> {
+        eprintln!("{why}");
+        if self.json {
+            print_error(why)?;
+        }
+        Ok(ExitCode::from(EXIT_NOT_RUNNING))
+    }
+
     /// Prints an answer for scripts or for people.
     pub fn print(&self, answer: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         let text = if self.json { serde_json::to_string_pretty(answer)? + "\n" } else { text() };
         print(&text)
     }
+}
+
+/// Prints for scripts why there is no answer.
+pub fn print_error(why: &str) -> Result<()> {
+    print(&(serde_json::to_string(&ErrorStatus::new(why))? + "\n"))
 }
 
 /// Prints to standard output. Whoever reads only the beginning is no error (`| head`).

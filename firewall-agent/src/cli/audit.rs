@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::Args;
 use jiff::SignedDuration;
 
-use super::EXIT_NOT_RUNNING;
 use super::ask::Ask;
 use crate::edges::control::Request;
-use firewall_core::world::audits::LONGEST;
+use firewall_core::told::status::AuditStatus;
+use firewall_core::world::audits::{LONGEST, NoAudit};
 
 /// Whom to audit.
 #[derive(Debug, Args)]
@@ -35,18 +35,12 @@ pub struct Audit {
 pub fn audit(Audit { client, length, off: _, ask }: &Audit) -> Result<ExitCode> {
     let seconds = length.unwrap_or_default().as_secs();
     let request = Request::Audit { client: *client, seconds };
-    let answer: Result<Option<u64>, String> = match ask.agent(&request)? {
+    let answer: Result<AuditStatus, NoAudit> = match ask.agent(&request)? {
         Ok(answer) => answer,
-        Err(why) => {
-            eprintln!("{why}");
-            return Ok(ExitCode::from(EXIT_NOT_RUNNING));
-        }
+        Err(why) => return ask.not_running(&why),
     };
-    let left = match answer {
-        Ok(left) => left,
-        Err(why) => bail!(why),
-    };
-    ask.print(&serde_json::json!({ "client": client, "audit": left }), || match left {
+    let status = answer?;
+    ask.print(&status, || match status.audit_seconds_left {
         Some(seconds) => format!(
             "AUDIT of {client} is ON for {seconds} s: what its rules deny passes and is counted.\n\
              See what: firewall-agent monitor --client {client}\n\

@@ -9,7 +9,6 @@ use std::process::ExitCode;
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use anyhow::{Context as _, Result};
 use clap::Args;
-use serde::Serialize;
 
 use super::EXIT_PROBLEM;
 use super::ask::print;
@@ -18,7 +17,8 @@ use crate::edges::sources::rule_files;
 use firewall_core::rules::lint::{Lint, lint};
 use firewall_core::rules::parse::{Entry, Parsed, RulesetError, parse};
 use firewall_core::rules::{Family, Ruleset};
-use firewall_core::told::status::SCHEMA;
+use firewall_core::told::SCHEMA;
+use firewall_core::told::report::{Finding, Report, Severity};
 
 /// What to check.
 #[derive(Debug, Args)]
@@ -32,55 +32,6 @@ pub struct Check {
     /// Print JSON instead of text; docs/json.md describes it.
     #[arg(long)]
     pub json: bool,
-}
-
-/// All that was found in a file.
-#[derive(Debug, Serialize)]
-pub struct Report {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// The file.
-    pub file: String,
-    /// Whose rules they are.
-    pub client: IpAddr,
-    /// How many of them can be used.
-    pub rules: usize,
-    /// How many findings block the client.
-    pub errors: usize,
-    /// How many do not.
-    pub warnings: usize,
-    /// What was found, in the order of lines.
-    pub findings: Vec<Finding>,
-}
-
-/// Something to mend.
-#[derive(Debug, Serialize)]
-pub struct Finding {
-    /// How bad it is.
-    pub severity: Severity,
-    /// From 1; nothing if it is about the file as a whole.
-    pub line: Option<usize>,
-    /// In characters, from 1.
-    pub column: Option<usize>,
-    /// The line.
-    pub text: String,
-    /// What is wrong.
-    pub what: String,
-    /// What to write instead.
-    pub hint: String,
-    /// Bytes of the line.
-    #[serde(skip)]
-    place: Range<usize>,
-}
-
-/// How bad something is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Severity {
-    /// The client would be blocked.
-    Error,
-    /// Allowed, but hardly meant.
-    Warning,
 }
 
 /// `check`.

@@ -64,11 +64,11 @@ impl Lessons {
     /// An error says what it is that no rule can allow.
     fn learn_packet(&mut self, denied: &Denied) -> Result<(), String> {
         let Denied { vif, reason, protocol, port, .. } = denied;
-        if ![Reason::Rule.name(), Reason::Default.name()].contains(&reason.as_str()) {
-            return Err(format!("{reason} on {vif}"));
+        if ![Reason::Rule, Reason::Default].contains(reason) {
+            return Err(format!("{} on {vif}", reason.name()));
         }
         // Rules that were replaced meanwhile: in front of which one is not known.
-        let place = match (&denied.rule, reason == Reason::Default.name()) {
+        let place = match (&denied.rule, *reason == Reason::Default) {
             (Some(rule), _) => Some(rule.number),
             (None, true) => None,
             (None, false) => return Err(format!("a rule that is not in force any more on {vif}")),

@@ -10,6 +10,7 @@ pub mod learn;
 pub mod manual;
 pub mod monitor;
 pub mod remains;
+pub mod schema;
 pub mod show;
 pub mod text;
 pub mod top;
@@ -116,6 +117,11 @@ pub enum Command {
     },
     /// Print completions of the commands for a shell.
     Completions(manual::Completions),
+    /// Print the JSON schema of whatever commands print with --json.
+    ///
+    /// One schema (draft 2020-12) of all documents: `anyOf` lists them by command, and `$defs`
+    /// has their parts. docs/json.md tells what they mean, and when they change.
+    Schema,
     /// Write manual pages into a directory.
     #[command(hide = true)]
     Manual(manual::Manual),
@@ -125,6 +131,27 @@ pub enum Command {
     /// meant, with its place and what to write instead. Exit code 0: nothing to mend. 1: errors
     /// or warnings. 2: the file cannot be read, or it is not clear whose it is.
     Check(check::Check),
+}
+
+impl Command {
+    /// Whether scripts read what it prints, also if it is no answer.
+    pub fn is_for_scripts(&self) -> bool {
+        match self {
+            Self::Status(ask) => ask.json,
+            Self::Show(show) => show.ask.json,
+            Self::Monitor(monitor) => monitor.ask.json,
+            Self::Audit(audit) => audit.ask.json,
+            Self::Explain(explain) => explain.ask.json,
+            Self::Check(check) => check.json,
+            Self::Prepare(_)
+            | Self::Run(_)
+            | Self::Top(_)
+            | Self::HandOver { .. }
+            | Self::Completions(_)
+            | Self::Schema
+            | Self::Manual(_) => false,
+        }
+    }
 }
 
 /// What the gate depends on, and where pins are.

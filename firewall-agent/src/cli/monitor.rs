@@ -9,14 +9,13 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use firewall_common::verdict::{Reason, Verdict};
 use ipnet::IpNet;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::EXIT_NOT_RUNNING;
 use super::ask::{Ask, print};
 use super::learn::Lessons;
 use crate::edges::control::{ControlError, feed};
@@ -33,7 +32,7 @@ pub struct Monitor {
     pub to: Option<IpNet>,
     /// Only packets that were denied for this reason; `audit`: those that passed nonetheless.
     #[arg(long, value_parser = reasons())]
-    pub reason: Option<String>,
+    pub reason: Option<Sought>,
     /// End after so many packets.
     #[arg(long, value_name = "PACKETS")]
     pub count: Option<NonZeroU64>,
@@ -46,7 +45,31 @@ pub struct Monitor {
     pub ask: Ask,
 }
 
-/// Why it ends.
+/// Sought a packet is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sought {
+    /// Those that were denied for this reason.
+    Reason(Reason),
+    /// Those that passed, because their client is audited.
+    Audited,
+}
+
+impl Sought {
+    /// All of them. A packet that passed has the reason of what denies it.
+    fn all() -> impl Iterator<Item = Self> {
+        let reasons = Reason::ALL.iter().filter(|reason| **reason != Reason::Audit);
+        reasons.map(|reason| Self::Reason(*reason)).chain([Self::Audited])
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Reason(reason) => reason.name(),
+            Self::Audited => Verdict::Audit.name(),
+        }
+    }
+}
+
+/// Sought it ends.
 enum End {
     /// Enough was shown, or a signal came.
     Asked,
@@ -66,8 +89,7 @@ impl Monitor {
         let mut news = match feed::follow(&self.ask.socket).await {
             Ok(news) => news,
             Err(error @ ControlError::NotRunning(_)) => {
-                eprintln!("{error}");
-                return Ok(ExitCode::from(EXIT_NOT_RUNNING));
+                return self.ask.not_running(&error.to_string());
             }
             Err(error) => return Err(error.into()),
         };
@@ -104,8 +126,7 @@ impl Monitor {
         Ok(match end {
             End::Asked | End::Unread => ExitCode::SUCCESS,
             End::Agent => {
-                eprintln!("the agent has ended; what is in force stays in force");
-                ExitCode::from(EXIT_NOT_RUNNING)
+                self.ask.not_running("the agent has ended; what is in force stays in force")?
             }
         })
     }
@@ -113,7 +134,10 @@ impl Monitor {
     fn wants(&self, denied: &Denied) -> bool {
         let is_of = |client: &IpAddr| denied.source == Some(*client);
         let leads = |to: &IpNet| denied.destination.is_some_and(|it| to.contains(&it));
-        let is_for = |reason: &String| [&denied.reason, &denied.verdict].contains(&reason);
+        let is_for = |sought: &Sought| match sought {
+            Sought::Reason(reason) => denied.reason == *reason,
+            Sought::Audited => denied.verdict == Verdict::Audit,
+        };
         self.client.as_ref().is_none_or(is_of)
             && self.to.as_ref().is_none_or(leads)
             && self.reason.as_ref().is_none_or(is_for)
@@ -138,7 +162,7 @@ impl Monitor {
         match news {
             News::Hello { records_per_second, .. } => self.headline(*records_per_second),
             News::Denied(denied) => {
-                format!("{} {denied}", time_of_day(denied.time))
+                format!("{} {denied}", time_of_day(denied.time_ms))
             }
             News::Missed { lines } => {
                 format!("{lines} lines are missing here: they came faster than they were read")
@@ -157,8 +181,8 @@ impl Monitor {
         if let Some(to) = self.to {
             let _ = write!(text, " to {to}");
         }
-        if let Some(reason) = &self.reason {
-            let _ = write!(text, " for the reason {reason}");
+        if let Some(reason) = self.reason {
+            let _ = write!(text, " for the reason {}", reason.name());
         }
         let _ = write!(text, ", at most {records_per_second} a second of each vif");
         if self.count.is_none() {
@@ -181,9 +205,7 @@ fn prefix(text: &str) -> Result<IpNet, String> {
     text.parse().or_else(|_| address()).map_err(|_| "an address or a network is wanted".to_owned())
 }
 
-/// All reasons, and the verdict that lets pass.
-fn reasons() -> PossibleValuesParser {
-    let reasons = Reason::ALL.iter().filter(|reason| **reason != Reason::Audit);
-    let names = reasons.map(|reason| reason.name()).chain([Verdict::Audit.name()]);
-    PossibleValuesParser::new(names.collect::<Vec<_>>())
+fn reasons() -> impl TypedValueParser<Value = Sought> {
+    let names = PossibleValuesParser::new(Sought::all().map(Sought::name));
+    names.try_map(|name| Sought::all().find(|it| it.name() == name).ok_or("no such reason"))
 }

@@ -8,85 +8,18 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use firewall_common::abi::{Client, Counter, SETTLING, STATE_BLOCKED, STATE_POLICY, STATE_WAITING};
-use serde::Serialize;
 
 use super::text::counted;
 use crate::edges::dataplane::inspect::{self, Inspection};
 use crate::edges::gate;
 use crate::edges::sources::rule_files;
 use firewall_core::rules::Ruleset;
-use firewall_core::told::status::{CounterStatus, SCHEMA};
-
-/// Everything that is in force.
-#[derive(Debug, Serialize)]
-pub struct Remains {
-    /// [`SCHEMA`].
-    pub schema: u32,
-    /// Why the agent does not tell.
-    pub agent_problem: String,
-    /// `closed`: nothing is forwarded from a client but what these vifs' programs accept, and
-    /// answers. `open`: whatever no program drops is forwarded. `unknown`: `gate_problem` says
-    /// why.
-    pub gate: &'static str,
-    /// Families (`ip`, `ip6`) in which nothing closes, or why nobody knows.
-    pub gate_problem: Option<String>,
-    /// Why the kernel does not tell which programs are attached.
-    pub programs_problem: Option<String>,
-    /// Vifs with a program.
-    pub vifs: Vec<RemainingVif>,
-}
-
-impl Remains {
-    /// Whether it is certain that a client's packets need a program that accepts them.
-    pub fn is_closed(&self) -> bool {
-        self.gate == CLOSED
-    }
-}
-
-const CLOSED: &str = "closed";
-
-/// A vif with a program.
-#[derive(Debug, Serialize)]
-pub struct RemainingVif {
-    /// Its interface index.
-    pub index: u32,
-    /// Its name, if it is still there.
-    pub name: Option<String>,
-    /// Why the tables of its program cannot be read.
-    pub problem: Option<String>,
-    /// Its clients.
-    pub clients: Vec<RemainingClient>,
-}
-
-/// What is in force for a client.
-#[derive(Debug, Serialize)]
-pub struct RemainingClient {
-    /// Its address.
-    pub address: IpAddr,
-    /// `live`, `blocked`, `waiting` or `unknown`.
-    pub state: &'static str,
-    /// Whether what it may not send is dropped and not rejected for now.
-    pub settling: bool,
-    /// Whether it is audited, unless that has ended by itself.
-    pub audited: bool,
-    /// Number of its policy.
-    pub generation: u32,
-    /// The rules that can decide, by their index.
-    pub rules: Vec<RemainingRule>,
-    /// Packets by reason, where no rule had a say.
-    pub counters: BTreeMap<&'static str, CounterStatus>,
-}
-
-/// A rule, known by its index only.
-#[derive(Debug, Serialize)]
-pub struct RemainingRule {
-    /// Its index.
-    pub index: u32,
-    /// What the client's file of rules says at this index now, if there is one.
-    pub text_now: Option<String>,
-    /// Packets it decided.
-    pub counter: CounterStatus,
-}
+use firewall_core::told::SCHEMA;
+use firewall_core::told::remains::{
+    GateState, RemainingClient, RemainingRule, RemainingState, RemainingVif, Remains,
+};
+use firewall_core::told::status::CounterStatus;
+use firewall_core::told::words::Named;
 
 /// Looks at the gate, and at the tables of all programs that are attached.
 pub fn remains(
@@ -113,9 +46,9 @@ pub fn remains(
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (gate, gate_problem) = match runtime.block_on(gate::open_families()) {
-        Ok(open) if open.is_empty() => (CLOSED, None),
-        Ok(open) => ("open", Some(open.join(", "))),
-        Err(error) => ("unknown", Some(error.to_string())),
+        Ok(open) if open.is_empty() => (GateState::Closed, None),
+        Ok(open) => (GateState::Open, Some(open.join(", "))),
+        Err(error) => (GateState::Unknown, Some(error.to_string())),
     };
     let schema = SCHEMA;
     let vifs = vifs.collect();
@@ -136,12 +69,12 @@ fn clients(
 
 fn client(tables: &Inspection, address: IpAddr, client: &Client, rules: &Path) -> RemainingClient {
     let state = match client.state & !SETTLING {
-        STATE_POLICY => "live",
-        STATE_BLOCKED => "blocked",
-        STATE_WAITING => "waiting",
-        _ => "unknown",
+        STATE_POLICY => RemainingState::Live,
+        STATE_BLOCKED => RemainingState::Blocked,
+        STATE_WAITING => RemainingState::Waiting,
+        _ => RemainingState::Unknown,
     };
-    let is_live = state == "live";
+    let is_live = state == RemainingState::Live;
     let (reasons, counted) = tables.counted(client);
     let text = rule_files::read_text(&rules.join(address.to_string())).ok();
     let ruleset = text.and_then(|text| rule_files::ruleset(address, &text).ok());
@@ -157,7 +90,7 @@ fn client(tables: &Inspection, address: IpAddr, client: &Client, rules: &Path) -
         audited: client.audit_until != 0,
         generation: client.generation,
         rules: rules.collect(),
-        counters: reasons.into_iter().map(|(reason, it)| (reason.name(), status(it))).collect(),
+        counters: reasons.into_iter().map(|(reason, it)| (Named(reason), status(it))).collect(),
     }
 }
 
@@ -176,14 +109,14 @@ pub fn text(remains: &Remains) -> String {
     let mut text = format!("{}\n", remains.agent_problem);
     let problem = remains.gate_problem.as_deref().unwrap_or_default();
     let _ = match remains.gate {
-        CLOSED => Ok(()),
-        "open" => writeln!(
+        GateState::Closed => Ok(()),
+        GateState::Open => writeln!(
             text,
             "OPEN: the gate is not there ({problem}), so WHATEVER clients send IS FORWARDED, but \
              for what a program drops.\nStart the service, or run `firewall-agent prepare`, to \
              close it."
         ),
-        _ => writeln!(text, "Whether anything is closed is NOT KNOWN: {problem}"),
+        GateState::Unknown => writeln!(text, "Whether anything is closed is NOT KNOWN: {problem}"),
     };
     if let Some(problem) = &remains.programs_problem {
         let _ = writeln!(text, "Which programs are attached is NOT KNOWN: {problem}");
@@ -213,17 +146,17 @@ pub fn text(remains: &Remains) -> String {
         }
         vif.clients.iter().for_each(|client| of_client(&mut text, &name, client));
     }
-    let states: BTreeSet<&str> =
+    let states: BTreeSet<RemainingState> =
         remains.vifs.iter().flat_map(|vif| &vif.clients).map(|client| client.state).collect();
     text.push_str("\nThe kernel's tables cannot tell:\n");
-    if states.contains("live") {
+    if states.contains(&RemainingState::Live) {
         text.push_str(
             "  the rules' texts and numbers: an index counts the rules from 0 as they were\n  \
              when the policy was made, and what stands behind \"now\" may be newer;\n  \
              rules that can never decide; where names led, and how old that is;\n",
         );
     }
-    if states.contains("blocked") {
+    if states.contains(&RemainingState::Blocked) {
         text.push_str("  why a client is blocked;\n");
     }
     text.push_str("  whether rules have changed since. Start the service to have all of it.\n");
@@ -232,10 +165,11 @@ pub fn text(remains: &Remains) -> String {
 
 fn of_client(text: &mut String, vif: &str, client: &RemainingClient) {
     let RemainingClient { address, state, settling, audited, generation, rules, counters } = client;
-    let state = match *state {
-        "blocked" => "BLOCKED, everything is rejected",
-        "waiting" => "waiting for rules, everything is dropped",
-        other => other,
+    let state = match state {
+        RemainingState::Live => "live",
+        RemainingState::Blocked => "BLOCKED, everything is rejected",
+        RemainingState::Waiting => "waiting for rules, everything is dropped",
+        RemainingState::Unknown => "unknown",
     };
     let _ = write!(text, "{address} on {vif}: {state}, generation {generation}");
     if *audited {

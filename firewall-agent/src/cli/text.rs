@@ -22,7 +22,10 @@ pub fn summary(status: &Status) -> String {
     let agent = &status.agent;
     let mut text = format!(
         "agent {} running as process {}, mode {}, rules from {}\n",
-        agent.version, agent.pid, agent.mode, agent.source
+        agent.version,
+        agent.pid,
+        agent.mode.name(),
+        agent.source
     );
     // Writing to a String cannot fail.
     let resolvers: Vec<String> = agent.resolvers.iter().map(IpAddr::to_string).collect();
@@ -66,7 +69,7 @@ pub fn summary(status: &Status) -> String {
     if let Some(problem) = &agent.gate_problem {
         let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");
     }
-    for FailingStatus { what, why, next } in &agent.failing {
+    for FailingStatus { what, why, next_seconds_left: next } in &agent.failing {
         let _ = writeln!(text, "PROBLEM: {what}: {why}; it is tried again in {next} s");
     }
     if agent.unpinned_programs > 0 {
@@ -85,7 +88,7 @@ pub fn summary(status: &Status) -> String {
         }
     }
     for client in &status.clients {
-        if let Some(seconds) = client.audit {
+        if let Some(seconds) = client.audit_seconds_left {
             let client = client.address;
             let _ = writeln!(text, "PROBLEM: {client} is audited: {AUDITED} for {seconds} s more");
         }
@@ -111,7 +114,7 @@ fn headline(client: &ClientStatus) -> String {
     if client.settling {
         text.push_str(", denied packets are dropped while connections are being ended");
     }
-    if let Some(seconds) = client.audit {
+    if let Some(seconds) = client.audit_seconds_left {
         let _ = write!(text, ", AUDITED for {seconds} s more: {AUDITED}");
     }
     text.push('\n');
@@ -137,11 +140,15 @@ pub fn details(client: &ClientStatus, names: &[NameStatus], colours: Colours) ->
         } else if rule.destinations.len() > 1 {
             let _ = writeln!(text, "        {}", servers(rule));
         }
-        let _ = writeln!(text, "        {}", hits(&rule.counter, rule.last));
+        let _ = writeln!(text, "        {}", hits(&rule.counter, rule.last_seconds_ago));
     }
     if let Some(default) = &client.default {
-        let _ = writeln!(text, "  else  action={default}");
-        let _ = writeln!(text, "        {}", hits(&client.default_counter, client.default_last));
+        let _ = writeln!(text, "  else  action={}", default.name());
+        let _ = writeln!(
+            text,
+            "        {}",
+            hits(&client.default_counter, client.default_last_seconds_ago)
+        );
     }
     for (reason, counter) in &client.counters {
         let _ = writeln!(text, "  {reason}: {}", counted(counter));
@@ -219,7 +226,7 @@ const MOST_SHOWN: usize = 8;
 fn leads(name: &NameStatus) -> String {
     let mut parts: Vec<String> = Vec::new();
     for it in name.addresses.iter().take(MOST_SHOWN) {
-        let mut text = format!("{} ({} s", it.address, it.age);
+        let mut text = format!("{} ({} s", it.address, it.age_seconds);
         if !it.in_answer {
             text.push_str(", in no answer any more");
         }
@@ -234,7 +241,7 @@ fn leads(name: &NameStatus) -> String {
         parts.push(format!("{more} more"));
     }
     if name.addresses.is_empty() {
-        let is_answered = name.answered.is_some();
+        let is_answered = name.answered_seconds_ago.is_some();
         parts.push(if is_answered { "no address of this family" } else { "not resolved" }.into());
     }
     let mut text = parts.join(", ");
@@ -244,7 +251,7 @@ fn leads(name: &NameStatus) -> String {
     if name.failures > 1 {
         let _ = write!(text, " ({} times)", name.failures);
     }
-    let _ = write!(text, "; asked again in {} s", name.next);
+    let _ = write!(text, "; asked again in {} s", name.next_seconds_left);
     text
 }
 

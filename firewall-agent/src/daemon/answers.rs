@@ -1,5 +1,5 @@
 //! What the daemon answers: status, counters, audits.
-//! Never changes anything.
+//! Never changes a policy or a verdict but for an audit, which is an event like all others.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -16,7 +16,9 @@ use crate::edges::control::{Answer, Request};
 use crate::edges::metrics;
 use firewall_core::client::ClientId;
 use firewall_core::events::Event;
-use firewall_core::told::status::{AgentStatus, CounterStatus, SCHEMA, State, Status};
+use firewall_core::told::SCHEMA;
+use firewall_core::told::status::{AgentStatus, AuditStatus, CounterStatus, State, Status};
+use firewall_core::told::words::Named;
 use firewall_core::world::explaining::Circumstances;
 
 impl Daemon {
@@ -40,13 +42,17 @@ impl Daemon {
                     return Answer::Audit(Err(why));
                 }
                 self.follow(Event::Audit { client: *client, length, now: now() }).await;
-                Answer::Audit(Ok(self.audit_seconds(*client)))
+                Answer::Audit(Ok(AuditStatus {
+                    schema: SCHEMA,
+                    client: *client,
+                    audit_seconds_left: self.audit_seconds(*client),
+                }))
             }
             Request::Explain { client, packet } => {
                 let circumstances = Circumstances {
                     guards_neighbours: self.options.dataplane.guard_neighbours,
-                    mode: self.gate.mode.name(),
-                    seconds: super::now().as_secs(),
+                    mode: self.gate.mode.into(),
+                    seconds: now().since_boot().as_secs(),
                 };
                 let packet = packet.packet();
                 Answer::Explanations(self.world.explain(*client, &packet, &circumstances))
@@ -80,14 +86,14 @@ impl Daemon {
     /// In how many seconds the audit of a client ends, if it is audited.
     fn audit_seconds(&self, client: IpAddr) -> Option<u64> {
         let until = self.world.audited_until(client)?;
-        Some(until.saturating_sub(now()).as_secs())
+        Some(until.since(now()).as_secs())
     }
 
     /// Everything, about some clients.
     fn status(&self, is_wanted: impl Fn(IpAddr) -> bool) -> Status {
         let mut clients = self.world.client_statuses_of(is_wanted);
         for status in &mut clients {
-            status.audit = self.audit_seconds(status.address);
+            status.audit_seconds_left = self.audit_seconds(status.address);
             let Some(vif) = status.vif_index else {
                 continue;
             };
@@ -96,12 +102,12 @@ impl Daemon {
             status.default_counter =
                 status.counters.remove(Reason::Default.name()).unwrap_or_default();
             let age = |index| self.hits.age(client, index, now()).map(|age| age.as_secs());
-            status.default_last = age(0);
+            status.default_last_seconds_ago = age(0);
             for (index, rule) in (0..DEFAULT_RULE).zip(&mut status.rules) {
                 rule.counter = counted(self.dataplane.maps.rule_counter(client, index));
             }
             for (index, rule) in (1..).zip(&mut status.rules) {
-                rule.last = age(index);
+                rule.last_seconds_ago = age(index);
             }
         }
         Status {
@@ -111,7 +117,7 @@ impl Daemon {
                 pid: std::process::id(),
                 source: self.options.source.name(),
                 source_problem: self.world.source_problem().map(str::to_owned),
-                mode: self.gate.mode.name().to_owned(),
+                mode: self.gate.mode.into(),
                 mark_bit: self.options.dataplane.mark_bit,
                 verified_instructions: self.verified_instructions,
                 caches: self.options.dataplane.caches,
@@ -156,10 +162,10 @@ impl Daemon {
     }
 
     /// Counters of all reasons that counted anything.
-    fn reason_counters(&self, client: Option<ClientId>) -> BTreeMap<String, CounterStatus> {
+    fn reason_counters(&self, client: Option<ClientId>) -> BTreeMap<Named<Reason>, CounterStatus> {
         let all = Reason::ALL.iter().map(|&reason| {
             let counter = counted(self.dataplane.maps.reason_counter(client, reason));
-            (reason.name().to_owned(), counter)
+            (Named(reason), counter)
         });
         all.filter(|(_, counter)| counter.packets > 0).collect()
     }

@@ -12,7 +12,7 @@ use tracing::warn;
 use super::{Daemon, now};
 use crate::edges::conntrack::{ConntrackError, Reading, Wanted};
 use firewall_core::connection::Flow;
-use firewall_core::events::{Event, Task};
+use firewall_core::events::{Event, Task, Why};
 use firewall_core::time::Moment;
 
 /// What is being ended when the agent is asked to stop may take so long.
@@ -54,7 +54,7 @@ impl Daemon {
     /// Begins to read what some addresses have open.
     pub(super) async fn read_connections(&mut self, of: BTreeSet<IpAddr>) -> Option<Event> {
         let started = self.cutting.start(Wanted::From(of)).await;
-        let why = started.err()?.to_string();
+        let why = Why::of(started.err()?);
         Some(Event::ConnectionsRead { outcome: Err(why), now: now() })
     }
 
@@ -68,7 +68,7 @@ impl Daemon {
                 return;
             }
             Ok(None) => Ok(()),
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(Why::of(error)),
         };
         self.follow(Event::ConnectionsRead { outcome, now: now() }).await;
     }
@@ -93,7 +93,7 @@ impl Daemon {
                 self.look = Some(Look { found: BTreeSet::new(), asked });
                 None
             }
-            Err(error) => Some(looked(Err(error.to_string()))),
+            Err(error) => Some(looked(Err(Why::of(error)))),
         }
     }
 
@@ -115,7 +115,7 @@ impl Daemon {
             }
             Err(error) => {
                 self.look = None;
-                self.follow(looked(Err(error.to_string()))).await;
+                self.follow(looked(Err(Why::of(error)))).await;
             }
         }
     }
@@ -143,6 +143,6 @@ impl Daemon {
     }
 }
 
-fn looked(outcome: Result<(), String>) -> Event {
+fn looked(outcome: Result<(), Why>) -> Event {
     Event::Tried { task: Task::ReadFlows, outcome, now: now() }
 }

@@ -6,7 +6,8 @@ use tracing::{error, info};
 use super::{Daemon, now};
 use crate::edges::dataplane::DataplaneError;
 use crate::edges::gate::Mode;
-use firewall_core::events::{Effect, Event, Task};
+use firewall_core::events::{Effect, Event, Task, Why};
+use firewall_core::told::status::Attachment;
 
 impl Daemon {
     /// Does one thing; what came of it can be an event again.
@@ -116,7 +117,7 @@ fn done(task: Task) -> Event {
 
 /// What came of a task, for the world.
 fn tried(task: Task, outcome: Result<(), impl ToString>) -> Event {
-    Event::Tried { task, outcome: outcome.map_err(|error| error.to_string()), now: now() }
+    Event::Tried { task, outcome: outcome.map_err(Why::of), now: now() }
 }
 
 fn attached(
@@ -129,6 +130,9 @@ fn attached(
         Ok(how) => info!(link = name, how, "attached"),
         Err(error) => error!(link = name, %error, "not attached: {otherwise}"),
     }
-    let outcome = outcome.map_err(|error| error.to_string());
+    let outcome = outcome.map_err(Why::of).and_then(|how| {
+        let known = Attachment::ALL.iter().find(|it| it.name() == how);
+        known.copied().ok_or_else(|| Why(format!("attached in an unknown way: {how}")))
+    });
     Event::Attached { link, outcome }
 }

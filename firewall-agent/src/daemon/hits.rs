@@ -50,7 +50,7 @@ impl Hits {
     /// How long ago a counter had moved when it was looked at, if it ever has.
     pub fn age(&self, client: ClientId, index: usize, now: Moment) -> Option<Duration> {
         let (_, last) = self.clients.get(&client)?.counters.get(index)?;
-        last.map(|last| now.saturating_sub(last))
+        last.map(|last| now.since(last))
     }
 
     /// Forgets clients that are gone.
@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn a_counter_that_moves_is_as_old_as_the_look_that_saw_it() {
         let client = ClientId { vif: 1, address: [10, 137, 0, 12].into() };
-        let at = Duration::from_secs;
+        let at = |second| Moment::after_boot(Duration::from_secs(second));
         let mut hits = Hits::default();
         let mut look = |generation, packets: [u64; 2], second| {
             hits.look(client, generation, packets.into_iter(), at(second));

@@ -339,13 +339,14 @@ fn give_back_memory() {
 /// What time it is: since the machine booted, suspends included (clock_gettime(2)).
 fn now() -> Moment {
     // A clock that every kernel has; without one nothing would ever be old.
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Moment::from).unwrap_or_default()
+    let since = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
+    since.map(Moment::after_boot).unwrap_or_default()
 }
 
 /// Waits until it is that late; for ever, if there is nothing to wait for.
 async fn sleep_until(time: Option<Moment>) {
     match time {
-        Some(time) => tokio::time::sleep(time.saturating_sub(now())).await,
+        Some(time) => tokio::time::sleep(time.since(now())).await,
         None => std::future::pending().await,
     }
 }

@@ -10,7 +10,8 @@ use tracing::info;
 
 use super::Daemon;
 use crate::edges::control::feed::Place;
-use firewall_core::told::news::{Denied, DeniedBy, News, SCHEMA};
+use firewall_core::told::SCHEMA;
+use firewall_core::told::news::{Denied, DeniedBy, News};
 
 /// How many denied packets were told, and how many of the same vifs were not.
 #[derive(Debug, Default)]
@@ -48,10 +49,11 @@ impl Daemon {
         let rule = source.and_then(|source| self.world.rule(vif, source, generation, rule));
         let name = self.world.link_name(vif).unwrap_or("a link that is gone");
         let names = destination.map(|it| self.world.names_of(it)).unwrap_or_default();
-        let reason = Reason::from_index(record.reason).map_or("unknown", Reason::name);
-        let verdict = Verdict::from_index(record.verdict).map_or("unknown", Verdict::name);
+        // The program writes no others; one that did would contradict itself.
+        let reason = Reason::from_index(record.reason).unwrap_or(Reason::Inconsistent);
+        let verdict = Verdict::from_index(record.verdict).unwrap_or(Verdict::Drop);
         Denied {
-            time: milliseconds_since_1970(),
+            time_ms: milliseconds_since_1970(),
             vif: name.to_owned(),
             source,
             destination,
@@ -59,9 +61,9 @@ impl Daemon {
             protocol,
             source_port: record.source_port,
             port: record.destination_port,
-            length,
-            verdict: verdict.to_owned(),
-            reason: reason.to_owned(),
+            length_bytes: length,
+            verdict,
+            reason,
             rule: rule.map(|rule| DeniedBy { number: rule.number, text: rule.text.clone() }),
             generation: (generation != 0).then_some(generation),
             suppressed,

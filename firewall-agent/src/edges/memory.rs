@@ -17,6 +17,7 @@ use firewall_core::names::MOST_ADDRESSES;
 use firewall_core::names::answer::Remembered;
 use firewall_core::rules::Family;
 use firewall_core::rules::question::Question;
+use firewall_core::time::Moment;
 
 /// Changes with every boot; ages in the file are counted from there.
 const BOOT: &str = "/proc/sys/kernel/random/boot_id";
@@ -67,13 +68,17 @@ pub fn read(path: &Path) -> Vec<Remembered> {
     let names: Vec<Remembered> = sound
         .map(|Entry { name, family, addresses, at, leaving }| {
             let question = Question { name, family };
-            let leaving = leaving.into_iter().map(|(it, since)| (it, Duration::from_secs(since)));
+            let leaving = leaving.into_iter().map(|(it, since)| (it, at_second(since)));
             let leaving = leaving.collect();
-            Remembered { question, addresses, at: Duration::from_secs(at), leaving }
+            Remembered { question, addresses, at: at_second(at), leaving }
         })
         .collect();
     info!(names = names.len(), "known from an earlier agent");
     names
+}
+
+fn at_second(second: u64) -> Moment {
+    Moment::after_boot(Duration::from_secs(second))
 }
 
 fn try_read(path: &Path) -> io::Result<File> {
@@ -86,8 +91,8 @@ pub fn write(path: &Path, names: &[Remembered]) -> io::Result<()> {
         name: question.name.clone(),
         family: question.family,
         addresses: addresses.clone(),
-        at: at.as_secs(),
-        leaving: leaving.iter().map(|(it, since)| (*it, since.as_secs())).collect(),
+        at: at.since_boot().as_secs(),
+        leaving: leaving.iter().map(|(it, since)| (*it, since.since_boot().as_secs())).collect(),
     };
     let file = File { boot: boot()?, names: names.iter().map(entry).collect() };
     if let Some(directory) = path.parent() {
@@ -115,8 +120,8 @@ mod tests {
     fn remembered() -> Vec<Remembered> {
         let question = Question { name: "a.example".to_owned(), family: Family::V4 };
         let addresses = [IpAddr::from([192, 0, 2, 1])].into();
-        let leaving = [(IpAddr::from([192, 0, 2, 2]), Duration::from_secs(50))].into();
-        vec![Remembered { question, addresses, at: Duration::from_secs(60), leaving }]
+        let leaving = [(IpAddr::from([192, 0, 2, 2]), at_second(50))].into();
+        vec![Remembered { question, addresses, at: at_second(60), leaving }]
     }
 
     #[test]

@@ -47,10 +47,10 @@ fn agent(status: &Status) -> Vec<MetricFamily> {
         gauge(&[("state", state.name())], u64::try_from(clients).unwrap_or(u64::MAX))
     });
     let strays = status.strays.iter();
-    let strays = strays.map(|(reason, it)| counter(&[("reason", reason)], it.packets));
+    let strays = strays.map(|(reason, it)| counter(&[("reason", reason.0.name())], it.packets));
     vec![
         gauges("info", "The agent.", {
-            vec![gauge(&[("version", &agent.version), ("mode", &agent.mode)], 1)]
+            vec![gauge(&[("version", &agent.version), ("mode", agent.mode.name())], 1)]
         }),
         gauges("problems", "Things that need attention.", count(problems(status))),
         gauges("gate_failed", "Whether the gate could not be loaded.", {
@@ -85,7 +85,7 @@ fn clients(status: &Status) -> Vec<MetricFamily> {
         let labels = [address, vif];
         generations.push(gauge(&labels, client.generation.unwrap_or_default().into()));
         blocked.push(gauge(&labels, (client.state == State::Blocked).into()));
-        audited.push(gauge(&labels, client.audit.is_some().into()));
+        audited.push(gauge(&labels, client.audit_seconds_left.is_some().into()));
         let totals = Totals::of(client);
         for (verdict, it) in [
             ("accept", totals.accepted),
@@ -98,7 +98,7 @@ fn clients(status: &Status) -> Vec<MetricFamily> {
             bytes.push(counter(&labels, it.bytes));
         }
         for (reason, it) in &client.counters {
-            let labels = [address, vif, ("reason", reason.as_str())];
+            let labels = [address, vif, ("reason", reason.0.name())];
             reason_packets.push(counter(&labels, it.packets));
             reason_bytes.push(counter(&labels, it.bytes));
         }

@@ -152,7 +152,7 @@ impl Names {
 
     /// Takes over what an earlier agent knew, as far as it is not too old.
     pub fn recall(&mut self, remembered: Vec<Remembered>, now: Moment) {
-        let usable = remembered.into_iter().filter(|it| it.at <= now && now - it.at <= OLDEST);
+        let usable = remembered.into_iter().filter(|it| it.at <= now && now.since(it.at) <= OLDEST);
         let usable = usable.map(|mut it| {
             it.leaving.retain(|_, since| *since <= now);
             (it.question.clone(), it)
@@ -235,13 +235,13 @@ impl Names {
     /// The network changed: what failed is worth another attempt at once.
     pub fn retry(&mut self) {
         let failing = self.known.values_mut().filter(|name| name.problem.is_some());
-        failing.for_each(|name| (name.due, name.failures) = (Moment::ZERO, 0));
+        failing.for_each(|name| (name.due, name.failures) = (Moment::BOOT, 0));
     }
 
     /// All is to be asked anew; answers to what was asked before do not come.
     pub fn ask_all(&mut self) {
         for name in self.known.values_mut() {
-            (name.due, name.failures, name.is_asked) = (Moment::ZERO, 0, false);
+            (name.due, name.failures, name.is_asked) = (Moment::BOOT, 0, false);
         }
     }
 

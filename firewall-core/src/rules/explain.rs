@@ -5,12 +5,17 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use firewall_common::packet::{Packet, Protocol};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use super::resolve::{Match, Prefix, ResolvedRuleset};
 use super::{Action, Destination, Rule, Ruleset, Service};
 
 /// What of a packet a rule does not match.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
+#[serde(rename_all = "kebab-case")]
 pub enum Aspect {
     /// Where it goes.
     Destination,

@@ -5,9 +5,13 @@ use std::net::IpAddr;
 
 use firewall_common::packet::{Fragment, Message, Packet, Protocol};
 use firewall_common::verdict::{Decision, Reason, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::told::status::{ProblemStatus, State};
+use crate::rules::Action;
+use crate::rules::explain::Aspect;
+use crate::told::status::{Mode, ProblemStatus, State};
+use crate::told::words::{self, Named};
 
 /// IANA's numbers.
 pub const ICMP: u8 = 1;
@@ -19,7 +23,9 @@ pub const UDP: u8 = 17;
 pub const ICMPV6: u8 = 58;
 
 /// What rules can see of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 pub struct PacketStatus {
     /// Source address.
     pub source: IpAddr,
@@ -40,7 +46,9 @@ pub struct PacketStatus {
 }
 
 /// What an ICMP packet tells that is judged apart from its type.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(rename_all = "kebab-case")]
 pub enum MessageStatus {
     /// An error about a packet to its sender.
@@ -125,41 +133,31 @@ pub fn protocol(number: u8, is_ipv4: bool) -> Protocol {
 }
 
 /// A verdict with its evidence.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Judgement {
-    /// `accept`, `reject`, `pass`, `drop`, `audit` or `related`.
-    pub verdict: String,
-    /// Why, in the word of counters and drop records: `rule`, `default`, `blocked`, ...
-    pub reason: String,
+    /// What the program does.
+    #[serde(with = "words")]
+    #[schemars(with = "Named<Verdict>")]
+    pub verdict: Verdict,
+    /// Why, in the word of counters and drop records.
+    #[serde(with = "words")]
+    #[schemars(with = "Named<Reason>")]
+    pub reason: Reason,
     /// Index of the deciding rule, if a rule decides.
     pub rule_index: Option<u32>,
     /// Number of the policy that decides; 0 if none does.
     pub generation: u32,
 }
 
-impl Judgement {
-    /// Verdict and reason, if this version knows them.
-    pub fn known(&self) -> Option<(Verdict, Reason)> {
-        let verdict = Verdict::ALL.iter().find(|it| it.name() == self.verdict)?;
-        let reason = Reason::ALL.iter().find(|it| it.name() == self.reason)?;
-        Some((*verdict, *reason))
-    }
-}
-
 impl From<&Decision> for Judgement {
     fn from(decision: &Decision) -> Self {
         let Decision { verdict, reason, rule, generation, .. } = *decision;
-        Self {
-            verdict: verdict.name().to_owned(),
-            reason: reason.name().to_owned(),
-            rule_index: (reason == Reason::Rule).then_some(rule),
-            generation,
-        }
+        Self { verdict, reason, rule_index: (reason == Reason::Rule).then_some(rule), generation }
     }
 }
 
 /// What the agent says about a packet that comes in by one vif, or what a file of rules says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explanation {
     /// The client's address.
     pub client: IpAddr,
@@ -183,10 +181,10 @@ pub struct Explanation {
     pub tried: Vec<TriedStatus>,
     /// How many rules there are.
     pub rules: usize,
-    /// What happens when no rule matches: `accept` or `drop`.
-    pub default: Option<String>,
-    /// Who translates addresses: `qubes` or `standalone`; unknown for a file.
-    pub mode: Option<String>,
+    /// What happens when no rule matches.
+    pub default: Option<Action>,
+    /// Who translates addresses; unknown for a file.
+    pub mode: Option<Mode>,
     /// Whether the destination is the address of another client.
     pub to_client: bool,
     /// The real DNS server behind the virtual one that the packet is for.
@@ -194,7 +192,7 @@ pub struct Explanation {
 }
 
 /// A rule that was tried.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TriedStatus {
     /// Number of its key.
     pub number: u16,
@@ -205,18 +203,18 @@ pub struct TriedStatus {
 }
 
 /// What of a packet a rule does not match.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DifferenceStatus {
-    /// `destination`, `protocol` or `port`.
-    pub aspect: String,
-    /// Why.
+    /// What it is.
+    pub aspect: Aspect,
+    /// The reason.
     pub why: String,
 }
 
 /// One packet, and all that can be said about it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explained {
-    /// [`crate::told::status::SCHEMA`].
+    /// The version of this form.
     pub schema: u32,
     /// The client that sends it.
     pub client: IpAddr,
@@ -245,7 +243,7 @@ pub struct Explained {
 }
 
 /// What becomes of a packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
     /// The gate forwards it.
@@ -262,7 +260,7 @@ pub enum Outcome {
 }
 
 /// How a packet belongs to a connection that the kernel knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Connection {
     /// The client opened it, and this is another packet of it.
@@ -280,19 +278,19 @@ impl Outcome {
         is_first_fragment: bool,
     ) -> Self {
         let answers = connection == Some(Connection::Answers);
-        match judgement.known() {
+        match (judgement.verdict, judgement.reason) {
             // A denied fragment is not handed on to be rejected.
-            Some((Verdict::Reject, _)) if is_first_fragment => Self::Dropped,
-            Some((Verdict::Related, _)) => Self::Related,
+            (Verdict::Reject, _) if is_first_fragment => Self::Dropped,
+            (Verdict::Related, _) => Self::Related,
             // nftables lets nothing new from one client to another.
-            Some((Verdict::Accept | Verdict::Audit, _)) if to_client && !answers => Self::Dropped,
-            Some((Verdict::Accept | Verdict::Audit, _)) => Self::Forwarded,
-            Some((Verdict::Reject, _)) if answers => Self::Forwarded,
+            (Verdict::Accept | Verdict::Audit, _) if to_client && !answers => Self::Dropped,
+            (Verdict::Accept | Verdict::Audit, _) => Self::Forwarded,
+            (Verdict::Reject, _) if answers => Self::Forwarded,
             // Right behind the others of its datagram it would pass; alone it does not.
-            Some((Verdict::Pass, Reason::Fragment)) => Self::Dropped,
-            Some((Verdict::Reject, _)) => Self::Rejected,
-            Some((Verdict::Pass, _)) => Self::Local,
-            Some((Verdict::Drop, _)) | None => Self::Dropped,
+            (Verdict::Pass, Reason::Fragment) => Self::Dropped,
+            (Verdict::Reject, _) => Self::Rejected,
+            (Verdict::Pass, _) => Self::Local,
+            (Verdict::Drop, _) => Self::Dropped,
         }
     }
 }

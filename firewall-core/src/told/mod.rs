@@ -2,6 +2,14 @@
 //! Never asks anybody.
 
 pub mod explanation;
+pub mod failure;
 pub mod news;
+pub mod remains;
+pub mod report;
+pub mod schema;
 pub mod status;
 pub mod totals;
+pub mod words;
+
+/// Version of all JSON that is told, in its field `schema`. docs/json.md promises when it changes.
+pub const SCHEMA: u32 = 2;

@@ -5,11 +5,11 @@
 use std::fmt;
 use std::net::IpAddr;
 
-use firewall_common::verdict::Reason;
+use firewall_common::verdict::{Reason, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Version of this JSON; it changes when a field is renamed, removed or changes meaning.
-pub const SCHEMA: u32 = 1;
+use crate::told::words::{self, Named};
 
 /// IANA's numbers.
 const ICMP: u8 = 1;
@@ -18,12 +18,12 @@ const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
 /// One line.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase", tag = "event")]
 pub enum News {
     /// The first line.
     Hello {
-        /// [`SCHEMA`].
+        /// The version of this form.
         schema: u32,
         /// Version of the agent.
         version: String,
@@ -47,10 +47,10 @@ pub enum News {
 }
 
 /// A packet that was denied, or would have been.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Denied {
     /// When, in milliseconds since 1970.
-    pub time: u64,
+    pub time_ms: u64,
     /// Name of the interface it came in by.
     pub vif: String,
     /// Who sent it, if it could be read that far.
@@ -66,11 +66,15 @@ pub struct Denied {
     /// Destination port of TCP and UDP, type of ICMP, 0 otherwise.
     pub port: u16,
     /// Bytes of its frame.
-    pub length: u32,
+    pub length_bytes: u32,
     /// What was done with it: `reject`, `drop`, or `audit` for let through.
-    pub verdict: String,
+    #[serde(with = "words")]
+    #[schemars(with = "Named<Verdict>")]
+    pub verdict: Verdict,
     /// Why.
-    pub reason: String,
+    #[serde(with = "words")]
+    #[schemars(with = "Named<Reason>")]
+    pub reason: Reason,
     /// The rule that denies it, if it still is in force.
     pub rule: Option<DeniedBy>,
     /// Number of the policy that decided, if one did.
@@ -80,7 +84,7 @@ pub struct Denied {
 }
 
 /// A rule that denies.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeniedBy {
     /// Number of its key.
     pub number: u16,
@@ -133,20 +137,20 @@ impl fmt::Display for Denied {
                     Service::Other => write!(f, "{destination}/{protocol}"),
                 }?;
             }
-            _ => write!(f, "a packet of {} bytes", self.length)?,
+            _ => write!(f, "a packet of {} bytes", self.length_bytes)?,
         }
         if !self.names.is_empty() {
             write!(f, " ({})", self.names.join(", "))?;
         }
-        f.write_str(match self.verdict.as_str() {
-            "reject" => ": rejected",
-            "audit" => ": AUDIT, PASSED; denied",
-            _ => ": dropped",
+        f.write_str(match self.verdict {
+            Verdict::Reject => ": rejected",
+            Verdict::Audit => ": AUDIT, PASSED; denied",
+            Verdict::Accept | Verdict::Pass | Verdict::Drop | Verdict::Related => ": dropped",
         })?;
         match &self.rule {
             Some(DeniedBy { number, text }) => write!(f, " by rule {number:04} `{text}`")?,
-            None if self.reason == Reason::Default.name() => f.write_str(" by default")?,
-            None => write!(f, ": {}", self.reason)?,
+            None if self.reason == Reason::Default => f.write_str(" by default")?,
+            None => write!(f, ": {}", self.reason.name())?,
         }
         if let Some(generation) = self.generation {
             write!(f, ", generation {generation}")?;

@@ -4,18 +4,18 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use firewall_common::verdict::Reason;
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::rules::Family;
-
-/// Version of this JSON; it changes when a field is renamed, removed or changes meaning.
-pub const SCHEMA: u32 = 1;
+use crate::rules::{Action, Family};
+use crate::told::words::Named;
 
 /// Everything about a running agent.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
-    /// [`SCHEMA`].
+    /// The version of this form.
     pub schema: u32,
     /// The agent.
     pub agent: AgentStatus,
@@ -26,11 +26,12 @@ pub struct Status {
     /// Names in rules, as far as they make a difference.
     pub names: Vec<NameStatus>,
     /// Packets that belong to no known client, by reason.
-    pub strays: BTreeMap<String, CounterStatus>,
+    #[schemars(with = "BTreeMap<String, CounterStatus>")]
+    pub strays: BTreeMap<Named<Reason>, CounterStatus>,
 }
 
 /// The agent itself.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct AgentStatus {
     /// Its version.
     pub version: String,
@@ -40,8 +41,8 @@ pub struct AgentStatus {
     pub source: String,
     /// Why they cannot be read at present; those in force stay.
     pub source_problem: Option<String>,
-    /// `qubes` or `standalone`.
-    pub mode: String,
+    /// Who translates addresses.
+    pub mode: Mode,
     /// Bit of the packet mark that the gate looks for, as a mask.
     pub mark_bit: u32,
     /// Instructions that the kernel's verifier walked through to accept the program.
@@ -66,26 +67,78 @@ pub struct AgentStatus {
 }
 
 /// Something that does not work and is tried again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FailingStatus {
     /// What is so until it works.
     pub what: String,
     /// Why.
     pub why: String,
     /// In how many seconds it is tried again; 0 if it is being tried.
-    pub next: u64,
+    pub next_seconds_left: u64,
+}
+
+/// Who translates addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    /// Qubes OS.
+    Qubes,
+    /// The agent.
+    Standalone,
+}
+
+impl Mode {
+    /// The word in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Qubes => "qubes",
+            Self::Standalone => "standalone",
+        }
+    }
+}
+
+/// How the programs of a link are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Attachment {
+    /// By tcx.
+    #[serde(rename = "tcx")]
+    Tcx,
+    /// By filters of a clsact qdisc.
+    #[serde(rename = "clsact")]
+    Clsact,
+    /// By tcx, with the XDP stage before them.
+    #[serde(rename = "xdp, tcx")]
+    XdpAndTcx,
+    /// By filters of a clsact qdisc, with the XDP stage before them.
+    #[serde(rename = "xdp, clsact")]
+    XdpAndClsact,
+}
+
+impl Attachment {
+    /// All ways.
+    pub const ALL: &'static [Self] =
+        &[Self::Tcx, Self::Clsact, Self::XdpAndTcx, Self::XdpAndClsact];
+
+    /// The word in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+            Self::XdpAndTcx => "xdp, tcx",
+            Self::XdpAndClsact => "xdp, clsact",
+        }
+    }
 }
 
 /// One vif.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct VifStatus {
     /// Its interface index.
     pub index: u32,
     /// Its name.
     pub name: String,
-    /// `tcx` or `clsact`, with `xdp, ` before it where the XDP stage is; nothing if no program is
-    /// attached.
-    pub attached: Option<String>,
+    /// How its programs are attached; nothing if no program is.
+    pub attached: Option<Attachment>,
     /// Why no program could be attached.
     pub problem: Option<String>,
     /// Its clients' addresses.
@@ -93,7 +146,7 @@ pub struct VifStatus {
 }
 
 /// What is in force for a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// Its policy decides.
@@ -119,7 +172,7 @@ impl State {
 }
 
 /// One client.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClientStatus {
     /// Its address.
     pub address: IpAddr,
@@ -136,25 +189,37 @@ pub struct ClientStatus {
     pub settling: bool,
     /// In how many seconds its audit ends, if it is audited: until then, what its rules deny
     /// passes.
-    pub audit: Option<u64>,
+    pub audit_seconds_left: Option<u64>,
     /// Number of the policy in force, as drop records quote it.
     pub generation: Option<u32>,
-    /// What happens when no rule matches: `accept` or `drop`.
-    pub default: Option<String>,
+    /// What happens when no rule matches.
+    pub default: Option<Action>,
     /// Packets that no rule matched.
     pub default_counter: CounterStatus,
     /// How many seconds ago the last of them was seen, to within ten seconds.
-    pub default_last: Option<u64>,
+    pub default_last_seconds_ago: Option<u64>,
     /// Its rules in order.
     pub rules: Vec<RuleStatus>,
     /// Size of the policy and figures of its proof.
     pub policy: Option<PolicyStatus>,
     /// Packets by reason, where no rule had a say.
-    pub counters: BTreeMap<String, CounterStatus>,
+    #[schemars(with = "BTreeMap<String, CounterStatus>")]
+    pub counters: BTreeMap<Named<Reason>, CounterStatus>,
+}
+
+/// What came of a wish to audit a client, or to end that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct AuditStatus {
+    /// The version of this form.
+    pub schema: u32,
+    /// The client's address.
+    pub client: IpAddr,
+    /// In how many seconds its audit ends; nothing if it is not audited.
+    pub audit_seconds_left: Option<u64>,
 }
 
 /// What is wrong with a client's rules.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProblemStatus {
     /// File or QubesDB path.
     pub origin: String,
@@ -167,18 +232,19 @@ pub struct ProblemStatus {
 }
 
 /// One rule.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RuleStatus {
     /// Number of its key.
     pub number: u16,
     /// As dom0 wrote it.
     pub text: String,
-    /// `accept` or `drop`.
-    pub action: String,
-    /// Its host name; [`Status::names`] has what is known about it. A name that is not there
+    /// What it says.
+    pub action: Action,
+    /// Its host name; `names` of the document has what is known about it. A name that is not there
     /// makes no difference, whatever it leads to, and is not looked up.
     pub name: Option<String>,
     /// Where it can match: its network, the addresses of its name, the DNS servers.
+    #[schemars(with = "Vec<String>")]
     pub destinations: Vec<IpNet>,
     /// Whether any packet can reach it: false if earlier rules match all of its packets, or
     /// if there are none.
@@ -189,11 +255,11 @@ pub struct RuleStatus {
     /// Packets it decided, since its client's rules changed last.
     pub counter: CounterStatus,
     /// How many seconds ago the last of them was seen, to within ten seconds.
-    pub last: Option<u64>,
+    pub last_seconds_ago: Option<u64>,
 }
 
 /// A name in one family.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NameStatus {
     /// The name.
     pub name: String,
@@ -203,9 +269,9 @@ pub struct NameStatus {
     pub addresses: Vec<NameAddress>,
     /// How long ago the answer in force came, in seconds. Without one and without addresses,
     /// an accept rule with this name matches nothing, and a drop rule everything.
-    pub answered: Option<u64>,
+    pub answered_seconds_ago: Option<u64>,
     /// In how many seconds it is asked again; 0 if it is being asked.
-    pub next: u64,
+    pub next_seconds_left: u64,
     /// Failures since the last answer.
     pub failures: u32,
     /// The last failure, or why rules do not use all addresses.
@@ -217,12 +283,12 @@ pub struct NameStatus {
 }
 
 /// An address that a name leads to.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct NameAddress {
     /// The address.
     pub address: IpAddr,
     /// How long ago it was in an answer or in use, in seconds.
-    pub age: u64,
+    pub age_seconds: u64,
     /// Whether it is in the last answer; if not, it stays for a while.
     pub in_answer: bool,
     /// Whether accept rules use it: a public name must not lead into a private network.
@@ -230,7 +296,7 @@ pub struct NameAddress {
 }
 
 /// Packets and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct CounterStatus {
     /// Packets.
     pub packets: u64,
@@ -239,7 +305,7 @@ pub struct CounterStatus {
 }
 
 /// Size and proof of a policy.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyStatus {
     /// Destination prefixes.
     pub prefixes: usize,

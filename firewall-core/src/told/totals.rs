@@ -67,11 +67,13 @@ impl Totals {
     /// Of one client.
     pub fn of(client: &ClientStatus) -> Self {
         let mut totals = Self::default();
-        let rules = client.rules.iter().map(|rule| (rule.action.as_str(), rule.counter));
-        let default = client.default.iter().map(|it| (it.as_str(), client.default_counter));
+        let rules = client.rules.iter().map(|rule| (rule.action, rule.counter));
+        let default = client.default.iter().map(|it| (*it, client.default_counter));
         for (action, counter) in rules.chain(default) {
-            let is_accept = action == Action::Accept.name();
-            *(if is_accept { &mut totals.accepted } else { &mut totals.denied }) += counter;
+            *match action {
+                Action::Accept => &mut totals.accepted,
+                Action::Drop => &mut totals.denied,
+            } += counter;
         }
         for &reason in Reason::ALL {
             let counter = client.counters.get(reason.name()).copied().unwrap_or_default();
@@ -91,7 +93,8 @@ impl Totals {
 
 /// How many things need attention.
 pub fn problems(status: &Status) -> usize {
-    let needs = |client: &&ClientStatus| client.problem.is_some() || client.audit.is_some();
+    let needs =
+        |client: &&ClientStatus| client.problem.is_some() || client.audit_seconds_left.is_some();
     let clients = status.clients.iter().filter(needs).count();
     let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
     let uplinks = status.agent.unguarded_uplinks.len();

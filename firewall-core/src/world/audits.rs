@@ -5,6 +5,9 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
 use super::{Standing, World};
 use crate::client::ClientId;
 use crate::events::{Effect, Notice};
@@ -14,6 +17,21 @@ use crate::time::Moment;
 pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often the log is told that an audit goes on.
 const REMINDER: Duration = Duration::from_secs(60);
+
+/// Why an audit would make no difference.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NoAudit {
+    /// Nobody is there.
+    #[error("{0} is no client: no vif leads to it")]
+    NoClient(IpAddr),
+    /// Everything is rejected, whatever rules say.
+    #[error("{0} is blocked: no rule of it can be audited")]
+    Blocked(IpAddr),
+    /// No rules are known.
+    #[error("{0} has no rules that could be audited")]
+    NoRules(IpAddr),
+}
 
 /// One client's audit.
 #[derive(Debug)]
@@ -26,20 +44,16 @@ pub(super) struct Audit {
 
 impl World {
     /// Whether an audit of a client would make a difference; if not, why.
-    pub fn can_audit(&self, client: IpAddr) -> Result<(), String> {
+    pub fn can_audit(&self, client: IpAddr) -> Result<(), NoAudit> {
         let mut present = self.clients.iter().filter(|(id, _)| id.address == client);
         let is_refused = match present.next() {
-            None => return Err(format!("{client} is no client: no vif leads to it")),
+            None => return Err(NoAudit::NoClient(client)),
             Some((_, in_force)) => in_force.refused.is_some(),
         };
         match self.standings.get(&client) {
             Some(Standing::Live(_)) if !is_refused => Ok(()),
-            Some(Standing::Live(_) | Standing::Blocked(_)) => {
-                Err(format!("{client} is blocked: no rule of it can be audited"))
-            }
-            Some(Standing::Waiting) | None => {
-                Err(format!("{client} has no rules that could be audited"))
-            }
+            Some(Standing::Live(_) | Standing::Blocked(_)) => Err(NoAudit::Blocked(client)),
+            Some(Standing::Waiting) | None => Err(NoAudit::NoRules(client)),
         }
     }
 
@@ -51,10 +65,9 @@ impl World {
         if self.can_audit(client).is_err() {
             return Vec::new();
         }
-        let until = now + length.min(LONGEST);
-        let until = Moment::from_secs(until.as_secs() + u64::from(until.subsec_nanos() > 0));
+        let until = (now + length.min(LONGEST)).rounded_up();
         self.audits.insert(client, Audit { until, due: now + REMINDER });
-        let mut effects = vec![Effect::Tell(Notice::Audited { client, left: until - now })];
+        let mut effects = vec![Effect::Tell(Notice::Audited { client, left: until.since(now) })];
         effects.extend(self.audit_effects(client));
         effects
     }
@@ -67,7 +80,7 @@ impl World {
             over.into_iter().flat_map(|client| self.end_audit(client)).collect();
         for (&client, audit) in self.audits.iter_mut().filter(|(_, audit)| audit.due <= now) {
             audit.due = now + REMINDER;
-            effects.push(Effect::Tell(Notice::Audited { client, left: audit.until - now }));
+            effects.push(Effect::Tell(Notice::Audited { client, left: audit.until.since(now) }));
         }
         effects
     }
@@ -124,5 +137,5 @@ impl World {
 }
 
 fn audit_effect(client: ClientId, until: Moment) -> Effect {
-    Effect::Audit { client, until: u32::try_from(until.as_secs()).unwrap_or(u32::MAX) }
+    Effect::Audit { client, until: u32::try_from(until.since_boot().as_secs()).unwrap_or(u32::MAX) }
 }

@@ -18,6 +18,7 @@ use crate::rules::explain::{Trial, tries};
 use crate::rules::resolve::{self, ResolvedRuleset, Surroundings};
 use crate::rules::{Family, Ruleset};
 use crate::told::explanation::{DifferenceStatus, Explanation, Judgement, TriedStatus};
+use crate::told::status::Mode;
 
 /// What the world does not know by itself.
 #[derive(Clone, Copy)]
@@ -25,7 +26,7 @@ pub struct Circumstances {
     /// Whether ARP and neighbour discovery are judged.
     pub guards_neighbours: bool,
     /// Who translates addresses.
-    pub mode: &'static str,
+    pub mode: Mode,
     /// Whole seconds since the machine booted.
     pub seconds: u64,
 }
@@ -65,8 +66,8 @@ impl World {
                 judgement,
                 tried: tried.unwrap_or_default(),
                 rules: live.map_or(0, |live| live.ruleset.rules.len()),
-                default: live.map(|live| live.ruleset.default.name().to_owned()),
-                mode: Some(circumstances.mode.to_owned()),
+                default: live.map(|live| live.ruleset.default),
+                mode: Some(circumstances.mode),
                 to_client: self.connected.contains(&packet.destination.into()),
                 redirected_to: redirected(&self.surroundings, packet),
             }
@@ -89,9 +90,7 @@ pub fn tried(ruleset: &Ruleset, resolved: &ResolvedRuleset, packet: &Packet) -> 
     let trials = tries(ruleset, resolved, packet).into_iter();
     let tried = trials.filter_map(|Trial { rule, differs }| {
         let rule = ruleset.rules.get(rule)?;
-        let differs = differs
-            .into_iter()
-            .map(|(aspect, why)| DifferenceStatus { aspect: aspect.name().to_owned(), why });
+        let differs = differs.into_iter().map(|(aspect, why)| DifferenceStatus { aspect, why });
         Some(TriedStatus {
             number: rule.number,
             text: rule.text.clone(),
@@ -140,7 +139,8 @@ impl Tables for Known<'_> {
         };
         let settling = if self.world.is_settling(id) { SETTLING } else { 0 };
         let generation = in_force.map_or(0, |it| it.generation);
-        let until = self.world.audited_until(id.address).map_or(0, |until| until.as_secs());
+        let until =
+            self.world.audited_until(id.address).map_or(0, |until| until.since_boot().as_secs());
         let audit_until = u32::try_from(until).unwrap_or(u32::MAX);
         Some(Client { state: state | settling, generation, audit_until, ..Client::default() })
     }

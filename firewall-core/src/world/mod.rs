@@ -14,7 +14,7 @@ use firewall_common::packet::Packet;
 use firewall_common::policy;
 
 use crate::client::{ClientId, Links, Vif};
-use crate::events::{Effect, Event, Notice, Task};
+use crate::events::{Effect, Event, Notice, Task, Why};
 use crate::names::Names;
 use crate::names::rebinding::Guard;
 use crate::rules::check::{self, PolicyTables, ProvedPolicy};
@@ -22,7 +22,7 @@ use crate::rules::compile;
 use crate::rules::resolve::{self, Surroundings};
 use crate::rules::source::SourceError;
 use crate::rules::{Family, Rule, Ruleset};
-use crate::told::status::ProblemStatus;
+use crate::told::status::{Attachment, ProblemStatus};
 
 pub mod audits;
 pub mod explaining;
@@ -52,7 +52,7 @@ struct Live {
 }
 
 /// How programs were attached to a link, or why not.
-type Attached = Result<String, String>;
+type Attached = Result<Attachment, Why>;
 
 #[derive(Debug)]
 struct KnownVif {

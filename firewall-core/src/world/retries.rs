@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::World;
 use crate::client::ClientId;
-use crate::events::{Effect, Notice, Task};
+use crate::events::{Effect, Notice, Task, Why};
 use crate::time::Moment;
 use crate::told::status::FailingStatus;
 
@@ -79,14 +79,14 @@ impl World {
     pub(super) fn tried(
         &mut self,
         task: Task,
-        outcome: Result<(), String>,
+        outcome: Result<(), Why>,
         now: Moment,
     ) -> Vec<Effect> {
         let mut effects = Vec::new();
         match outcome {
             Ok(()) if self.is_stand_in(task) => {}
             Ok(()) => effects.extend(self.works(task)),
-            Err(why) => effects.extend(self.fails(task, why, now)),
+            Err(Why(why)) => effects.extend(self.fails(task, why, now)),
         }
         if task == Task::Tidy && !self.retries.is_failing(Task::Tidy) {
             effects.extend(self.quiet());
@@ -155,7 +155,7 @@ impl World {
         let statuses = told.map(|(task, it)| FailingStatus {
             what: self.what(*task),
             why: it.why.clone(),
-            next: it.due.map_or(0, |due| due.saturating_sub(now).as_secs()),
+            next_seconds_left: it.due.map_or(0, |due| due.since(now).as_secs()),
         });
         statuses.collect()
     }

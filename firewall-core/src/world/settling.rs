@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use super::World;
 use crate::client::ClientId;
 use crate::connection::Flow;
-use crate::events::{Effect, Notice, Task};
+use crate::events::{Effect, Notice, Task, Why};
 use crate::time::Moment;
 
 /// How far a client has settled.
@@ -132,7 +132,7 @@ impl World {
     /// The table was read to its end, or cannot be.
     pub(super) fn connections_read(
         &mut self,
-        outcome: Result<(), String>,
+        outcome: Result<(), Why>,
         now: Moment,
     ) -> Vec<Effect> {
         let Some(Pass { clients, ended, refused }) = self.settling.pass.take() else {
@@ -145,7 +145,7 @@ impl World {
         let is_whole = outcome.is_ok();
         effects.extend(match outcome {
             Ok(()) => self.works(Task::ReadConnections),
-            Err(why) => self.fails(Task::ReadConnections, why, now),
+            Err(Why(why)) => self.fails(Task::ReadConnections, why, now),
         });
         for client in clients.into_iter().filter(|_| is_whole) {
             if let Some(why) = refused.get(&client.address) {

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use super::{InForce, Live, Standing, World};
 use crate::client::ClientId;
+use crate::events::Why;
 use crate::rules::check::ProvedPolicy;
 use crate::rules::hidden::{self, Never};
 use crate::rules::question::Question;
@@ -30,7 +31,7 @@ impl World {
     /// Links that are not guarded against clients' addresses, with the reason.
     pub fn unguarded_uplinks(&self) -> BTreeMap<String, String> {
         let failed = self.uplinks.values().filter_map(|(name, attached)| match attached {
-            Some(Err(why)) => Some((name.clone(), why.clone())),
+            Some(Err(why)) => Some((name.clone(), why.to_string())),
             Some(Ok(_)) | None => None,
         });
         failed.collect()
@@ -41,8 +42,8 @@ impl World {
         let vifs = self.vifs.values().map(|known| VifStatus {
             index: known.vif.index,
             name: known.vif.name.clone(),
-            attached: known.attached.clone().and_then(Result::ok),
-            problem: known.attached.clone().and_then(Result::err),
+            attached: known.attached.as_ref().and_then(|it| it.as_ref().ok()).copied(),
+            problem: known.attached.as_ref().and_then(|it| it.as_ref().err()).map(Why::to_string),
             addresses: known.vif.addresses.iter().copied().collect(),
         });
         vifs.collect()
@@ -91,7 +92,7 @@ impl World {
             let refused = self.names.refused(question);
             let addresses = name.seen.iter().map(|(&address, &seen)| NameAddress {
                 address,
-                age: seconds(now, seen),
+                age_seconds: seconds(now, seen),
                 in_answer: name.is_current(&address),
                 usable: !refused.contains(&address),
             });
@@ -99,8 +100,8 @@ impl World {
                 name: question.name.clone(),
                 family: question.family,
                 addresses: addresses.collect(),
-                answered: name.answer.as_ref().map(|answer| seconds(now, answer.at)),
-                next: name.due.saturating_sub(now).as_secs(),
+                answered_seconds_ago: name.answer.as_ref().map(|answer| seconds(now, answer.at)),
+                next_seconds_left: name.due.since(now).as_secs(),
                 failures: name.failures,
                 problem: self.name_problem(question),
                 refused: name.refused,
@@ -160,11 +161,11 @@ impl World {
             state,
             problem,
             settling: present.is_some_and(|(vif, _)| self.is_settling(ClientId { vif, address })),
-            audit: None,
+            audit_seconds_left: None,
             generation: present.map(|(_, in_force)| in_force.generation),
-            default: live.map(|live| live.ruleset.default.name().to_owned()),
+            default: live.map(|live| live.ruleset.default),
             default_counter: CounterStatus::default(),
-            default_last: None,
+            default_last_seconds_ago: None,
             rules: live.map(|live| self.rule_statuses(address, live)).unwrap_or_default(),
             policy: live.map(|live| policy_status(&live.policy)),
             counters: BTreeMap::new(),
@@ -190,7 +191,7 @@ impl World {
         let statuses = each.map(|((rule, resolved), never)| RuleStatus {
             number: rule.number,
             text: rule.text.clone(),
-            action: rule.action.name().to_owned(),
+            action: rule.action,
             name: match &rule.destination {
                 Destination::Name(name) => Some(name.clone()),
                 Destination::Any | Destination::Network(_) => None,
@@ -202,7 +203,7 @@ impl World {
                 Some(Never::MatchesNothing) | None => Vec::new(),
             },
             counter: CounterStatus::default(),
-            last: None,
+            last_seconds_ago: None,
         });
         statuses.collect()
     }
@@ -222,5 +223,5 @@ fn policy_status(policy: &ProvedPolicy) -> PolicyStatus {
 
 /// Whole seconds from one point in time to a later one.
 fn seconds(now: Moment, before: Moment) -> u64 {
-    now.saturating_sub(before).as_secs()
+    now.since(before).as_secs()
 }

@@ -8,8 +8,10 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::{self, Request};
-use firewall_core::told::status::{CounterStatus, State};
+use firewall_common::verdict::Reason;
+use firewall_core::told::status::{AuditStatus, CounterStatus, State};
 use firewall_core::told::totals::Totals;
+use firewall_core::world::audits::NoAudit;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
@@ -298,12 +300,12 @@ impl Arena {
                 note(&format!("rule {index}"), &rule.counter);
             }
             note("default", &client.default_counter);
-            client.counters.iter().for_each(|(reason, counter)| note(reason, counter));
+            client.counters.iter().for_each(|(reason, counter)| note(reason.0.name(), counter));
         }
         for (reason, counter) in &status.strays {
             counted.all += counter.packets;
-            counted.counters.insert(format!("stray {reason}"), counter.packets);
-            if ["arp", "link-local"].contains(&reason.as_str()) {
+            counted.counters.insert(format!("stray {}", reason.0.name()), counter.packets);
+            if [Reason::Arp, Reason::LinkLocal].contains(&reason.0) {
                 counted.chatter += counter.packets;
             }
         }
@@ -353,8 +355,8 @@ impl Arena {
         let mut is_audited = false;
         for client in &self.own {
             let request = Request::Audit { client: *client, seconds };
-            let answer: Result<Option<u64>, String> = control::ask(&agent.socket(), &request)?;
-            is_audited |= answer.is_ok_and(|left| left.is_some());
+            let answer: Result<AuditStatus, NoAudit> = control::ask(&agent.socket(), &request)?;
+            is_audited |= answer.is_ok_and(|it| it.audit_seconds_left.is_some());
         }
         self.now.is_audited = is_audited;
         Ok(Vec::new())

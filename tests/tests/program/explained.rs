@@ -13,7 +13,9 @@ use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::client::{Links, Vif};
 use firewall_core::events::{Effect, Event, Task};
 use firewall_core::rules::source::SourceError;
+use firewall_core::time::Moment;
 use firewall_core::told::explanation::{Explanation, Judgement, PacketStatus};
+use firewall_core::told::status::Mode;
 use firewall_core::world::World;
 use firewall_core::world::explaining::Circumstances;
 use firewall_tests::generate::Generator;
@@ -30,8 +32,9 @@ use super::common::*;
 const LOCAL4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 137, 0, 1));
 
 /// The clock by which audits end.
-fn now() -> Duration {
-    clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).expect("a clock")
+fn now() -> Moment {
+    let since = clock_gettime(ClockId::CLOCK_BOOTTIME).expect("a clock");
+    Moment::after_boot(since.into())
 }
 
 /// The agent's memory and the kernel, side by side.
@@ -90,8 +93,11 @@ impl Scene {
     }
 
     fn explain(&self, client: IpAddr, packet: &PacketStatus) -> Result<Explanation> {
-        let circumstances =
-            Circumstances { guards_neighbours: false, mode: "qubes", seconds: now().as_secs() };
+        let circumstances = Circumstances {
+            guards_neighbours: false,
+            mode: Mode::Qubes,
+            seconds: now().since_boot().as_secs(),
+        };
         let explained = self.world.explain(client, &packet.packet(), &circumstances);
         explained.into_iter().next().context("no client")
     }
@@ -111,7 +117,7 @@ impl Scene {
             Ok(Frame::Arp { .. }) | Err(_) => Judgement::from(&by_tables),
         };
         assert_eq!(explained, Judgement::from(&by_tables), "{parsed:?}");
-        let (mut verdict, mut reason) = explained.known().context("unknown words")?;
+        let Judgement { mut verdict, mut reason, .. } = explained;
         // What was sent before is not known to the one that explains.
         let is_handed_on = !matches!(verdict, Verdict::Drop | Verdict::Reject);
         let fragment = match &parsed {
@@ -142,7 +148,6 @@ impl Scene {
         };
         assert_eq!(outcome, expected, "{explained:?}: {parsed:?}");
         if reason == Reason::StrayFragment {
-            let (verdict, reason) = (verdict.name().to_owned(), reason.name().to_owned());
             return Ok(Judgement { verdict, reason, ..explained });
         }
         Ok(explained)
@@ -154,7 +159,7 @@ fn explain_and_kernel_agree_on_a_hundred_thousand_random_packets() -> Result<()>
     let seed = seed();
     let (mut generator, mut random) = (Generator::new(seed), StdRng::seed_from_u64(seed));
     let mut scene = Scene::new()?;
-    let mut said: BTreeMap<(String, String), u32> = BTreeMap::new();
+    let mut said: BTreeMap<(Verdict, Reason), u32> = BTreeMap::new();
     for round in 0..rounds(250, 2_500) {
         for (client, is_v4) in [(CLIENT4, true), (CLIENT6, false)] {
             let rules = generator.ruleset(is_v4, if round % 20 == 0 { 300 } else { 12 });
@@ -174,9 +179,6 @@ fn explain_and_kernel_agree_on_a_hundred_thousand_random_packets() -> Result<()>
     }
     println!("{said:?}");
     assert!(said.values().sum::<u32>() >= 100_000);
-    let has = |verdict: Verdict, reason: Reason| {
-        said.contains_key(&(verdict.name().to_owned(), reason.name().to_owned()))
-    };
     for (verdict, reason) in [
         (Verdict::Accept, Reason::Rule),
         (Verdict::Reject, Reason::Rule),
@@ -192,7 +194,8 @@ fn explain_and_kernel_agree_on_a_hundred_thousand_random_packets() -> Result<()>
         (Verdict::Drop, Reason::Malformed),
         (Verdict::Drop, Reason::Truncated),
     ] {
-        assert!(has(verdict, reason), "no random packet met {verdict:?}, {reason:?}");
+        let is_there = said.contains_key(&(verdict, reason));
+        assert!(is_there, "no random packet met {verdict:?}, {reason:?}");
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use firewall_common::packet::{Packet, Protocol};
 use firewall_core::client::ClientId;
 use firewall_core::events::{Effect, Event, Notice};
+use firewall_core::time::Moment;
 use firewall_core::world::World;
 use firewall_core::world::audits::LONGEST;
 
@@ -16,8 +17,12 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
+fn at(second: u64) -> Moment {
+    Moment::after_boot(seconds(second))
+}
+
 fn audit(length: u64, now: u64) -> Event {
-    Event::Audit { client: address(CLIENT), length: seconds(length), now: seconds(now) }
+    Event::Audit { client: address(CLIENT), length: seconds(length), now: at(now) }
 }
 
 /// A world with one client, which has these rules.
@@ -45,11 +50,11 @@ fn an_audit_begins_reminds_and_ends_by_itself() {
     let effects = world.step(audit(90, 1000));
     assert_eq!(short(&effects), ["audit 10.137.0.1 1090"]);
     assert_eq!(told(&effects), [Some(90)]);
-    assert_eq!(world.next_time(), Some(seconds(1060)));
-    let effects = world.step(Event::Time(seconds(1060)));
+    assert_eq!(world.next_time(), Some(at(1060)));
+    let effects = world.step(Event::Time(at(1060)));
     assert_eq!((short(&effects), told(&effects)), (vec![], vec![Some(30)]));
-    assert_eq!(world.next_time(), Some(seconds(1090)));
-    let effects = world.step(Event::Time(seconds(1090)));
+    assert_eq!(world.next_time(), Some(at(1090)));
+    let effects = world.step(Event::Time(at(1090)));
     assert_eq!(short(&effects), ["audit 10.137.0.1 0"]);
     assert_eq!(told(&effects), [None]);
     assert!(world.is_to_become_quiet(), "what it had open is not ended");
@@ -71,7 +76,7 @@ fn an_audit_lasts_a_day_at_most_and_whole_seconds_at_least() {
     let mut world = with(DROP);
     let longest = 1000 + LONGEST.as_secs();
     check(&mut world, audit(u64::from(u32::MAX), 1000), &[&format!("audit {CLIENT} {longest}")]);
-    let (length, now) = (Duration::from_millis(1500), Duration::from_millis(1_000_300));
+    let (length, now) = (Duration::from_millis(1500), at(1000) + Duration::from_millis(300));
     let event = Event::Audit { client: address(CLIENT), length, now };
     check(&mut world, event, &["audit 10.137.0.1 1002"]);
 }
@@ -127,6 +132,6 @@ fn while_a_client_is_audited_nothing_that_rules_deny_is_cut() {
     assert!(world.judge_of(client)(&packet), "blocked is not audited");
     world.step(rules(CLIENT, DROP));
     assert!(!world.judge_of(client)(&packet));
-    world.step(Event::Time(seconds(1090)));
+    world.step(Event::Time(at(1090)));
     assert!(world.judge_of(client)(&packet));
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::feed::{Feed, Followed, KEPT, follow};
 use firewall_agent::edges::control::{Answer, Listener, Request};
+use firewall_core::told::SCHEMA;
 use firewall_core::told::news::News;
 use tokio::time::timeout;
 
@@ -24,7 +25,8 @@ async fn reader(path: &Path, listener: &mut Listener, feed: &Feed) -> Result<Fol
     let mut followed = follow(path).await?;
     let (request, answer) = listener.question().await;
     ensure!(matches!(request, Request::Monitor), "{request:?}");
-    let hello = News::Hello { schema: 1, version: String::new(), pid: 0, records_per_second: 0 };
+    let hello =
+        News::Hello { schema: SCHEMA, version: String::new(), pid: 0, records_per_second: 0 };
     let _ = answer.send(Answer::News(feed.place(hello.clone())));
     ensure!(followed.next().await? == Some(hello), "no hello");
     Ok(followed)

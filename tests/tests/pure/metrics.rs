@@ -5,33 +5,42 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 
 use firewall_agent::edges::metrics;
+use firewall_common::verdict::Reason;
+use firewall_core::rules::Action;
+use firewall_core::told::SCHEMA;
 use firewall_core::told::status::{
-    AgentStatus, ClientStatus, CounterStatus, RuleStatus, SCHEMA, State, Status,
+    AgentStatus, ClientStatus, CounterStatus, Mode, RuleStatus, State, Status,
 };
 use firewall_core::told::totals::Totals;
+use firewall_core::told::words::Named;
 
 fn counted(packets: u64) -> CounterStatus {
     CounterStatus { packets, bytes: 100 * packets }
 }
 
-pub fn rule(action: &str, packets: u64) -> RuleStatus {
+pub fn rule(action: Action, packets: u64) -> RuleStatus {
     RuleStatus {
         number: 0,
-        text: format!("action={action}"),
-        action: action.to_owned(),
+        text: format!("action={}", action.name()),
+        action,
         name: None,
         destinations: Vec::new(),
         effective: true,
         hidden_by: Vec::new(),
-        last: None,
+        last_seconds_ago: None,
         counter: counted(packets),
     }
 }
 
 /// A client whose every counter has another value.
 pub fn client() -> ClientStatus {
-    let counters =
-        [("audit", 3), ("local", 16), ("fragment", 32), ("truncated", 64), ("over-budget", 5)];
+    let counters = [
+        (Reason::Audit, 3),
+        (Reason::Local, 16),
+        (Reason::Fragment, 32),
+        (Reason::Truncated, 64),
+        (Reason::OverBudget, 5),
+    ];
     ClientStatus {
         address: "10.137.0.12".parse().expect("an address"),
         vif: Some("vif12.0".to_owned()),
@@ -39,14 +48,14 @@ pub fn client() -> ClientStatus {
         state: State::Live,
         problem: None,
         settling: false,
-        audit: Some(60),
+        audit_seconds_left: Some(60),
         generation: Some(2),
-        default: Some("drop".to_owned()),
+        default: Some(Action::Drop),
         default_counter: counted(8),
-        default_last: None,
-        rules: vec![rule("accept", 1), rule("drop", 2), rule("accept", 4)],
+        default_last_seconds_ago: None,
+        rules: vec![rule(Action::Accept, 1), rule(Action::Drop, 2), rule(Action::Accept, 4)],
         policy: None,
-        counters: counters.map(|(reason, packets)| (reason.to_owned(), counted(packets))).into(),
+        counters: counters.map(|(reason, packets)| (Named(reason), counted(packets))).into(),
     }
 }
 
@@ -56,10 +65,10 @@ pub fn status() -> Status {
         address: "fd09::d".parse().expect("an address"),
         vif: Some("vif\"13\\.0".to_owned()),
         state: State::Blocked,
-        audit: None,
+        audit_seconds_left: None,
         default: None,
         rules: Vec::new(),
-        counters: [("blocked".to_owned(), counted(7))].into(),
+        counters: [(Named(Reason::Blocked), counted(7))].into(),
         ..client()
     };
     let absent = ClientStatus {
@@ -67,7 +76,7 @@ pub fn status() -> Status {
         vif: None,
         vif_index: None,
         state: State::Absent,
-        audit: None,
+        audit_seconds_left: None,
         ..client()
     };
     Status {
@@ -77,7 +86,7 @@ pub fn status() -> Status {
             pid: 4711,
             source: "/rules".to_owned(),
             source_problem: None,
-            mode: "qubes".to_owned(),
+            mode: Mode::Qubes,
             mark_bit: 1,
             verified_instructions: None,
             caches: true,
@@ -92,7 +101,7 @@ pub fn status() -> Status {
         vifs: Vec::new(),
         clients: vec![client(), blocked, absent],
         names: Vec::new(),
-        strays: [("unknown-source".to_owned(), counted(11))].into(),
+        strays: [(Named(Reason::UnknownSource), counted(11))].into(),
     }
 }
 

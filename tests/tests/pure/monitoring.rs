@@ -1,13 +1,15 @@
 //! What `monitor` says: its sentences, its JSON, and the rules that it learns.
 
 use firewall_agent::cli::learn::Lessons;
+use firewall_common::verdict::{Reason, Verdict};
+use firewall_core::told::SCHEMA;
 use firewall_core::told::news::{Denied, DeniedBy, News};
 
 /// A packet of a client to a server: `198.51.100.7:443/tcp`.
 pub fn denied(destination: &str, protocol: u8, port: u16) -> Denied {
     let source = if destination.contains(':') { "fd09:24ef:4179::a89:c" } else { "10.137.0.12" };
     Denied {
-        time: 1_700_000_000_123,
+        time_ms: 1_700_000_000_123,
         vif: "vif12.0".to_owned(),
         source: Some(source.parse().expect("an address")),
         destination: Some(destination.parse().expect("an address")),
@@ -15,9 +17,9 @@ pub fn denied(destination: &str, protocol: u8, port: u16) -> Denied {
         protocol,
         source_port: 40000,
         port,
-        length: 74,
-        verdict: "reject".to_owned(),
-        reason: "default".to_owned(),
+        length_bytes: 74,
+        verdict: Verdict::Reject,
+        reason: Reason::Default,
         rule: None,
         generation: Some(2),
         suppressed: 0,
@@ -26,7 +28,7 @@ pub fn denied(destination: &str, protocol: u8, port: u16) -> Denied {
 
 fn by_rule(number: u16, denied: Denied) -> Denied {
     let rule = DeniedBy { number, text: "action=drop".to_owned() };
-    Denied { rule: Some(rule), reason: "rule".to_owned(), ..denied }
+    Denied { rule: Some(rule), reason: Reason::Rule, ..denied }
 }
 
 fn named(names: &[&str], denied: Denied) -> Denied {
@@ -39,8 +41,8 @@ fn a_denied_packet_is_a_sentence_in_the_words_of_explain() {
     let stray = Denied {
         source: None,
         destination: None,
-        verdict: "drop".to_owned(),
-        reason: "truncated".to_owned(),
+        verdict: Verdict::Drop,
+        reason: Reason::Truncated,
         generation: None,
         ..plain()
     };
@@ -69,7 +71,7 @@ fn a_denied_packet_is_a_sentence_in_the_words_of_explain() {
              `action=drop`, generation 2",
         ),
         (
-            by_rule(3, Denied { verdict: "audit".to_owned(), ..plain() }),
+            by_rule(3, Denied { verdict: Verdict::Audit, ..plain() }),
             "10.137.0.12 to 198.51.100.7:443/tcp: AUDIT, PASSED; denied by rule 0003 \
              `action=drop`, generation 2",
         ),
@@ -88,7 +90,12 @@ fn a_denied_packet_is_a_sentence_in_the_words_of_explain() {
 fn the_json_of_monitor_is_what_its_documentation_says() {
     let document = include_str!("../../../docs/json.md");
     let news = [
-        News::Hello { schema: 1, version: "0.1.0".to_owned(), pid: 4711, records_per_second: 20 },
+        News::Hello {
+            schema: SCHEMA,
+            version: "0.1.0".to_owned(),
+            pid: 4711,
+            records_per_second: 20,
+        },
         News::Denied(Box::new(by_rule(3, named(&["git.example"], denied("198.51.100.7", 6, 443))))),
         News::Missed { lines: 12 },
         News::Full { readers: 64 },
@@ -148,16 +155,16 @@ qvm-firewall QUBE add --before 2 accept dst4=198.51.100.8/32 proto=udp dstports=
 
 #[test]
 fn what_no_rule_allows_is_left_out_and_counted() {
-    let of = |reason: &str| Denied { reason: reason.to_owned(), ..denied("198.51.100.7", 6, 1) };
+    let of = |reason: Reason| Denied { reason, ..denied("198.51.100.7", 6, 1) };
     let mut news = told([
-        of("blocked"),
-        of("waiting"),
-        of("waiting"),
-        of("unknown-source"),
+        of(Reason::Blocked),
+        of(Reason::Waiting),
+        of(Reason::Waiting),
+        of(Reason::UnknownSource),
         // By a rule that is not in force any more.
-        of("rule"),
+        of(Reason::Rule),
         denied("198.51.100.7", 47, 0),
-        Denied { suppressed: 30, ..of("truncated") },
+        Denied { suppressed: 30, ..of(Reason::Truncated) },
     ]);
     news.push(News::Missed { lines: 12 });
     let left_out = "\

@@ -15,6 +15,7 @@ use firewall_core::names::rebinding::Guard;
 use firewall_core::rules::check::PolicyTables;
 use firewall_core::rules::question::Question;
 use firewall_core::rules::{Family, relevant};
+use firewall_core::time::Moment;
 use firewall_core::world::World;
 use firewall_tests::packets;
 
@@ -37,7 +38,7 @@ pub struct Stage {
     pub told: Vec<String>,
     /// Servers that were set, each time.
     pub servers: Vec<Vec<IpAddr>>,
-    pub now: Duration,
+    pub now: Moment,
 }
 
 impl Stage {
@@ -50,7 +51,7 @@ impl Stage {
             reads_flows: false,
             told: Vec::new(),
             servers: Vec::new(),
-            now: seconds(100_000),
+            now: Moment::after_boot(seconds(100_000)),
         };
         let vifs = (7..).zip(clients).map(|(index, client)| Vif {
             index,
@@ -240,8 +241,8 @@ fn failures_are_asked_again_later_and_later_and_at_once_when_the_network_changes
     for _ in 0..12 {
         stage.fail("a.example");
         let next = stage.world.next_time().expect("another attempt");
-        pauses.push((next - stage.now).as_millis());
-        stage.pass(next - stage.now);
+        pauses.push(next.since(stage.now).as_millis());
+        stage.pass(next.since(stage.now));
         assert_eq!(stage.take_asked(), ["a.example IPv4"]);
     }
     for (failures, pause) in pauses.iter().enumerate() {
@@ -371,7 +372,7 @@ fn what_an_earlier_agent_knew_is_used_until_something_newer_is_known() {
         let question = Question { name: "a.example".to_owned(), family: Family::V4 };
         let at = stage.now - seconds(age);
         // One of them left in the future: nobody wrote that but by mistake.
-        let leaving = [(address("192.0.2.6"), at), (address("192.0.2.5"), Duration::MAX)].into();
+        let leaving = [(address("192.0.2.6"), at), (address("192.0.2.5"), Moment::NEVER)].into();
         let known = Remembered { question, addresses: [address("192.0.2.7")].into(), at, leaving };
         stage.step(Event::Remembered { names: vec![known], now: stage.now });
         stage.rules(CLIENT, &["action=accept dsthost=a.example"]);

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use firewall_core::client::{ClientId, Links, Vif};
-use firewall_core::events::{Effect, Event, Notice, Task};
+use firewall_core::events::{Effect, Event, Notice, Task, Why};
+use firewall_core::time::Moment;
 use firewall_core::told::status::State;
 use firewall_core::world::World;
 
@@ -15,16 +16,16 @@ fn client() -> ClientId {
     ClientId { vif: 7, address: address(CLIENT) }
 }
 
-fn seconds(seconds: u64) -> Duration {
-    Duration::from_secs(seconds)
+fn at(second: u64) -> Moment {
+    Moment::after_boot(Duration::from_secs(second))
 }
 
 fn time(now: u64) -> Event {
-    Event::Time(seconds(now))
+    Event::Time(at(now))
 }
 
 fn tried(task: Task, outcome: Result<(), &str>, now: u64) -> Event {
-    Event::Tried { task, outcome: outcome.map_err(str::to_owned), now: seconds(now) }
+    Event::Tried { task, outcome: outcome.map_err(Why::of), now: at(now) }
 }
 
 /// A world with one client, which may do anything.
@@ -66,7 +67,7 @@ fn a_client_that_the_kernel_refuses_for_now_is_blocked_and_tried_again_until_it_
     for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
         assert_eq!(world.client_statuses()[0].state, State::Blocked);
         assert_eq!(reason(&world), "no memory; it is tried again");
-        assert_eq!(world.next_time(), Some(seconds(now + pause)));
+        assert_eq!(world.next_time(), Some(at(now + pause)));
         check(&mut world, time(now + pause - 1), &[]);
         now += pause;
         check(&mut world, time(now), &["policy 7 10.137.0.1"]);
@@ -83,7 +84,7 @@ fn a_client_that_the_kernel_refuses_for_now_is_blocked_and_tried_again_until_it_
     // The next time it was live before: it must not stay so.
     check(&mut world, rules(CLIENT, ACCEPT), &["policy 7 10.137.0.1"]);
     check(&mut world, refused(client(), "no memory", true, now), &["blocked 7 10.137.0.1"]);
-    assert_eq!(world.next_time(), Some(seconds(now + 1)));
+    assert_eq!(world.next_time(), Some(at(now + 1)));
 }
 
 #[test]
@@ -126,7 +127,7 @@ fn other_rules_are_tried_at_once_and_count_failures_anew() {
     }
     check(&mut world, rules(CLIENT, ACCEPT), &["policy 7 10.137.0.1"]);
     check(&mut world, refused(client(), "no memory", true, now), &[]);
-    assert_eq!(world.next_time(), Some(seconds(now + 1)));
+    assert_eq!(world.next_time(), Some(at(now + 1)));
     // A client that goes is not tried any more.
     check(&mut world, links(&[]), &["remove 7 10.137.0.1", "forget 7"]);
     assert_eq!(world.next_time(), None);
@@ -145,7 +146,11 @@ fn whatever_is_not_done_is_told_and_done_again_until_it_works() {
     };
     let mut world = one();
     world.step(Event::Links(locals()));
-    world.step(Event::Audit { client: address(CLIENT), length: seconds(1000), now: seconds(100) });
+    world.step(Event::Audit {
+        client: address(CLIENT),
+        length: Duration::from_secs(1000),
+        now: at(100),
+    });
     let is_locals = |effect: &Effect| matches!(effect, Effect::SetLocals(it) if it.len() == 1);
     let is_connected = |effect: &Effect| matches!(effect, Effect::SetConnected(_));
     let is_audit = |effect: &Effect| matches!(effect, Effect::Audit { until: 1100, .. });
@@ -170,10 +175,14 @@ fn whatever_is_not_done_is_told_and_done_again_until_it_works() {
         settle(&mut world);
         let effects = world.step(tried(task, Err("busy"), 200));
         assert_eq!(told(&effects), ["busy"], "{task:?}");
-        let failing = world.failing_statuses(seconds(200));
+        let failing = world.failing_statuses(at(200));
         assert_eq!(failing.len(), 1, "{failing:?}");
-        assert_eq!((failing[0].why.as_str(), failing[0].next), ("busy", 1), "{task:?}");
-        assert_eq!(world.next_time().map(|it| it <= seconds(201)), Some(true), "{task:?}");
+        assert_eq!(
+            (failing[0].why.as_str(), failing[0].next_seconds_left),
+            ("busy", 1),
+            "{task:?}"
+        );
+        assert_eq!(world.next_time().map(|it| it <= at(201)), Some(true), "{task:?}");
         let effects = world.step(time(201));
         assert_eq!(effects.iter().filter(|it| is_it(it)).count(), 1, "{task:?}: {effects:?}");
         // The same again is no news, and waits longer.
@@ -181,7 +190,7 @@ fn whatever_is_not_done_is_told_and_done_again_until_it_works() {
         assert!(!world.step(time(202)).iter().any(is_it), "{task:?}");
         assert_eq!(world.step(time(203)).iter().filter(|it| is_it(it)).count(), 1, "{task:?}");
         assert_eq!(told(&world.step(tried(task, Ok(()), 203))), ["works"], "{task:?}");
-        assert_eq!(world.failing_statuses(seconds(203)), [], "{task:?}");
+        assert_eq!(world.failing_statuses(at(203)), [], "{task:?}");
         assert!(!world.step(time(300)).iter().any(is_it), "{task:?}");
     }
 }
@@ -196,9 +205,9 @@ fn what_nobody_needs_any_more_is_not_tried_again() {
     let gone = ClientId { vif: 9, address: address("10.137.0.9") };
     world.step(tried(Task::Audit(gone), Err("busy"), 100));
     world.step(tried(Task::Settled(gone), Err("busy"), 100));
-    assert_eq!(world.failing_statuses(seconds(100)).len(), 4);
+    assert_eq!(world.failing_statuses(at(100)).len(), 4);
     check(&mut world, time(101), &[]);
-    assert_eq!(world.failing_statuses(seconds(101)), []);
+    assert_eq!(world.failing_statuses(at(101)), []);
     assert_eq!(world.next_time(), None);
     // Denied packets of a client that settles anew must not be rejected too early.
     world.step(tried(Task::Settled(client()), Err("busy"), 200));

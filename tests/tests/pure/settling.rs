@@ -8,7 +8,8 @@ use std::time::Duration;
 use firewall_common::packet::{Packet, Protocol};
 use firewall_core::client::ClientId;
 use firewall_core::connection::Flow;
-use firewall_core::events::{Effect, Event, Task};
+use firewall_core::events::{Effect, Event, Task, Why};
+use firewall_core::time::Moment;
 use firewall_core::world::World;
 
 use super::world::*;
@@ -62,12 +63,12 @@ fn check(world: &mut World, event: Event, expected: &[&str]) {
 }
 
 fn quiet() -> Event {
-    Event::Tried { task: Task::Tidy, outcome: Ok(()), now: Duration::ZERO }
+    Event::Tried { task: Task::Tidy, outcome: Ok(()), now: Moment::BOOT }
 }
 
 fn read(outcome: Result<(), &str>, seconds: u64) -> Event {
-    let now = Duration::from_secs(seconds);
-    Event::ConnectionsRead { outcome: outcome.map_err(str::to_owned), now }
+    let now = at(seconds);
+    Event::ConnectionsRead { outcome: outcome.map_err(Why::of), now }
 }
 
 fn refused(of: &[(&str, &str)]) -> Event {
@@ -75,8 +76,12 @@ fn refused(of: &[(&str, &str)]) -> Event {
     Event::Disconnected { gone: 1, refused: refused.collect::<BTreeMap<_, _>>() }
 }
 
+fn at(second: u64) -> Moment {
+    Moment::after_boot(Duration::from_secs(second))
+}
+
 fn time(seconds: u64) -> Event {
-    Event::Time(Duration::from_secs(seconds))
+    Event::Time(at(seconds))
 }
 
 #[test]
@@ -121,19 +126,15 @@ fn what_a_settling_client_has_open_and_must_not_have_ends_and_nothing_else() {
 fn nothing_is_read_before_packets_that_old_rules_accepted_have_gone() {
     let mut world = two();
     check(&mut world, rules(A, WEB), &[]);
-    let failed = Event::Tried {
-        task: Task::Tidy,
-        outcome: Err("no memory".to_owned()),
-        now: Duration::from_secs(10),
-    };
+    let failed = Event::Tried { task: Task::Tidy, outcome: Err(Why::of("no memory")), now: at(10) };
     check(&mut world, failed, &[]);
     check(&mut world, time(10), &[]);
     assert!(world.is_settling(client(7, A)));
-    let failing = world.failing_statuses(Duration::from_secs(10));
+    let failing = world.failing_statuses(at(10));
     assert_eq!(failing.len(), 1, "{failing:?}");
-    assert_eq!((failing[0].why.as_str(), failing[0].next), ("no memory", 1));
+    assert_eq!((failing[0].why.as_str(), failing[0].next_seconds_left), ("no memory", 1));
     check(&mut world, quiet(), &["read 10.137.0.1"]);
-    assert_eq!(world.failing_statuses(Duration::from_secs(10)), []);
+    assert_eq!(world.failing_statuses(at(10)), []);
 }
 
 #[test]
@@ -189,15 +190,15 @@ fn a_connection_that_cannot_be_ended_keeps_its_own_client_settling_and_no_other(
     check(&mut world, read(Ok(()), 100), &["settled 10.137.0.2", "handled 10.137.0.2"]);
     assert!(world.is_settling(client(7, A)));
     assert!(!world.is_settling(client(8, B)));
-    let failing = world.failing_statuses(Duration::from_secs(100));
+    let failing = world.failing_statuses(at(100));
     assert_eq!(failing.len(), 1, "{failing:?}");
     assert!(failing[0].what.contains("connections of 10.137.0.1"), "{failing:?}");
-    assert_eq!((failing[0].why.as_str(), failing[0].next), ("busy", 1));
+    assert_eq!((failing[0].why.as_str(), failing[0].next_seconds_left), ("busy", 1));
     // It is tried again by itself, later each time.
     check(&mut world, time(100), &[]);
     let mut now = 100;
     for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
-        assert_eq!(world.next_time(), Some(Duration::from_secs(now + pause)));
+        assert_eq!(world.next_time(), Some(at(now + pause)));
         check(&mut world, time(now + pause - 1), &[]);
         now += pause;
         check(&mut world, time(now), &["read 10.137.0.1"]);
@@ -210,7 +211,7 @@ fn a_connection_that_cannot_be_ended_keeps_its_own_client_settling_and_no_other(
     check(&mut world, time(now + 60), &["read 10.137.0.1"]);
     let settled = ["settled 10.137.0.1", "handled 10.137.0.1"];
     check(&mut world, read(Ok(()), now + 60), &settled);
-    assert_eq!(world.failing_statuses(Duration::ZERO), []);
+    assert_eq!(world.failing_statuses(Moment::BOOT), []);
     assert_eq!(world.next_time(), None);
 }
 
@@ -222,7 +223,7 @@ fn a_table_that_is_not_read_to_its_end_settles_nobody_and_is_read_again() {
     check(&mut world, Event::Connections(vec![flow(A, 22)]), &["end 10.137.0.1:22"]);
     check(&mut world, read(Err("no such module"), 100), &[]);
     assert!(world.is_settling(client(7, A)));
-    let failing = world.failing_statuses(Duration::from_secs(100));
+    let failing = world.failing_statuses(at(100));
     assert_eq!((failing.len(), failing[0].why.as_str()), (1, "no such module"));
     // Whoever settles meanwhile waits as well.
     check(&mut world, rules(B, WEB), &[]);
@@ -231,7 +232,7 @@ fn a_table_that_is_not_read_to_its_end_settles_nobody_and_is_read_again() {
     let settled =
         ["settled 10.137.0.1", "settled 10.137.0.2", "handled 10.137.0.1", "handled 10.137.0.2"];
     check(&mut world, read(Ok(()), 102), &settled);
-    assert_eq!(world.failing_statuses(Duration::ZERO), []);
+    assert_eq!(world.failing_statuses(Moment::BOOT), []);
 }
 
 #[test]
@@ -250,7 +251,7 @@ fn a_client_that_goes_is_not_waited_for() {
     check(&mut world, read(Err("no memory"), 1), &[]);
     check(&mut world, links(&[]), &["handled 10.137.0.2"]);
     check(&mut world, time(1), &[]);
-    assert_eq!(world.failing_statuses(Duration::ZERO), []);
+    assert_eq!(world.failing_statuses(Moment::BOOT), []);
     assert_eq!(world.next_time(), None);
 }
 

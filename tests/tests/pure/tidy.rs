@@ -62,7 +62,7 @@ fn what_is_pure_mentions_nothing_that_acts() {
 fn what_is_pure_depends_on_nothing_that_acts() {
     let crates: [(&str, &[&str]); 2] = [
         ("firewall-common", &["zerocopy"]),
-        ("firewall-core", &["firewall-common", "ipnet", "serde", "thiserror"]),
+        ("firewall-core", &["firewall-common", "ipnet", "schemars", "serde", "thiserror"]),
     ];
     for (owner, pure) in crates {
         let manifest = root().join(owner).join("Cargo.toml");

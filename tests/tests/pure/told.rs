@@ -1,22 +1,33 @@
 //! What people read, word by word, and what scripts read, field by field. After a change
 //! that is meant, FIREWALL_BLESS=1 writes the expected texts anew.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use firewall_agent::cli::colour::Colours;
 use firewall_agent::cli::explain::text::explained;
 use firewall_agent::cli::{check, text};
 use firewall_agent::edges::sources::rule_files;
+use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::client::{Links, Vif};
 use firewall_core::events::Event;
+use firewall_core::rules::Action;
+use firewall_core::rules::explain::Aspect;
 use firewall_core::rules::source::SourceError;
+use firewall_core::told::SCHEMA;
 use firewall_core::told::explanation::{Connection, Explained, Outcome, PacketStatus};
-use firewall_core::told::status::SCHEMA;
+use firewall_core::told::failure::ErrorStatus;
+use firewall_core::told::schema::schema;
+use firewall_core::told::status::{Attachment, Mode, State};
+use firewall_core::told::words::Named;
 use firewall_core::world::World;
 use firewall_core::world::explaining::Circumstances;
+use firewall_tests::agent::binary;
 use firewall_tests::packets::{TCP, UDP};
+use serde_json::Value;
 
 use super::world::settle;
 
@@ -72,7 +83,8 @@ fn packet(from: &str, to: &str, protocol: u8, port: u16) -> PacketStatus {
 
 /// All that is said about a packet, with tables in the kernel that say the same.
 fn told(world: &World, packet: &PacketStatus, connection: Option<Connection>) -> Explained {
-    let circumstances = Circumstances { guards_neighbours: false, mode: "standalone", seconds: 0 };
+    let circumstances =
+        Circumstances { guards_neighbours: false, mode: Mode::Standalone, seconds: 0 };
     let agent = world.explain(packet.source, &packet.packet(), &circumstances).remove(0);
     Explained {
         schema: SCHEMA,
@@ -159,42 +171,110 @@ fn no_line_is_wider_than_a_terminal() {
     }
 }
 
-#[test]
-fn every_field_of_the_json_is_documented() {
+/// What docs/json.md says.
+fn documented() -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let read = |path: &str| fs::read_to_string(root.join(path)).expect("text");
-    let documented = read("docs/json.md");
+    fs::read_to_string(root.join("docs/json.md")).expect("text")
+}
+
+/// Every field of the schema, with its form; every word that a field may have, without one.
+fn told_by_schema() -> (Vec<(String, Value)>, Vec<String>) {
+    fn collect(value: &Value, fields: &mut Vec<(String, Value)>, words: &mut Vec<String>) {
+        let properties = value.get("properties").and_then(Value::as_object).into_iter().flatten();
+        fields.extend(properties.map(|(name, form)| (name.clone(), form.clone())));
+        let listed = value.get("enum").and_then(Value::as_array).into_iter().flatten();
+        let words_here = listed.chain(value.get("const")).filter_map(Value::as_str);
+        words.extend(words_here.map(str::to_owned));
+        match value {
+            Value::Object(all) => all.values().for_each(|it| collect(it, fields, words)),
+            Value::Array(all) => all.iter().for_each(|it| collect(it, fields, words)),
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+        }
+    }
+    let schema = serde_json::to_value(schema()).expect("JSON");
+    let (mut fields, mut words) = (Vec::new(), Vec::new());
+    collect(&schema, &mut fields, &mut words);
+    assert!(fields.len() > 100 && words.len() > 50, "{} {}", fields.len(), words.len());
+    (fields, words)
+}
+
+#[test]
+fn every_field_and_word_of_the_json_is_documented() {
+    let documented = documented();
     assert!(documented.contains(&format!("`schema` is {SCHEMA}")));
-    for file in [
-        "firewall-core/src/told/status.rs",
-        "firewall-core/src/told/explanation.rs",
-        "firewall-agent/src/cli/remains.rs",
-        "firewall-agent/src/cli/check.rs",
-    ] {
-        let source = read(file);
-        let types = source.split("#[derive(").skip(1);
-        let is_told = |it: &&str| it.split(')').next().is_some_and(|it| it.contains("Serialize"));
-        let types = types.filter(is_told);
-        let types = types.filter_map(|it| it.split_once('{')?.1.split_once("\n}"));
-        let mut count = 0;
-        for (body, _) in types {
-            for line in body.lines().filter(|line| line.starts_with("    ") && line.ends_with(','))
-            {
-                let line = line.trim().trim_start_matches("pub ");
-                let Some((field, _)) = line.split_once(": ") else { continue };
-                if field.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_') {
-                    let is_skipped = (file, field) == ("firewall-agent/src/cli/check.rs", "place");
-                    let is_there = documented.contains(&format!("`{field}`"));
-                    assert!(
-                        is_there || is_skipped,
-                        "docs/json.md does not tell of `{field}` ({file})"
-                    );
-                    count += 1;
-                }
+    let (fields, words) = told_by_schema();
+    for (name, _) in &fields {
+        assert!(documented.contains(&format!("`{name}`")), "docs/json.md lacks `{name}`");
+    }
+    // Those of the kernel program are in SECURITY.md.
+    let reasons: Vec<&str> = Reason::ALL.iter().map(|it| it.name()).collect();
+    for word in words.iter().filter(|word| !reasons.contains(&word.as_str())) {
+        assert!(documented.contains(&format!("`{word}`")), "docs/json.md lacks `{word}`");
+    }
+}
+
+#[test]
+fn no_field_is_documented_that_there_is_not() {
+    let (fields, _) = told_by_schema();
+    let names: BTreeSet<&str> = fields.iter().map(|(name, _)| name.as_str()).collect();
+    let documented = documented();
+    let rows = documented.lines().filter_map(|line| line.strip_prefix("| `")?.split_once(" | "));
+    let mut count = 0;
+    for (first, _) in rows {
+        for name in first.trim_end_matches('`').split("`, `") {
+            assert!(names.contains(name), "docs/json.md tells of `{name}`, which no type has");
+            count += 1;
+        }
+    }
+    assert!(count > 100, "{count}");
+}
+
+#[test]
+fn a_number_with_a_unit_says_it_in_its_name() {
+    let (fields, _) = told_by_schema();
+    let mut count = 0;
+    for (name, form) in &fields {
+        let kind = form["type"].to_string();
+        let about = form["description"].as_str().unwrap_or_default().to_lowercase();
+        for (word, unit) in [("second", "second"), ("bytes", "bytes"), ("how long ago", "second")] {
+            if kind.contains("integer") && about.contains(word) && !about.contains("milli") {
+                assert!(name.contains(unit), "{name}: {about}");
+                count += 1;
             }
         }
-        assert!(count > 5, "{file}: {count}");
+        assert!(!about.contains("milli") || name.ends_with("_ms"), "{name}: {about}");
     }
+    assert!(count > 5, "{count}");
+}
+
+#[test]
+fn a_word_of_json_is_the_one_that_people_read() {
+    fn check(value: impl serde::Serialize + std::fmt::Debug, name: &str) {
+        assert_eq!(serde_json::to_value(&value).expect("JSON"), name, "{value:?}");
+    }
+    for &it in Attachment::ALL {
+        check(it, it.name());
+    }
+    for it in [State::Live, State::Blocked, State::Waiting, State::Absent] {
+        check(it, it.name());
+    }
+    for it in [Mode::Qubes, Mode::Standalone] {
+        check(it, it.name());
+    }
+    for it in [Action::Accept, Action::Drop] {
+        check(it, it.name());
+    }
+    for it in [Aspect::Destination, Aspect::Protocol, Aspect::Port] {
+        check(it, it.name());
+    }
+    for &it in Reason::ALL {
+        check(Named(it), it.name());
+    }
+    for &it in Verdict::ALL {
+        check(Named(it), it.name());
+    }
+    let unknown = serde_json::from_str::<Named<Verdict>>("\"allow\"").map_err(|it| it.to_string());
+    assert_eq!(unknown.expect_err("no verdict"), "`allow` is no verdict");
 }
 
 #[test]
@@ -205,4 +285,38 @@ fn the_json_of_explain_is_as_documented() {
     check("explain.json", &(json.clone() + "\n"));
     let back: Vec<Explained> = serde_json::from_str(&json).expect("its own JSON");
     assert_eq!(back[0].outcome, Outcome::Forwarded);
+}
+
+/// Exit code of a command, and what it prints for scripts.
+fn run(arguments: &[&str]) -> (Option<i32>, String) {
+    let mut agent = Command::new(binary().expect("an agent"));
+    let output = agent.args(arguments).output().expect("an end");
+    (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+}
+
+#[test]
+fn a_command_without_an_answer_tells_scripts_why() {
+    let nobody = ["--socket", "/nobody/listens/here"];
+    for (arguments, code, why) in [
+        (["audit", CLIENT, "--off"].as_slice(), 3, "no agent answers at /nobody/listens/here"),
+        (&["monitor"], 3, "no agent answers at /nobody/listens/here"),
+        (&["explain", "--to", "192.0.2.1:1/tcp"], 2, "say who sends the packet"),
+        (&["check", "/no.rules"], 2, "whose rules are these?"),
+    ] {
+        let socket = if arguments[0] == "check" { &nobody[..0] } else { &nobody[..] };
+        let (exit, text) = run(&[arguments, socket].concat());
+        assert_eq!((exit, text.as_str()), (Some(code), ""), "{arguments:?}, for people");
+        let (exit, text) = run(&[arguments, socket, &["--json"]].concat());
+        let told: ErrorStatus = serde_json::from_str(&text).expect("an error");
+        assert_eq!((exit, told.schema), (Some(code), SCHEMA), "{arguments:?}");
+        assert!(told.error.starts_with(why), "{arguments:?}: {}", told.error);
+    }
+}
+
+#[test]
+fn the_schema_can_be_had_from_the_command() {
+    let (exit, text) = run(&["schema"]);
+    assert_eq!(exit, Some(0));
+    let printed: Value = serde_json::from_str(&text).expect("JSON");
+    assert_eq!(printed, serde_json::to_value(schema()).expect("JSON"));
 }

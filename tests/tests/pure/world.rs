@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use firewall_agent::edges::sources::rule_files;
 use firewall_core::client::{ClientId, Links, Vif};
-use firewall_core::events::{Effect, Event, Installation, Task};
+use firewall_core::events::{Effect, Event, Installation, Task, Why};
 use firewall_core::rules::source::SourceError;
-use firewall_core::told::status::State;
+use firewall_core::time::Moment;
+use firewall_core::told::status::{Attachment, State};
 use firewall_core::world::World;
 
 pub const ACCEPT: &str = "policy = drop\n0000 = action=accept\ncommit\n";
@@ -80,13 +81,13 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
 
 /// What the kernel's maps do not take.
 pub fn refused(client: ClientId, why: &str, may_pass: bool, seconds: u64) -> Event {
-    let now = Duration::from_secs(seconds);
+    let now = Moment::after_boot(Duration::from_secs(seconds));
     Event::Refused { client, why: why.to_owned(), may_pass, now }
 }
 
 /// Lets all clients settle, as if they had nothing open.
 pub fn settle(world: &mut World) {
-    let now = Duration::ZERO;
+    let now = Moment::BOOT;
     world.step(Event::Tried { task: Task::Tidy, outcome: Ok(()), now });
     world.step(Event::ConnectionsRead { outcome: Ok(()), now });
     assert_eq!(world.count_settling(), 0);
@@ -352,7 +353,7 @@ fn what_could_not_be_attached_is_tried_again_and_what_could_is_not() {
     };
     let attach = ["guard 2 eth0", "attach 7 vif1.0"];
     check(&mut world, both(), &attach);
-    for outcome in [Err("busy".to_owned()), Ok("tcx".to_owned())] {
+    for outcome in [Err(Why::of("busy")), Ok(Attachment::Tcx)] {
         for link in [2, 7] {
             world.step(Event::Attached { link, outcome: outcome.clone() });
         }

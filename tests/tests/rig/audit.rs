@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use firewall_agent::edges::control::{self, Request};
+use firewall_core::told::status::AuditStatus;
+use firewall_core::world::audits::NoAudit;
 use firewall_tests::agent::{Agent, PATIENCE};
 use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
@@ -16,9 +18,9 @@ use super::world::*;
 /// many seconds the audit ends.
 fn audit(agent: &Agent, client: IpAddr, seconds: u64) -> Result<Option<u64>> {
     let request = Request::Audit { client, seconds };
-    let answer: Result<Option<u64>, String> = control::ask(&agent.socket(), &request)?;
+    let answer: Result<AuditStatus, NoAudit> = control::ask(&agent.socket(), &request)?;
     agent.wait_for_settled()?;
-    answer.map_err(anyhow::Error::msg)
+    Ok(answer?.audit_seconds_left)
 }
 
 fn families(world: &World) -> [(IpAddr, IpAddr, Outcome); 2] {
@@ -68,7 +70,7 @@ fn an_audit_lets_denied_connections_pass_counts_them_and_cuts_them_at_its_end() 
         assert_eq!((code, text.contains("is not audited")), (0, true), "{text}");
         ensure!(!flow.exchange(SILENCE)?, "the connection goes on");
         assert_eq!(Probe::tcp(from, to).run(SILENCE)?, prohibited);
-        assert_eq!(agent.client(client)?.audit, None);
+        assert_eq!(agent.client(client)?.audit_seconds_left, None);
         assert_eq!(cli(&agent, &["status"])?.0, 0);
     }
     Ok(())
@@ -86,7 +88,10 @@ fn an_audit_ends_by_itself_and_what_was_opened_meanwhile_ends_with_it() -> Resul
         let mut flow = OpenFlow::open(from, to, PATIENCE)?;
         ensure!(flow.exchange(PATIENCE)?, "an audited connection does not work");
         agent.wait_for("the audit over", |status| {
-            status.clients.iter().all(|client| client.audit.is_none() && !client.settling)
+            status
+                .clients
+                .iter()
+                .all(|client| client.audit_seconds_left.is_none() && !client.settling)
         })?;
         ensure!(!flow.exchange(SILENCE)?, "the connection goes on");
         assert_eq!(Probe::tcp(from, to).run(SILENCE)?, prohibited);
@@ -117,7 +122,7 @@ fn an_audit_ends_in_time_although_the_agent_was_killed() -> Result<()> {
     let agent = world.start()?;
     for (client, ..) in families(&world) {
         agent.wait_for_state(client, firewall_core::told::status::State::Live)?;
-        assert_eq!(agent.client(client)?.audit, None);
+        assert_eq!(agent.client(client)?.audit_seconds_left, None);
     }
     for (probe, prohibited) in &probes {
         assert_eq!(probe.run(SILENCE)?, *prohibited);

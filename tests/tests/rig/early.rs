@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_core::told::status::Status;
+use firewall_core::told::status::{Attachment, Status};
 use firewall_tests::agent::{Agent, PATIENCE};
 use firewall_tests::frames;
 use firewall_tests::packets;
@@ -49,8 +49,8 @@ fn strays(status: &Status) -> u64 {
     status.strays.get("unknown-source").map_or(0, |counter| counter.packets)
 }
 
-fn attached(status: &Status, vif: &str) -> Option<String> {
-    status.vifs.iter().find(|it| it.name == vif)?.attached.clone()
+fn attached(status: &Status, vif: &str) -> Option<Attachment> {
+    status.vifs.iter().find(|it| it.name == vif)?.attached
 }
 
 #[test]
@@ -61,11 +61,11 @@ fn the_xdp_stage_drops_in_front_of_all_else_and_changes_no_verdict() -> Result<(
     let agent = world.start()?;
     world.put(&agent, &[tcp_443()])?;
     ensure!(reaches_taps(&world)?, "without the stage taps see all");
-    assert_eq!(attached(&agent.status()?, vif).as_deref(), Some("tcx"));
+    assert_eq!(attached(&agent.status()?, vif), Some(Attachment::Tcx));
     agent.kill()?;
 
     let agent = Agent::start(&world.rig, &["--xdp"])?;
-    agent.wait_for("the stage", |status| attached(status, vif).as_deref() == Some("xdp, tcx"))?;
+    agent.wait_for("the stage", |status| attached(status, vif) == Some(Attachment::XdpAndTcx))?;
     // Of a client that settles, what is denied is dropped by the stage as well.
     agent.wait_for_settled()?;
     ensure!(!reaches_taps(&world)?, "not dropped by XDP");
@@ -77,7 +77,7 @@ fn the_xdp_stage_drops_in_front_of_all_else_and_changes_no_verdict() -> Result<(
 
     // A new one takes it over, with maps of its own.
     let agent = Agent::start(&world.rig, &["--xdp"])?;
-    agent.wait_for("the stage", |status| attached(status, vif).as_deref() == Some("xdp, tcx"))?;
+    agent.wait_for("the stage", |status| attached(status, vif) == Some(Attachment::XdpAndTcx))?;
     // Of a client that settles, what is denied is dropped by the stage as well.
     agent.wait_for_settled()?;
     ensure!(!reaches_taps(&world)?, "not dropped by the new agent's XDP");
@@ -85,7 +85,7 @@ fn the_xdp_stage_drops_in_front_of_all_else_and_changes_no_verdict() -> Result<(
     agent.kill()?;
 
     let agent = world.start()?;
-    assert_eq!(attached(&agent.status()?, vif).as_deref(), Some("tcx"));
+    assert_eq!(attached(&agent.status()?, vif), Some(Attachment::Tcx));
     wait_for_taps(&world)?;
     world.check("without the stage", v4, v6);
     Ok(())
@@ -101,7 +101,7 @@ fn where_xdp_cannot_be_packets_meet_tc_alone() -> Result<()> {
     let others = Native::open(world.rig.netvm(), vif)?;
     let agent = Agent::start(&world.rig, &["--xdp"])?;
     for name in [vif, "vif77.0"] {
-        agent.wait_for("attached", |status| attached(status, name).as_deref() == Some("tcx"))?;
+        agent.wait_for("attached", |status| attached(status, name) == Some(Attachment::Tcx))?;
     }
     agent.wait_for("told twice", |_| agent.log().matches("no XDP stage").count() == 2)?;
     world.put(&agent, &[tcp_443()])?;
@@ -118,7 +118,7 @@ fn the_xdp_stage_comes_back_and_goes_with_its_vif_and_with_a_firewall_that_opens
     let vif = world.client.vif();
     let options = ["--xdp", "--mode", "qubes", "--open-on-stop"];
     let agent = Agent::start(&world.rig, &options)?;
-    agent.wait_for("the stage", |status| attached(status, vif).as_deref() == Some("xdp, tcx"))?;
+    agent.wait_for("the stage", |status| attached(status, vif) == Some(Attachment::XdpAndTcx))?;
     world.put(&agent, &[tcp_443()])?;
     ensure!(!reaches_taps(&world)?, "not dropped by XDP");
     let stages = || world.pins("from_client_early-");
@@ -136,7 +136,7 @@ fn the_xdp_stage_comes_back_and_goes_with_its_vif_and_with_a_firewall_that_opens
     wait_for_taps(&world)?;
     agent.signal(Signal::SIGCONT)?;
     agent.wait_for("again", |status| {
-        attached(status, vif).as_deref() == Some("xdp, tcx")
+        attached(status, vif) == Some(Attachment::XdpAndTcx)
             && stages().is_ok_and(|it| it.len() == 1)
     })?;
     ensure!(!reaches_taps(&world)?, "not dropped by XDP");

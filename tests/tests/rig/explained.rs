@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
+use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::told::explanation::{Connection, Explained, Outcome as Said};
 use firewall_core::told::status::ClientStatus;
 use firewall_tests::agent::{Agent, PATIENCE, binary};
@@ -51,7 +52,7 @@ fn moved(before: &ClientStatus, after: &ClientStatus) -> Vec<String> {
     all.insert("default".to_owned(), default);
     for (reason, counter) in &after.counters {
         let known = before.counters.get(reason).map_or(0, |it| it.packets);
-        all.insert(reason.clone(), counter.packets - known);
+        all.insert(reason.to_string(), counter.packets - known);
     }
     all.into_iter().filter(|(_, packets)| *packets > 0).map(|(what, _)| what).collect()
 }
@@ -88,7 +89,7 @@ fn check(
     assert_eq!((code, said.agree), (exit, Some(true)), "{place}: {said:#?}");
     let named = match said.agent.context("no agent")?.rule {
         Some(number) => format!("rule {number}"),
-        None => said.judgement.reason,
+        None => said.judgement.reason.name().to_owned(),
     };
     assert_eq!(moved(&before, &after), [named], "{place}");
     Ok(())
@@ -163,9 +164,9 @@ fn explain_sees_connections_other_clients_and_recorded_packets() -> Result<()> {
         assert_eq!(said.agent.context("no agent")?.rule, Some(0));
     }
     let (code, said) = recorded(&packets::plain(other, SERVER4, packets::TCP, 443))?;
-    assert_eq!((code, said.judgement.reason.as_str()), (1, "unknown-source"), "{said:#?}");
+    assert_eq!((code, said.judgement.reason), (1, Reason::UnknownSource), "{said:#?}");
     let tagged = [&frame[..12], &[0x81, 0, 0, 1], &frame[12..]].concat();
-    assert_eq!(recorded(&tagged)?.1.judgement.reason, "tagged");
+    assert_eq!(recorded(&tagged)?.1.judgement.reason, Reason::Tagged);
     for (arguments, teaches) in [
         (["--from", "10.137.0.99", "--to", "1.1.1.1/icmp"], "is no client"),
         (["--from", "10.137.0.12", "--to", "2001:db8::1/icmp"], "use --from fd09:24ef:4179::a89:c"),
@@ -220,7 +221,7 @@ fn goes_on(label: &str, attach: &str) -> Result<()> {
     assert_eq!((code, said.outcome), (0, Said::Forwarded), "{said:#?}");
     assert_eq!(said.judgement.rule_index, Some(1));
     let (code, said) = explain(&world.rig, world.v4, &format!("{SERVER4}:80/tcp"))?;
-    assert_eq!((code, said.judgement.reason.as_str()), (1, "default"), "{said:#?}");
+    assert_eq!((code, said.judgement.reason), (1, Reason::Default), "{said:#?}");
     // Without the gate, what is rejected is forwarded, and so it is said.
     world.rig.netvm().nft("delete table ip qubes-firewall")?;
     let to = format!("{SERVER4}:80/udp");
@@ -264,7 +265,7 @@ fn an_answer_to_a_connection_towards_a_client_is_explained_as_one() -> Result<()
         let (code, said) = explain(&world.rig, client, &format!("{}/tcp", flow.local_addr()?))?;
         assert_eq!(said.connection, Some(Connection::Answers), "{said:#?}");
         assert_eq!((code, said.outcome, said.agree), (0, Said::Forwarded, Some(true)));
-        assert_eq!(said.judgement.verdict, "reject");
+        assert_eq!(said.judgement.verdict, Verdict::Reject);
         // What the client opens itself to the same port is no answer.
         let (code, said) = explain(&world.rig, client, &format!("{}/udp", flow.local_addr()?))?;
         assert_eq!((code, said.outcome), (1, Said::Rejected), "{said:#?}");

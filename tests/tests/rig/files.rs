@@ -71,7 +71,7 @@ fn show_and_status_tell_what_is_in_force() -> Result<()> {
     assert!(line("0000").ends_with("dstports=443-443 0 packets, 0 bytes"), "{text}");
     let (_, json) = cli(&agent, &["show", "10.137.0.12", "--json"])?;
     let json: serde_json::Value = serde_json::from_str(&json)?;
-    assert_eq!(json["schema"], 1);
+    assert_eq!(json["schema"], 2);
     assert_eq!(json["clients"][0]["rules"][1]["counter"]["packets"], 1);
     assert_eq!(cli(&agent, &["show", "10.137.0.99"])?.0, 0);
     let socket = agent.socket();

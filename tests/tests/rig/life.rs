@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use firewall_common::abi::ABI_VERSION;
-use firewall_core::told::status::State;
+use firewall_core::told::status::{Attachment, State};
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Rule, Ruleset};
 use firewall_tests::probe::{OpenFlow, Outcome};
@@ -138,7 +138,7 @@ fn clsact_filters_as_tcx_does_and_is_replaced_by_the_next_agent() -> Result<()> 
         let agent = Agent::start(&world.rig, &["--attach", "clsact"])?;
         agent.wait_for_vif(world.client.vif())?;
         let status = agent.status()?;
-        assert_eq!(status.vifs[0].attached.as_deref(), Some("clsact"));
+        assert_eq!(status.vifs[0].attached, Some(Attachment::Clsact));
         if round == 0 {
             world.put(&agent, &[tcp_443(), ping()])?;
         }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::{self, Request};
+use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::told::news::{Denied, News};
 use firewall_tests::agent::{Agent, PATIENCE, binary};
 use firewall_tests::dns::Reply;
@@ -113,13 +114,13 @@ fn monitor_tells_what_became_of_packets_by_which_rule_and_all_that_counters_coun
         while told != counted {
             let denied = monitor.denied()?;
             let Denied { vif, source, destination, verdict, generation, .. } = &denied;
-            assert_eq!((vif.as_str(), verdict.as_str()), (world.client.vif(), "reject"));
+            assert_eq!((vif.as_str(), *verdict), (world.client.vif(), Verdict::Reject));
             assert_eq!((*source, *destination), (Some(client), Some(server)));
             assert_eq!(*generation, status.generation);
             let rule = denied.rule.as_ref().map(|rule| (rule.number, rule.text.clone()));
             let is_tcp = denied.protocol == packets::TCP;
             let by = if is_tcp { Some((0, no_80.text())) } else { None };
-            assert_eq!((rule, denied.reason == "rule"), (by, is_tcp), "{denied:?}");
+            assert_eq!((rule, denied.reason == Reason::Rule), (by, is_tcp), "{denied:?}");
             assert_eq!(denied.port, if is_tcp { 80 } else { 443 });
             told[usize::from(!is_tcp)] += 1 + u64::from(denied.suppressed);
             ensure!(told[0] <= counted[0] && told[1] <= counted[1], "{told:?} of {counted:?}");

@@ -106,7 +106,7 @@ impl Named {
     pub fn leads(&self, name: &str, addresses: &[&str]) -> Result<()> {
         self.until(name, &format!("leads to {addresses:?}"), |name| {
             let known = name.addresses.iter().map(|it| it.address.to_string());
-            name.answered.is_some() && known.eq(addresses.iter().copied())
+            name.answered_seconds_ago.is_some() && known.eq(addresses.iter().copied())
         })
     }
 

@@ -8,6 +8,7 @@ use firewall_agent::edges::memory;
 use firewall_core::names::answer::Remembered;
 use firewall_core::rules::Family;
 use firewall_core::rules::question::Question;
+use firewall_core::time::Moment;
 use firewall_tests::agent::PATIENCE;
 use firewall_tests::dns::{DnsServer, Reply};
 use firewall_tests::probe::{OpenFlow, Outcome};
@@ -133,8 +134,8 @@ fn an_address_that_left_stays_while_a_connection_to_it_is_open() -> Result<()> {
     let mut flow = OpenFlow::open(named.world.client.namespace(), to, PATIENCE)?;
     named.stop()?;
     // As if both had left ten minutes ago.
-    let now = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
-    let left = now.saturating_sub(Duration::from_secs(598));
+    let now = Moment::after_boot(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into());
+    let left = now - Duration::from_secs(598);
     let remembered = names.map(|name| Remembered {
         question: Question { name: name.to_owned(), family: Family::V4 },
         addresses: [ONE.parse().expect("an address")].into(),

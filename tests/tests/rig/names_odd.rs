@@ -44,9 +44,10 @@ impl Expected {
         let Self { addresses, is_answered, problem, next } = self;
         let known = name.addresses.iter().map(|it| it.address.to_string());
         known.eq(addresses.iter().cloned())
-            && name.answered.is_some() == *is_answered
+            && name.answered_seconds_ago.is_some() == *is_answered
             && name.problem == *problem
-            && (problem.is_some() && !is_answered || (*next / 2..=*next).contains(&name.next))
+            && (problem.is_some() && !is_answered
+                || (*next / 2..=*next).contains(&name.next_seconds_left))
     }
 }
 

@@ -304,7 +304,7 @@ impl Scene {
         }
         counters.insert("default".to_owned(), status.default_counter.packets);
         for (reason, counter) in status.counters {
-            counters.insert(reason, counter.packets);
+            counters.insert(reason.to_string(), counter.packets);
         }
         for (reason, counter) in self.agent.status()?.strays {
             counters.insert(format!("stray {reason}"), counter.packets);

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::{self, Request};
-use firewall_core::told::status::State;
+use firewall_core::told::status::{AuditStatus, State};
+use firewall_core::world::audits::NoAudit;
 use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::Ruleset;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
@@ -100,8 +101,8 @@ fn what_waited_for_a_neighbour_does_not_leave_after_a_rule_change() -> Result<()
         let client = ends.from;
         let audit = |seconds| -> Result<()> {
             let request = Request::Audit { client, seconds };
-            let answer: Result<Option<u64>, String> = control::ask(&agent.socket(), &request)?;
-            answer.map_err(anyhow::Error::msg)?;
+            let answer: Result<AuditStatus, NoAudit> = control::ask(&agent.socket(), &request)?;
+            answer?;
             agent.wait_for_settled()
         };
         let_wait(&scene, &ends)?;

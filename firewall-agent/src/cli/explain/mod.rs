@@ -18,7 +18,7 @@ use firewall_common::verdict::{Decision, Reason, Verdict};
 
 use super::ask::Ask;
 use super::colour::Colours;
-use super::{EXIT_DISAGREEMENT, EXIT_NOT_RUNNING, EXIT_PROBLEM};
+use super::{EXIT_DISAGREEMENT, EXIT_PROBLEM};
 use crate::edges::conntrack::{self, Wanted};
 use crate::edges::control::Request;
 use crate::edges::dataplane::inspect::{self, Inspection};
@@ -28,10 +28,11 @@ use firewall_core::connection::Flow;
 use firewall_core::rules::check::{self, PolicyTables};
 use firewall_core::rules::resolve::{self, Surroundings};
 use firewall_core::rules::{Family, compile};
+use firewall_core::told::SCHEMA;
 use firewall_core::told::explanation::{
     Connection, Explained, Explanation, Judgement, Outcome, PacketStatus,
 };
-use firewall_core::told::status::{SCHEMA, State, Status};
+use firewall_core::told::status::{State, Status};
 use firewall_core::world::explaining::{is_judged_by_rules, number, tried};
 use target::{Host, Target};
 
@@ -101,12 +102,10 @@ pub fn explain(arguments: &Explain) -> Result<ExitCode> {
         None => by_agent_and_kernel(arguments)?,
     };
     if explained.iter().all(|it| it.agent.is_none() && it.kernel.is_none()) {
-        for problem in
-            explained.iter().take(1).flat_map(|it| [&it.agent_problem, &it.kernel_problem])
-        {
-            problem.iter().for_each(|problem| eprintln!("{problem}"));
-        }
-        return Ok(ExitCode::from(EXIT_NOT_RUNNING));
+        let first = explained.iter().take(1);
+        let problems = first.flat_map(|it| [&it.agent_problem, &it.kernel_problem]).flatten();
+        let problems: Vec<&str> = problems.map(String::as_str).collect();
+        return arguments.ask.not_running(&problems.join("\n"));
     }
     arguments.ask.print(&explained, || {
         let texts =
@@ -440,7 +439,7 @@ fn of_text(subject: &Subject, text: &str) -> Result<Explanation> {
         judgement,
         tried: tried.unwrap_or_default(),
         rules: ruleset.rules.len(),
-        default: Some(ruleset.default.name().to_owned()),
+        default: Some(ruleset.default),
         mode: None,
         to_client: false,
         redirected_to: None,

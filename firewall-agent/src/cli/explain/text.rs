@@ -7,9 +7,11 @@ use std::net::IpAddr;
 use firewall_common::verdict::{Reason, Verdict};
 
 use crate::cli::colour::{BAD, Colours, GOOD, ODD};
+use firewall_core::rules::Action;
 use firewall_core::told::explanation::{
     Connection, Explained, Explanation, ICMP, ICMPV6, Judgement, Outcome, PacketStatus, TCP, UDP,
 };
+use firewall_core::told::status::Mode;
 
 /// Longer lists of rules are cut in the middle.
 const MOST_TRIED: usize = 20;
@@ -28,8 +30,9 @@ pub fn explained(it: &Explained, all: bool, colours: Colours) -> String {
     }
     if let Some(agent) = it.agent.as_ref().filter(|agent| !agent.tried.is_empty()) {
         rules(&mut text, agent, all, colours);
-    } else if let Some(agent) = it.agent.as_ref().filter(|_| it.judgement.reason == "default") {
-        let default = agent.default.as_deref().unwrap_or("drop");
+    } else if let Some(agent) = it.agent.as_ref().filter(|_| it.judgement.reason == Reason::Default)
+    {
+        let default = agent.default.unwrap_or(Action::Drop).name();
         let _ = writeln!(text, "\n  There are no rules; the default is {default}.");
     }
     let _ = writeln!(text, "\n  On its way:");
@@ -89,9 +92,7 @@ fn outcome(it: &Explained, colours: Colours) -> String {
 
 /// The answer in one sentence.
 fn why(it: &Explained) -> String {
-    let Some((verdict, reason)) = it.judgement.known() else {
-        return "for a reason that this version does not know".to_owned();
-    };
+    let Judgement { verdict, reason, .. } = it.judgement;
     let rule = match (it.agent.as_ref().and_then(|agent| agent.rule), it.judgement.rule_index) {
         (Some(number), _) => format!("rule {number:04}"),
         (None, Some(index)) => format!("the rule with index {index}"),
@@ -218,6 +219,7 @@ fn disagreement(it: &Explained, colours: Colours) -> String {
     let said = |judgement: &Judgement| {
         let Judgement { verdict, reason, rule_index, generation } = judgement;
         let rule = rule_index.map(|index| format!(" with index {index}")).unwrap_or_default();
+        let (verdict, reason) = (verdict.name(), reason.name());
         format!("{verdict}, by {reason}{rule}, generation {generation}")
     };
     let agent = it.agent.as_ref().map(|agent| said(&agent.judgement)).unwrap_or_default();
@@ -256,7 +258,7 @@ fn rules(text: &mut String, agent: &Explanation, all: bool, colours: Colours) {
     let left = agent.rules.saturating_sub(count);
     match (agent.rule, left) {
         (None, _) => {
-            let default = agent.default.as_deref().unwrap_or("drop");
+            let default = agent.default.unwrap_or(Action::Drop).name();
             let _ = writeln!(text, "    else  action={default}");
             let _ = writeln!(text, "          {}", colours.paint(ODD, "the default decides"));
         }
@@ -301,10 +303,10 @@ fn steps(it: &Explained) -> Vec<(&'static str, String)> {
 }
 
 fn firewall(it: &Explained) -> String {
-    let Judgement { verdict, reason, generation, .. } = &it.judgement;
+    let Judgement { verdict, reason, generation, .. } = it.judgement;
     let counted = match it.agent.as_ref().and_then(|agent| agent.rule) {
         Some(number) => format!("rule {number:04}"),
-        None => reason.clone(),
+        None => reason.name().to_owned(),
     };
     let policy = match generation {
         0 => String::new(),
@@ -316,16 +318,15 @@ fn firewall(it: &Explained) -> String {
     } else {
         ""
     };
-    let does = match it.judgement.known() {
-        Some((Verdict::Accept, _)) => "hands it on with the mark",
-        Some((Verdict::Audit, _)) => "hands it on with the mark, because the client is audited",
-        Some((Verdict::Related, _)) => "hands it on with the mark, as an ICMP error",
-        Some((Verdict::Reject, _)) if it.outcome == Outcome::Dropped => {
+    let does = match verdict {
+        Verdict::Accept => "hands it on with the mark",
+        Verdict::Audit => "hands it on with the mark, because the client is audited",
+        Verdict::Related => "hands it on with the mark, as an ICMP error",
+        Verdict::Reject if it.outcome == Outcome::Dropped => {
             "ends it at the vif, because it is a fragment"
         }
-        Some((Verdict::Reject | Verdict::Pass, _)) => "hands it on without the mark",
-        Some((Verdict::Drop, _)) => "ends it at the vif",
-        None => verdict,
+        Verdict::Reject | Verdict::Pass => "hands it on without the mark",
+        Verdict::Drop => "ends it at the vif",
     };
     format!("{does}; counted as {counted}{policy}{settling}")
 }
@@ -334,34 +335,35 @@ fn gate(it: &Explained) -> String {
     let is_v4 = it.client.is_ipv4();
     let error = if is_v4 { "ICMP 3/13" } else { "ICMPv6 1/1" };
     let to_client = it.agent.as_ref().is_some_and(|agent| agent.to_client);
-    let text = match (it.judgement.known(), it.outcome) {
-        (Some((Verdict::Accept | Verdict::Audit, _)), Outcome::Dropped) if to_client => {
+    let Judgement { verdict, reason, .. } = it.judgement;
+    let text = match (verdict, it.outcome) {
+        (Verdict::Accept | Verdict::Audit, Outcome::Dropped) if to_client => {
             "forwards it, but it is for another client, and nftables lets no new connection \
              towards one (on Qubes, unless a rule in `custom-forward` does)"
         }
-        (Some((Verdict::Accept | Verdict::Audit, _)), _) => "forwards it, because of the mark",
-        (Some((Verdict::Reject, _)), Outcome::Forwarded) => {
+        (Verdict::Accept | Verdict::Audit, _) => "forwards it, because of the mark",
+        (Verdict::Reject, Outcome::Forwarded) => {
             "forwards it, because it answers a connection that was opened towards the client"
         }
-        (Some((Verdict::Reject, _)), Outcome::Dropped) => "is not reached",
-        (Some((Verdict::Reject, _)), _) => {
+        (Verdict::Reject, Outcome::Dropped) => "is not reached",
+        (Verdict::Reject, _) => {
             return format!("answers \"administratively prohibited\" ({error})");
         }
-        (Some((Verdict::Related, _)), _) => {
+        (Verdict::Related, _) => {
             "forwards it if it is about a connection that the kernel knows, and drops it otherwise"
         }
-        (Some((Verdict::Pass, Reason::Fragment)), _) => {
+        (Verdict::Pass, _) if reason == Reason::Fragment => {
             "forwards it inside the datagram whose first fragment has the mark, or not at all"
         }
-        (Some((Verdict::Pass, _)), _) => "is not on its way",
-        (Some((Verdict::Drop, _)) | None, _) => "is not reached",
+        (Verdict::Pass, _) => "is not on its way",
+        (Verdict::Drop, _) => "is not reached",
     };
     text.to_owned()
 }
 
 fn nat(it: &Explained) -> String {
     let agent = it.agent.as_ref();
-    let mode = agent.and_then(|agent| agent.mode.as_deref());
+    let mode = agent.and_then(|agent| agent.mode);
     if it.outcome == Outcome::Related {
         return "translates it, and what it quotes, as it did the connection".to_owned();
     }
@@ -379,19 +381,21 @@ fn nat(it: &Explained) -> String {
     };
     let to_virtual = is_dns && is_virtual(packet.destination);
     match (mode, to_virtual, agent.and_then(|agent| agent.redirected_to)) {
-        (Some("standalone"), true, Some(real)) => {
+        (Some(Mode::Standalone), true, Some(real)) => {
             format!("sends it to {real}, the DNS server behind {}", packet.destination)
         }
-        (Some("standalone"), true, None) => {
+        (Some(Mode::Standalone), true, None) => {
             "drops it: resolv.conf names no DNS server behind this address".to_owned()
         }
-        (Some("standalone"), false, _) => {
+        (Some(Mode::Standalone), false, _) => {
             "gives it the netvm's own address on its way out (masquerade)".to_owned()
         }
-        (Some(_), true, _) => "is Qubes': its chain `dnat-dns` sends it to the real DNS server \
+        (Some(Mode::Qubes), true, _) => {
+            "is Qubes': its chain `dnat-dns` sends it to the real DNS server \
                                (`nft list chain ip qubes dnat-dns`)"
-            .to_owned(),
-        (Some(_), false, _) => {
+                .to_owned()
+        }
+        (Some(Mode::Qubes), false, _) => {
             "is Qubes': the netvm's own address on its way out (masquerade)".to_owned()
         }
         (None, _, _) => "unknown: only a running agent knows who translates".to_owned(),

@@ -48,7 +48,8 @@ fn title_of(status: &Status) -> String {
     let [live, blocked, waiting] = [State::Live, State::Blocked, State::Waiting].map(count);
     format!(
         "firewall-agent {}, mode {}; clients: {live} live, {blocked} blocked, {waiting} waiting",
-        status.agent.version, status.agent.mode
+        status.agent.version,
+        status.agent.mode.name()
     )
 }
 
@@ -77,7 +78,8 @@ impl Painter<'_> {
         if let Some(why) = &self.board.unanswered {
             return Line::from(format!("NOT UP TO DATE: {why}")).style(self.style(Color::Red));
         }
-        let audited = status.clients.iter().filter(|client| client.audit.is_some()).count();
+        let audited =
+            status.clients.iter().filter(|client| client.audit_seconds_left.is_some()).count();
         match (problems(status), audited) {
             (0, _) => Line::from("all is well").style(self.style(Color::Green)),
             (count, 0) => {
@@ -128,7 +130,7 @@ impl Painter<'_> {
         if let Some(problem) = &client.problem {
             about.push(Line::from(format!("{}: {}", problem.origin, problem.reason)));
         }
-        if let Some(seconds) = client.audit {
+        if let Some(seconds) = client.audit_seconds_left {
             about.push(Line::from(format!("what its rules deny passes for {seconds} s more")));
         }
         let height = u16::try_from(about.len()).unwrap_or(u16::MAX);
@@ -161,11 +163,16 @@ impl Painter<'_> {
         });
         let of_default = client.default.iter().map(|default| {
             let rate = self.board.rate(client, |it| it.default_counter);
-            row("else".to_owned(), format!("action={default}"), client.default_counter, rate)
+            row(
+                "else".to_owned(),
+                format!("action={}", default.name()),
+                client.default_counter,
+                rate,
+            )
         });
         let of_reasons = client.counters.iter().map(|(reason, counter)| {
             let of = |it: &ClientStatus| it.counters.get(reason).copied().unwrap_or_default();
-            row(String::new(), reason.clone(), *counter, self.board.rate(client, of))
+            row(String::new(), reason.to_string(), *counter, self.board.rate(client, of))
         });
         let rows = of_rules.skip(self.board.scroll).chain(of_default).chain(of_reasons);
         frame.render_widget(Table::new(rows, widths).header(header_row(header, 2)), rules);
@@ -200,7 +207,7 @@ fn number(text: String) -> Cell<'static> {
 }
 
 fn state_of(client: &ClientStatus) -> (&'static str, Color) {
-    match (client.state, client.audit) {
+    match (client.state, client.audit_seconds_left) {
         (State::Live, Some(_)) => ("AUDITED", Color::Magenta),
         (State::Live, None) => ("live", Color::Green),
         (State::Blocked, _) => ("BLOCKED", Color::Red),

@@ -22,7 +22,8 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use firewall_core::told::explanation::{Explanation, PacketStatus};
-use firewall_core::told::status::Status;
+use firewall_core::told::status::{AuditStatus, Status};
+use firewall_core::world::audits::NoAudit;
 
 /// Longest question, in bytes.
 const MAX_REQUEST: u64 = 4096;
@@ -78,8 +79,8 @@ pub enum Answer {
     /// To [`Request::Monitor`].
     #[serde(skip)]
     News(feed::Place),
-    /// To [`Request::Audit`]: in how many seconds it ends, or why there can be none.
-    Audit(Result<Option<u64>, String>),
+    /// To [`Request::Audit`]: what came of it, or why there can be none.
+    Audit(Result<AuditStatus, NoAudit>),
     /// To [`Request::Explain`]: for each vif that leads to the client.
     Explanations(Vec<Explanation>),
 }

@@ -52,9 +52,15 @@ pub enum Mode {
 impl Mode {
     /// The word that people read.
     pub fn name(self) -> &'static str {
-        match self {
-            Self::Qubes => "qubes",
-            Self::Standalone => "standalone",
+        firewall_core::told::status::Mode::from(self).name()
+    }
+}
+
+impl From<Mode> for firewall_core::told::status::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Qubes => Self::Qubes,
+            Mode::Standalone => Self::Standalone,
         }
     }
 }
