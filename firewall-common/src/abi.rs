@@ -172,17 +172,6 @@ impl Address {
         }
     }
 
-    /// Whether the kernel forwards nothing to it, whatever routes say: to many, and IPv6
-    /// fe80::/10 (RFC 4291, section 2.5.6).
-    #[inline(always)]
-    pub const fn is_on_link(&self) -> bool {
-        if self.is_mapped() {
-            return self.is_multicast();
-        }
-        let [first, second, _, _] = self.words[0].to_ne_bytes();
-        first == 0xff || first == 0xfe && second & 0xc0 == 0x80
-    }
-
     /// Whether this is an IPv6 source of a single link: fe80::/10, or none yet, `::`
     /// (RFC 4291, section 2.5).
     #[inline(always)]

@@ -64,7 +64,7 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     if is_kept && let Some(answer) = tables.recall(&client, packet) {
         return judged(tables, &client, &answer);
     }
-    if packet.destination.is_on_link() || tables.is_local(&packet.destination) {
+    if packet.destination.is_multicast() || tables.is_local(&packet.destination) {
         if packet.protocol == Protocol::Tcp && packet.destination.is_multicast() {
             // Nobody answers TCP to many (RFC 9293, section 3.9.2.3), and connection tracking keeps
             // a flow of it ten times as long as others.

@@ -4,12 +4,13 @@
 use std::mem::offset_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::Ebpf;
-use aya::maps::{Array, MapData, RingBuf};
+use aya::maps::{Array, Map, MapData, RingBuf};
 use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use firewall_agent::edges::dataplane::maps::Maps;
 use firewall_agent::edges::dataplane::{Attach, Options, load_object};
@@ -50,6 +51,7 @@ pub struct Program {
     /// What the agent writes.
     pub maps: Maps,
     records: RingBuf<MapData>,
+    datagrams: Array<MapData, [u8; size_of::<Datagrams>()]>,
 }
 
 /// What became of a frame.
@@ -99,9 +101,13 @@ impl Program {
             local_rate: LOCAL_RATE,
         };
         let mut ebpf = load_object(&options).context("cannot load the object, are you root?")?;
+        // The product takes its own.
+        let Some(Map::Array(datagrams)) = ebpf.map("DATAGRAMS") else { bail!("no DATAGRAMS") };
+        let datagrams = MapData::from_fd(datagrams.fd().as_fd().try_clone_to_owned()?)?;
+        let datagrams = Array::try_from(Map::Array(datagrams))?;
         let maps = Maps::new(&mut ebpf)?;
         let records = RingBuf::try_from(ebpf.take_map("RECORDS").context("no RECORDS")?)?;
-        let mut program = Self { ebpf, maps, records };
+        let mut program = Self { ebpf, maps, records, datagrams };
         for name in ["from_client", "from_uplink", "to_uplink", "baseline"] {
             program.classifier(name)?.load()?;
         }
@@ -230,10 +236,8 @@ impl Program {
     pub fn hold_datagrams(&mut self, held: bool) -> Result<()> {
         let mut bytes = [0; size_of::<Datagrams>()];
         bytes[offset_of!(Datagrams, lock)..][..8].copy_from_slice(&u64::from(held).to_ne_bytes());
-        let datagrams = self.ebpf.map_mut("DATAGRAMS").context("no DATAGRAMS")?;
-        let mut datagrams = Array::<_, [u8; size_of::<Datagrams>()]>::try_from(datagrams)?;
         for client in 0..2 {
-            datagrams.set(client, bytes, 0)?;
+            self.datagrams.set(client, bytes, 0)?;
         }
         Ok(())
     }

@@ -17,6 +17,7 @@ mod rig {
     mod headers;
     mod input;
     mod life;
+    mod local;
     mod memory;
     mod metrics;
     mod monitor;

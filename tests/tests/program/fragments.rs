@@ -235,6 +235,24 @@ fn unfinished_datagrams_take_no_more_than_a_clients_share() -> Result<()> {
 }
 
 #[test]
+fn what_a_client_left_unfinished_is_not_the_next_ones() -> Result<()> {
+    for client in FAMILIES {
+        let mut program = program_with(&rules(&[udp_443()]))?;
+        let packet = udp(client, 443, &DATA);
+        for id in 0..1000 {
+            program.send(&frame(&piece(&packet, id, 0..8)))?;
+        }
+        sends(&mut program, "full", &[with(TOO_MANY, &piece(&packet, 1000, 0..8))]);
+        program.maps.remove(ClientId { vif: VIF, address: client })?;
+        program.maps.quiesce()?;
+        // It gets the index that was given back.
+        program.put(client, &rules(&[udp_443()]), &known())?;
+        accepted(&mut program, "of the next one", &piece(&packet, 1000, 0..8));
+    }
+    Ok(())
+}
+
+#[test]
 fn a_datagram_that_the_kernel_gave_up_between_others_is_not_finished() -> Result<()> {
     let mut program = program_with(&rules(&[udp_443()]))?;
     let packet = udp(CLIENT4, 443, &DATA);

@@ -237,6 +237,12 @@ fn what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices() -> Result<()
         echo[4..6].copy_from_slice(&id.to_be_bytes());
         V6::new(v6(CLIENT6), SERVER6, packets::ICMPV6, &echo).frame()
     };
+    let code = |number: u16| {
+        let [id, code] = number.to_be_bytes();
+        let mut echo = packets::icmp(8, code);
+        echo[5] = id;
+        V4::new(v4(CLIENT4), SERVER4, packets::ICMP, &echo).frame()
+    };
     let tcp = |port: u16| {
         V4::new(v4(CLIENT4), SERVER4, packets::TCP, &packets::segment(port, 22, &[])).frame()
     };
@@ -246,7 +252,8 @@ fn what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices() -> Result<()
     };
     let other = |_: u16| packets::plain(CLIENT4, SERVER4.into(), 132, 0);
     type Make<'a> = &'a dyn Fn(u16) -> Vec<u8>;
-    let kinds: [(&str, Make); 6] = [
+    let kinds: [(&str, Make); 7] = [
+        ("pings of all codes", &code),
         ("pings", &ping4),
         ("IPv6 pings", &ping6),
         ("TCP in mid-stream", &tcp),

@@ -106,11 +106,7 @@ fn expected(probe: &Probe, rules: &Ruleset, servers: &[IpAddr]) -> (Outcome, Rea
     if multicast && probe.protocol == packets::TCP {
         return (Outcome::DROPPED, Reason::Malformed, 0);
     }
-    let link_local = match probe.destination {
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        IpAddr::V4(_) => false,
-    };
-    if multicast || link_local {
+    if multicast {
         return (Outcome::UNMARKED, Reason::Local, 0);
     }
     let (mut accept, mut rule) = rules.verdict(probe, servers);
