@@ -104,3 +104,47 @@ fn versions_that_belong_together_stay_pinned() {
         assert!(manifest.contains(pin), "{pin}");
     }
 }
+
+/// What stands between backticks in a text.
+fn quoted(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+#[test]
+fn each_test_that_security_names_exists() {
+    let security = fs::read_to_string(root().join("SECURITY.md")).expect("SECURITY.md");
+    let (_, proofs) = security.split_once("## What proves it").expect("a table");
+    let (proofs, _) = proofs.split_once("\n## ").expect("an end");
+    let files = ["tests", "firewall-agent", "firewall-common", "firewall-core"]
+        .map(|part| sources(&root().join(part)));
+    let texts = files.iter().flatten().map(|file| fs::read_to_string(file).expect("text"));
+    let tests: String = texts.collect();
+    let rows = proofs.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let cells = rows.filter_map(|row| row.trim_end_matches(" |").rsplit_once(" | "));
+    // A whole ring ends with colons.
+    let names = cells.flat_map(|(_, cell)| quoted(cell)).filter(|name| !name.ends_with("::"));
+    let names: Vec<&str> = names.collect();
+    assert!(names.len() > 100, "{names:?}");
+    for name in names {
+        assert!(tests.contains(&format!("fn {name}(")), "SECURITY.md names the test `{name}`");
+    }
+}
+
+#[test]
+fn each_place_that_the_architecture_names_is_there() {
+    let text = fs::read_to_string(root().join("ARCHITECTURE.md")).expect("ARCHITECTURE.md");
+    let (_, table) = text.split_once("## Where is what").expect("a table");
+    let (table, _) = table.split_once("\n## ").expect("an end");
+    let (mut part, mut count) = (root(), 0);
+    let places = table.lines().filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
+    for place in places.flat_map(quoted) {
+        count += 1;
+        if root().join(place).is_dir() {
+            part = root().join(place);
+        } else {
+            let path = part.join("src").join(place);
+            assert!(path.exists(), "ARCHITECTURE.md names `{place}`: no {}", path.display());
+        }
+    }
+    assert!(count > 50, "{count}");
+}
