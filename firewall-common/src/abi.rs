@@ -231,7 +231,8 @@ abi_type! {
         vif: u32,
         /// The destination address.
         destination: Address,
-        /// UDP or TCP destination port, or ICMP type.
+        /// UDP or TCP destination port; of an ICMP echo request, its type in the upper half and
+        /// its code in the lower.
         port: u16,
         /// UDP or TCP source port, or identifier of an ICMP echo request.
         source_port: u16,

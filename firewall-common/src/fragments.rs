@@ -69,6 +69,8 @@ pub struct Datagrams {
     pub lock: u64,
     /// When a fragment was handed on last, in nanoseconds.
     pub since: u64,
+    /// When `waiting` was set to 0 because the kernel had given up everything, in nanoseconds.
+    pub cleared: u64,
     /// How many fragments were handed on, modulo 2^32.
     pub count: u32,
     /// Kernel memory for those in datagrams that are not finished, in bytes.
@@ -127,10 +129,11 @@ pub fn follow(
     now: u64,
     seconds: impl Fn() -> u64,
 ) -> Turn {
-    let Datagrams { since, count, waiting, unfinished, .. } = datagrams;
+    let Datagrams { since, cleared, count, waiting, unfinished, .. } = datagrams;
     // By now the kernel has given up all of them, those too whose places nobody asked for since.
     if now.wrapping_sub(*since) > LIFETIME {
         *waiting = 0;
+        *cleared = now;
     }
     let Some(set) = unfinished.get_mut(set_of(piece)) else {
         return Turn::Stray;
@@ -138,7 +141,10 @@ pub fn follow(
     let (mut own, mut free) = (PLACES, PLACES);
     for (place, datagram) in set.iter_mut().enumerate() {
         if datagram.memory != 0 && now.wrapping_sub(datagram.since) > LIFETIME {
-            *waiting = waiting.saturating_sub(datagram.memory);
+            // Of what began before, nothing is in it any more.
+            if datagram.since >= *cleared {
+                *waiting = waiting.saturating_sub(datagram.memory);
+            }
             datagram.memory = 0;
         }
         if datagram.memory == 0 {

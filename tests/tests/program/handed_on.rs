@@ -143,6 +143,17 @@ fn foreign() -> Vec<(String, Vec<u8>)> {
     all
 }
 
+/// Sends errors that pass, and errors that do not.
+#[track_caller]
+fn check_errors(program: &mut Program) {
+    for (name, frame) in honest() {
+        check(program, &name, &frame, Outcome::ACCEPTED, Reason::IcmpError);
+    }
+    for (name, frame) in foreign() {
+        check(program, &name, &frame, Outcome::DROPPED, Reason::ForeignError);
+    }
+}
+
 #[test]
 fn an_icmp_error_passes_only_if_it_quotes_a_packet_to_its_sender() -> Result<()> {
     for rules_ in [rules(&[]), rules(&[Rule::all(true)])] {
@@ -152,12 +163,7 @@ fn an_icmp_error_passes_only_if_it_quotes_a_packet_to_its_sender() -> Result<()>
             let client = ClientId { vif: VIF + 1, address: other };
             program.maps.put(client, &Installation::Blocked, 1)?;
         }
-        for (name, frame) in honest() {
-            check(&mut program, &name, &frame, Outcome::ACCEPTED, Reason::IcmpError);
-        }
-        for (name, frame) in foreign() {
-            check(&mut program, &name, &frame, Outcome::DROPPED, Reason::ForeignError);
-        }
+        check_errors(&mut program);
     }
     Ok(())
 }
@@ -166,12 +172,7 @@ fn an_icmp_error_passes_only_if_it_quotes_a_packet_to_its_sender() -> Result<()>
 fn an_icmp_error_to_the_netvm_itself_is_judged_like_any_other() -> Result<()> {
     let mut program = program_with(&rules(&[]))?;
     program.maps.set_locals([SERVER4.into(), SERVER6.into()].into_iter())?;
-    for (name, frame) in honest() {
-        check(&mut program, &name, &frame, Outcome::ACCEPTED, Reason::IcmpError);
-    }
-    for (name, frame) in foreign() {
-        check(&mut program, &name, &frame, Outcome::DROPPED, Reason::ForeignError);
-    }
+    check_errors(&mut program);
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use firewall_common::abi::Address;
-use firewall_common::fragments::{Datagrams, Piece, Turn, follow};
+use firewall_common::fragments::{Datagrams, LIFETIME, Piece, Turn, follow};
 use firewall_common::packet::{Frame, Packet, parse, parse_plain};
 use firewall_common::verdict::Reason;
 use firewall_tests::packets::{self, V4, V6};
@@ -81,7 +81,7 @@ fn a_first_fragment_of_ipv6_holds_the_whole_header_that_the_kernel_wants() {
 #[test]
 fn a_fragment_takes_of_the_share_as_much_as_it_is_long() {
     let mut datagrams = Datagrams::default();
-    let mut take = |identification: u32, length: u16| {
+    let mut take = |identification: u32, length: u16, now: u64| {
         let address = Address::from(IpAddr::V6(SOURCE));
         let piece = Piece {
             destination: address,
@@ -91,12 +91,17 @@ fn a_fragment_takes_of_the_share_as_much_as_it_is_long() {
             length,
             more: true,
         };
-        follow(&mut datagrams, &piece, 1, 0, 1, || 0)
+        follow(&mut datagrams, &piece, 1, 0, now, || 0)
     };
     // Each of 65,528 bytes counts as 132,080, of 1 MiB.
-    let turns: Vec<Turn> = (0..9).map(|id| take(id, 65_528)).collect();
+    let turns: Vec<Turn> = (0..9).map(|id| take(id, 65_528, 1)).collect();
     assert_eq!(turns, [vec![Turn::Next; 7], vec![Turn::TooMany; 2]].concat());
-    assert_eq!(take(99, 1_480), Turn::Next);
+    assert_eq!(take(99, 1_480, 1), Turn::Next);
+    // When the kernel has given all of them up, there is room for as many, and no more: what was
+    // given up is taken off once.
+    let later = 2 + LIFETIME;
+    let turns: Vec<Turn> = (0..9).map(|id| take(id, 65_528, later)).collect();
+    assert_eq!(turns, [vec![Turn::Next; 7], vec![Turn::TooMany; 2]].concat());
 }
 
 proptest! {
