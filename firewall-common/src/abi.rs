@@ -423,6 +423,28 @@ pub const MAX_SEGMENTS: usize = 1 << 19;
 pub const MAX_COUNTERS: usize = 1 << 16;
 /// Most addresses of the netvm itself.
 pub const MAX_LOCALS: usize = 4096;
+
+/// Whom an address stands for that the kernel takes for the netvm's own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Local {
+    /// The netvm alone.
+    One = 1,
+    /// The netvm among others: broadcast of an IPv4 network, anycast of an IPv6 network.
+    Many = 2,
+}
+
+impl Local {
+    /// What a value of the map of local addresses means. An unknown value stands for the netvm.
+    pub const fn from_raw(raw: u8) -> Self {
+        if raw == Self::Many as u8 { Self::Many } else { Self::One }
+    }
+
+    /// The value in the map of local addresses.
+    pub const fn to_raw(self) -> u8 {
+        self as u8
+    }
+}
 /// Most prefixes in one policy.
 pub const MAX_PREFIXES: usize = 1 << 17;
 /// Clients that are kept for each processor; a power of two.

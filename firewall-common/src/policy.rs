@@ -3,7 +3,7 @@
 //! Never counts, never reports, never parses.
 
 use crate::abi::{
-    ACTION_ACCEPT, Address, Class, Client, ClientKey, NO_CLASS, SETTLING, STATE_BLOCKED,
+    ACTION_ACCEPT, Address, Class, Client, ClientKey, Local, NO_CLASS, SETTLING, STATE_BLOCKED,
     STATE_POLICY, STATE_WAITING, Segment, Span,
 };
 use crate::packet::{Frame, Message, Packet, Protocol, ROUTER_ADVERTISEMENT};
@@ -18,8 +18,8 @@ pub trait Tables {
     fn client(&self, key: &ClientKey) -> Option<Client>;
     /// Whether IPv6 neighbour discovery is judged.
     fn guards_neighbours(&self) -> bool;
-    /// Whether an address is one of the netvm's own.
-    fn is_local(&self, address: &Address) -> bool;
+    /// Whom an address stands for, if the kernel takes it for the netvm's own.
+    fn local(&self, address: &Address) -> Option<Local>;
     /// Index of the class of the longest prefix, in a policy, that covers an address.
     fn class_of(&self, policy: u32, address: &Address) -> Option<u32>;
     /// The class with this index.
@@ -64,8 +64,12 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     if is_kept && let Some(answer) = tables.recall(&client, packet) {
         return judged(tables, &client, &answer);
     }
-    if packet.destination.is_multicast() || tables.is_local(&packet.destination) {
-        if packet.protocol == Protocol::Tcp && packet.destination.is_multicast() {
+    let local = match packet.destination.is_multicast() {
+        true => Some(Local::Many),
+        false => tables.local(&packet.destination),
+    };
+    if let Some(local) = local {
+        if packet.protocol == Protocol::Tcp && local == Local::Many {
             // Nobody answers TCP to many (RFC 9293, section 3.9.2.3), and connection tracking keeps
             // a flow of it ten times as long as others.
             return Decision::stray(Verdict::Drop, Reason::Malformed);

@@ -2,6 +2,8 @@
 //! Never tells what is in force for them.
 
 use std::collections::{BTreeMap, BTreeSet};
+
+use firewall_common::abi::Local;
 use std::net::IpAddr;
 
 /// A client: an address behind a vif.
@@ -31,6 +33,6 @@ pub struct Links {
     pub vifs: Vec<Vif>,
     /// Name by interface index of every other link but loopback.
     pub uplinks: BTreeMap<u32, String>,
-    /// The netvm's own addresses, on any interface.
-    pub locals: BTreeSet<IpAddr>,
+    /// What the kernel takes for the netvm's own addresses, on any interface.
+    pub locals: BTreeMap<IpAddr, Local>,
 }

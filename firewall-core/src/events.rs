@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use firewall_common::abi::Local;
+
 use thiserror::Error;
 
 use crate::client::{ClientId, Links};
@@ -191,7 +193,7 @@ pub enum Effect {
     /// Tell which links there are now.
     ReadLinks,
     /// The netvm's own addresses are now these.
-    SetLocals(BTreeSet<IpAddr>),
+    SetLocals(BTreeMap<IpAddr, Local>),
     /// These addresses, and no others, belong to clients, present or not.
     SetConnected(BTreeSet<IpAddr>),
     /// Virtual resolvers lead to these real ones.

@@ -5,7 +5,7 @@ use aya_ebpf::Global;
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use firewall_common::abi::{
-    Address, Class, Client, ClientKey, FILTER_WORDS, STAMP_CURRENT, STAMP_UNKNOWN, Segment,
+    Address, Class, Client, ClientKey, FILTER_WORDS, Local, STAMP_CURRENT, STAMP_UNKNOWN, Segment,
 };
 use firewall_common::packet::Packet;
 use firewall_common::policy::Tables;
@@ -85,8 +85,12 @@ impl<const CACHED: bool> Tables for KernelMaps<CACHED> {
     }
 
     #[inline(always)]
-    fn is_local(&self, address: &Address) -> bool {
-        may_hold(&LOCALS_FILTER, address) && LOCALS.get_ptr(address).is_some()
+    fn local(&self, address: &Address) -> Option<Local> {
+        if !may_hold(&LOCALS_FILTER, address) {
+            return None;
+        }
+        // SAFETY: an entry of LOCALS is one byte.
+        unsafe { LOCALS.get(address) }.map(|raw| Local::from_raw(*raw))
     }
 
     #[inline(always)]

@@ -30,6 +30,10 @@ pub const CLIENT_INTERFACE: &str = "eth0";
 pub const UPLINK_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 /// Address of the netvm on its uplink.
 pub const UPLINK_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 2);
+/// All hosts of the uplink's network.
+pub const UPLINK_BROADCAST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 255);
+/// All routers of the uplink's network.
+pub const UPLINK_ANYCAST: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0);
 /// Address of the internet on the uplink.
 pub const INTERNET_V4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 /// Address of the internet on the uplink.

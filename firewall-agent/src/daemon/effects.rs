@@ -18,9 +18,7 @@ impl Daemon {
                 Ok(links) => Event::Links(links),
                 Err(error) => tried(Task::Links, Err(error)),
             }),
-            Effect::SetLocals(locals) => {
-                Some(tried(Task::Locals, maps.set_locals(locals.into_iter())))
-            }
+            Effect::SetLocals(locals) => Some(tried(Task::Locals, maps.set_locals(locals))),
             Effect::Redirect(redirections) => {
                 if self.gate.redirections != redirections {
                     self.gate.redirections = redirections;

@@ -9,6 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::str::FromStr;
+
+use firewall_common::abi::Local;
 use std::time::Duration;
 
 use futures_util::{StreamExt as _, TryStreamExt as _};
@@ -122,7 +124,7 @@ impl Watch {
                 Some(_) | None => {}
             }
         }
-        let mut locals = BTreeSet::new();
+        let mut locals = BTreeMap::new();
         let mut addresses = self.handle.address().get().execute();
         while let Some(address) = addresses.try_next().await? {
             // Behind a point-to-point peer, `Local` is the own one; else both are.
@@ -133,12 +135,13 @@ impl Watch {
                     _ => None,
                 })
             };
-            locals.extend(own(true).or_else(|| own(false)));
+            let own = own(true).or_else(|| own(false));
+            locals.extend(own.map(|address| (address, Local::One)));
         }
         self.read_neighbours(&mut vifs).await?;
         self.read_routes(&mut vifs, &mut locals).await?;
         for vif in vifs.values_mut() {
-            vif.addresses.retain(|address| !locals.contains(address));
+            vif.addresses.retain(|address| !locals.contains_key(address));
         }
         Ok(Links { vifs: vifs.into_values().collect(), uplinks, locals })
     }
@@ -168,7 +171,7 @@ impl Watch {
     async fn read_routes(
         &self,
         vifs: &mut BTreeMap<u32, Vif>,
-        locals: &mut BTreeSet<IpAddr>,
+        locals: &mut BTreeMap<IpAddr, Local>,
     ) -> Result<(), rtnetlink::Error> {
         let families = [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
@@ -180,8 +183,14 @@ impl Watch {
                 let (interface, address) = host_route(&route);
                 match route.header.kind {
                     RouteType::Unicast => add(vifs, interface, address),
-                    RouteType::Local | RouteType::Broadcast | RouteType::Anycast => {
-                        locals.extend(address);
+                    RouteType::Local => {
+                        locals.extend(address.map(|address| (address, Local::One)));
+                    }
+                    // An address of an interface stands for the netvm, whatever else it is.
+                    RouteType::Broadcast | RouteType::Anycast => {
+                        if let Some(address) = address {
+                            locals.entry(address).or_insert(Local::Many);
+                        }
                     }
                     _ => {}
                 }

@@ -12,7 +12,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use firewall_common::abi::{
-    ACTION_ACCEPT, Address, Class, Client, ClientKey, DEFAULT_RULE, Segment, Span,
+    ACTION_ACCEPT, Address, Class, Client, ClientKey, DEFAULT_RULE, Local, Segment, Span,
 };
 use firewall_common::packet::{Packet, Protocol};
 use firewall_common::policy::{Tables, answer};
@@ -265,8 +265,8 @@ impl Tables for PolicyTables<'_> {
         false
     }
 
-    fn is_local(&self, _: &Address) -> bool {
-        false
+    fn local(&self, _: &Address) -> Option<Local> {
+        None
     }
 
     fn class_of(&self, _: u32, address: &Address) -> Option<u32> {

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use firewall_common::abi::{
-    Address, Class, Client, ClientKey, SETTLING, STATE_BLOCKED, STATE_POLICY, STATE_WAITING,
+    Address, Class, Client, ClientKey, Local, SETTLING, STATE_BLOCKED, STATE_POLICY, STATE_WAITING,
     Segment,
 };
 use firewall_common::packet::{Frame, Packet, Protocol};
@@ -149,8 +149,8 @@ impl Tables for Known<'_> {
         self.circumstances.guards_neighbours
     }
 
-    fn is_local(&self, address: &Address) -> bool {
-        self.world.locals.contains(&IpAddr::from(*address))
+    fn local(&self, address: &Address) -> Option<Local> {
+        self.world.locals.get(&IpAddr::from(*address)).copied()
     }
 
     fn class_of(&self, policy: u32, address: &Address) -> Option<u32> {

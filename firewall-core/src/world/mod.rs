@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use firewall_common::abi::ACTION_ACCEPT;
+use firewall_common::abi::{ACTION_ACCEPT, Local};
 use firewall_common::packet::Packet;
 use firewall_common::policy;
 
@@ -86,7 +86,7 @@ pub struct World {
     source_problem: Option<String>,
     vifs: BTreeMap<u32, KnownVif>,
     uplinks: BTreeMap<u32, (String, Option<Attached>)>,
-    locals: BTreeSet<IpAddr>,
+    locals: BTreeMap<IpAddr, Local>,
     /// Addresses of clients that the source names.
     named: BTreeSet<IpAddr>,
     /// These and those of clients that are there, as the kernel knows them.
@@ -434,7 +434,8 @@ impl World {
         let is_audited = live.is_some() && self.audits.contains_key(&client.address);
         move |packet| {
             let destination = IpAddr::from(packet.destination);
-            let is_own = packet.destination.is_multicast() || self.locals.contains(&destination);
+            let is_own =
+                packet.destination.is_multicast() || self.locals.contains_key(&destination);
             if is_own || is_audited {
                 return false;
             }

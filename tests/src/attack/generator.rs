@@ -62,9 +62,14 @@ impl Generator {
         let family = self.family();
         let frame = match self.random.random_range(0..4) {
             0 => {
-                let contents =
-                    [Content::Echo(0), Content::Udp(Port::Is(9), 0), Content::Sctp(Port::Is(9))];
-                let to = self.one_of(&[Place::Gateway, Place::Uplink, Place::Multicast]);
+                let contents = [
+                    Content::Echo(0),
+                    Content::Udp(Port::Is(9), 0),
+                    Content::Tcp(Port::Is(9), 0x10, 0),
+                    Content::Sctp(Port::Is(9)),
+                ];
+                let places = [Place::Gateway, Place::Uplink, Place::Multicast, Place::Network];
+                let to = self.one_of(&places);
                 Packet::new(family, to, self.one_of(&contents)).into()
             }
             1 => {

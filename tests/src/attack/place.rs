@@ -71,6 +71,8 @@ pub enum Place {
     Multicast,
     /// All bits set; all routers in IPv6.
     Broadcast,
+    /// All hosts of the uplink's network; all its routers in IPv6 (RFC 4291, section 2.6.1).
+    Network,
     /// Link-local, of nobody.
     LinkLocal,
     /// Made of the mark.
@@ -81,7 +83,7 @@ pub enum Place {
 
 impl Place {
     /// All places, one of each kind.
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 15] = [
         Self::Own,
         Self::Gateway,
         Self::Uplink,
@@ -93,6 +95,7 @@ impl Place {
         Self::Resolver,
         Self::Multicast,
         Self::Broadcast,
+        Self::Network,
         Self::LinkLocal,
         Self::Marked,
         Self::Numbered,
@@ -119,6 +122,7 @@ impl Place {
             Self::Resolver => Ipv4Addr::new(10, 139, 1, 1),
             Self::Multicast => Ipv4Addr::new(224, 0, 0, 1),
             Self::Broadcast => Ipv4Addr::BROADCAST,
+            Self::Network => rig::UPLINK_BROADCAST,
             Self::LinkLocal => Ipv4Addr::new(169, 254, 3, 4),
             Self::Marked => Ipv4Addr::from(mark.once()),
             Self::Numbered => Ipv4Addr::new(10, 200, high, low),
@@ -137,6 +141,7 @@ impl Place {
             Self::Honest(index) => client(honest(index)).1,
             Self::Multicast => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1),
             Self::Broadcast => Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2),
+            Self::Network => rig::UPLINK_ANYCAST,
             Self::LinkLocal => Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0x304),
             Self::Marked => Ipv6Addr::new(0x2001, 0xdb8, a, b, a, b, a, b),
             Self::Numbered => Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xbad, number),

@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use firewall_common::abi::Local;
+
 use anyhow::{Context as _, Result};
 use firewall_agent::edges::dataplane::inspect::Inspection;
 use firewall_agent::edges::sources::rule_files;
@@ -54,7 +56,7 @@ impl Scene {
         scene.happens(Event::Servers { of_clients, own: Vec::new() })?;
         let addresses = BTreeSet::from([CLIENT4, CLIENT6]);
         let vifs = vec![Vif { index: VIF, name: "lo".to_owned(), addresses }];
-        let locals = BTreeSet::from([LOCAL4]);
+        let locals = [(LOCAL4, Local::One)].into();
         scene.happens(Event::Links(Links { vifs, locals, ..Links::default() }))?;
         Ok(scene)
     }
@@ -76,7 +78,7 @@ impl Scene {
                 }
                 Effect::Settled(client) => maps.settle(client)?,
                 Effect::Audit { client, until } => maps.audit(client, until)?,
-                Effect::SetLocals(locals) => maps.set_locals(locals.into_iter())?,
+                Effect::SetLocals(locals) => maps.set_locals(locals)?,
                 _ => {}
             }
         }

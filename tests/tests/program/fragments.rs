@@ -3,6 +3,8 @@
 
 use std::net::IpAddr;
 
+use firewall_common::abi::Local;
+
 use anyhow::Result;
 use firewall_common::fragments::{MAX_DISTANCE, MAX_WAITING, PLACES, SETS};
 use firewall_common::verdict::Reason;
@@ -315,7 +317,7 @@ fn what_the_kernel_would_not_put_together_is_refused() -> Result<()> {
 fn fragments_for_the_netvm_itself_follow_each_other_as_well() -> Result<()> {
     for client in FAMILIES {
         let mut program = program_with(&rules(&[]))?;
-        program.maps.set_locals([server(client)].into_iter())?;
+        program.maps.set_locals([(server(client), Local::One)])?;
         let pieces = pieces(&udp(client, 443, &DATA), 1, &CUTS);
         let local = (Outcome::UNMARKED, Reason::Local);
         sends(&mut program, "without the first", &[with(STRAY, &pieces[1])]);

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
-use firewall_common::abi::{FLOWS_BURST, NOTICES_BURST};
+use firewall_common::abi::{FLOWS_BURST, Local, NOTICES_BURST};
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
 use firewall_core::events::Installation;
@@ -171,7 +171,7 @@ fn an_icmp_error_passes_only_if_it_quotes_a_packet_to_its_sender() -> Result<()>
 #[test]
 fn an_icmp_error_to_the_netvm_itself_is_judged_like_any_other() -> Result<()> {
     let mut program = program_with(&rules(&[]))?;
-    program.maps.set_locals([SERVER4.into(), SERVER6.into()].into_iter())?;
+    program.maps.set_locals([(SERVER4.into(), Local::One), (SERVER6.into(), Local::One)])?;
     check_errors(&mut program);
     Ok(())
 }
@@ -227,7 +227,7 @@ fn handed_on(program: &mut Program, frames: impl Iterator<Item = Vec<u8>>) -> Re
 #[test]
 fn what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices() -> Result<()> {
     let mut program = program_with(&rules(&[]))?;
-    program.maps.set_locals([SERVER4.into(), SERVER6.into()].into_iter())?;
+    program.maps.set_locals([(SERVER4.into(), Local::One), (SERVER6.into(), Local::One)])?;
     let ping4 = |id: u16| {
         let mut echo = packets::icmp(8, 0);
         echo[4..6].copy_from_slice(&id.to_be_bytes());

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use firewall_common::abi::Local;
+
 use anyhow::Result;
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
@@ -48,10 +50,10 @@ fn what_is_kept_is_void_after_every_change_of_the_tables() -> Result<()> {
         program.put(client, &rules(&[Rule::all(true)]), &known())?;
         check(&mut program, &frame, Outcome::ACCEPTED);
         assert_eq!(program.counted_rule(client, 0).packets, 3);
-        program.maps.set_locals([server].into_iter())?;
+        program.maps.set_locals([(server, Local::One)])?;
         check(&mut program, &frame, Outcome::UNMARKED);
         assert_eq!(program.counted(Some(client), Reason::Local).packets, 3);
-        program.maps.set_locals([].into_iter())?;
+        program.maps.set_locals([])?;
         check(&mut program, &frame, Outcome::ACCEPTED);
         // Each right after it is put there, while the client settles.
         for installation in [Installation::Blocked, Installation::Waiting] {
@@ -104,7 +106,7 @@ fn a_filter_never_hides_an_address() -> Result<()> {
     // So many that bits are shared; then fewer, whose bits have to stay.
     for count in [locals.len(), 500, 1, 700] {
         let (there, gone) = locals.split_at(count.min(locals.len()));
-        program.maps.set_locals(there.iter().map(|it| IpAddr::from(*it)))?;
+        program.maps.set_locals(there.iter().map(|it| (IpAddr::from(*it), Local::One)))?;
         for (addresses, expected) in [(there, Outcome::UNMARKED), (gone, Outcome::ACCEPTED)] {
             for address in addresses {
                 let frame = packets::plain(CLIENT4, (*address).into(), packets::TCP, 443);

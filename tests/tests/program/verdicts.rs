@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
 
 use anyhow::{Context as _, Result, bail};
-use firewall_common::abi::{DEFAULT_RULE, RECORDS_PER_SECOND, REJECT_BURST};
+use firewall_common::abi::{DEFAULT_RULE, Local, RECORDS_PER_SECOND, REJECT_BURST};
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
 use firewall_core::events::Installation;
@@ -19,7 +19,7 @@ fn what_is_the_kernels_is_handed_on_without_the_mark() -> Result<()> {
     let mut program = program_with(&rules(&[Rule::all(true)]))?;
     let own4 = Ipv4Addr::new(10, 137, 0, 1);
     let own6: Ipv6Addr = "fd09:24ef:4179::1".parse()?;
-    program.maps.set_locals([own4.into(), own6.into()].into_iter())?;
+    program.maps.set_locals([(own4.into(), Local::One), (own6.into(), Local::One)])?;
     let arp = packets::ethernet(0x0806, &[0; 28]);
     check(&mut program, "ARP", &arp, Outcome::UNMARKED, Reason::Arp);
     for destination in ["10.137.0.1", "224.0.0.1", "239.255.255.250", "255.255.255.255"] {
@@ -33,9 +33,44 @@ fn what_is_the_kernels_is_handed_on_without_the_mark() -> Result<()> {
     // Its neighbours are not the netvm's.
     let frame = packets::plain(CLIENT4, "10.137.0.2".parse()?, packets::UDP, 53);
     assert_eq!(program.send(&frame)?, Outcome::ACCEPTED);
-    program.maps.set_locals(std::iter::empty())?;
+    program.maps.set_locals([])?;
     let frame = packets::plain(CLIENT4, own4.into(), packets::UDP, 53);
     assert_eq!(program.send(&frame)?, Outcome::ACCEPTED);
+    Ok(())
+}
+
+/// A flow of TCP takes its entry of connection tracking for minutes, though nobody answers.
+#[test]
+fn tcp_to_many_is_dropped() -> Result<()> {
+    let mut program = program_with(&rules(&[Rule::all(true)]))?;
+    let everybody =
+        [(CLIENT4, "192.0.2.255", "224.0.0.251"), (CLIENT6, "2001:db8:ffff::", "ff02::fb")];
+    for (client, network, group) in everybody {
+        let frame = |to: &str, protocol| -> Result<Vec<u8>> {
+            Ok(packets::plain(client, to.parse()?, protocol, 22))
+        };
+        check(
+            &mut program,
+            group,
+            &frame(group, packets::TCP)?,
+            Outcome::DROPPED,
+            Reason::Malformed,
+        );
+        assert_eq!(program.send(&frame(network, packets::TCP)?)?, Outcome::ACCEPTED, "{network}");
+        for (local, outcome, reason) in [
+            (Local::Many, Outcome::DROPPED, Reason::Malformed),
+            // The address was given to an interface.
+            (Local::One, Outcome::UNMARKED, Reason::Local),
+            (Local::Many, Outcome::DROPPED, Reason::Malformed),
+        ] {
+            program.maps.set_locals([(network.parse()?, local)])?;
+            let name = format!("{network}, {local:?}");
+            check(&mut program, &name, &frame(network, packets::TCP)?, outcome, reason);
+            let udp = frame(network, packets::UDP)?;
+            check(&mut program, &name, &udp, Outcome::UNMARKED, Reason::Local);
+        }
+        program.maps.set_locals([])?;
+    }
     Ok(())
 }
 

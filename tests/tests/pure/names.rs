@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use firewall_common::abi::Local;
+
 use firewall_agent::edges::sources::rule_files;
 use firewall_common::packet;
 use firewall_common::policy::decide;
@@ -251,7 +253,7 @@ fn failures_are_asked_again_later_and_later_and_at_once_when_the_network_changes
     }
     stage.fail("a.example");
     let vif = Vif { index: 7, name: "vif7.0".to_owned(), addresses: [address(CLIENT)].into() };
-    let locals = [address("192.0.2.99")].into();
+    let locals = [(address("192.0.2.99"), Local::One)].into();
     stage.step(Event::Links(Links { vifs: vec![vif], locals, ..Links::default() }));
     assert_eq!(stage.take_asked(), ["a.example IPv4"]);
     // Other servers are asked even while the old ones still may answer, and about everything.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use firewall_common::abi::Local;
+
 use firewall_core::client::{ClientId, Links, Vif};
 use firewall_core::events::{Effect, Event, Notice, Task, Why};
 use firewall_core::time::Moment;
@@ -141,7 +143,7 @@ fn whatever_is_not_done_is_told_and_done_again_until_it_works() {
             name: "vif1.0".to_owned(),
             addresses: [address(CLIENT)].into(),
         }],
-        locals: [address("10.137.0.254")].into(),
+        locals: [(address("10.137.0.254"), Local::One)].into(),
         ..Links::default()
     };
     let mut world = one();

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
+use firewall_common::abi::Local;
+
 use firewall_common::packet::{Packet, Protocol};
 use firewall_core::client::ClientId;
 use firewall_core::connection::Flow;
@@ -171,7 +173,7 @@ fn what_is_read_is_judged_by_what_is_in_force_then() {
     };
     let links = firewall_core::client::Links {
         vifs: vec![vif(7, "vif1.0", A), vif(8, "vif2.0", B)],
-        locals: [address("198.51.100.7")].into(),
+        locals: [(address("198.51.100.7"), Local::One)].into(),
         ..Default::default()
     };
     check(&mut world, Event::Links(links), &[]);

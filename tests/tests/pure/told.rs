@@ -7,6 +7,8 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use firewall_common::abi::Local;
+
 use firewall_agent::cli::colour::Colours;
 use firewall_agent::cli::explain::text::explained;
 use firewall_agent::cli::{check, text};
@@ -66,7 +68,7 @@ fn world(rules: &str) -> World {
     world.step(Event::Servers { of_clients, own: Vec::new() });
     let addresses = [client, address("10.137.0.13")].into();
     let vifs = vec![Vif { index: 7, name: "vif12.0".to_owned(), addresses }];
-    let locals = [address("10.137.0.1")].into();
+    let locals = [(address("10.137.0.1"), Local::One)].into();
     world.step(Event::Links(Links { vifs, locals, ..Links::default() }));
     let rules = rule_files::ruleset(client, rules).map_err(|error| SourceError {
         origin: "rules.d/10.137.0.12".to_owned(),

@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use firewall_common::abi::Local;
+
 use firewall_agent::edges::sources::rule_files;
 use firewall_core::client::{ClientId, Links, Vif};
 use firewall_core::events::{Effect, Event, Installation, Task, Why};
@@ -338,7 +340,7 @@ fn what_is_open_is_judged_by_the_policy_in_force() {
         name: "vif1.0".to_owned(),
         addresses: BTreeSet::from([client.address]),
     }];
-    let locals = BTreeSet::from([address("198.51.100.7")]);
+    let locals = [(address("198.51.100.7"), Local::One)].into();
     world.step(Event::Links(Links { vifs, locals, ..Links::default() }));
     assert_eq!(denied(&world), [false, false]);
 }

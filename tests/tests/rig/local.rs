@@ -2,37 +2,57 @@
 
 use std::net::IpAddr;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use firewall_common::verdict::Reason;
+use firewall_core::told::status::Status;
 use firewall_tests::frames;
-use firewall_tests::packets::{self, UDP};
-use firewall_tests::rig::CLIENT_INTERFACE;
+use firewall_tests::packets::{self, TCP, UDP};
+use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK_ANYCAST, UPLINK_BROADCAST};
 
 use super::scene::*;
 
 #[test]
 fn broadcast_and_anycast_addresses_of_networks_are_the_netvms_own() -> Result<()> {
     let scene = Scene::new("locals", &[])?;
-    // The uplink's networks.
-    for (family, to) in [(0, "192.0.2.255"), (1, "2001:db8:ffff::"), (1, "fe80::")] {
-        let ends = scene.families()[family];
-        let to: IpAddr = to.parse()?;
-        let told = || -> Result<(u64, u64)> {
-            let status = scene.agent.client(ends.from)?;
-            let local = status.counters.get(Reason::Local.name()).map_or(0, |it| it.packets);
-            Ok((local, status.default_counter.packets))
+    let places: [(usize, IpAddr); 3] =
+        [(0, UPLINK_BROADCAST.into()), (1, UPLINK_ANYCAST.into()), (1, "fe80::".parse()?)];
+    for (family, to) in places {
+        let from = scene.families()[family].from;
+        let send = |protocol, payload: &[u8]| {
+            let packet = packet(from, to, protocol, payload);
+            let client = scene.world.client.namespace();
+            frames::send_raw(client, CLIENT_INTERFACE, &frame(&packet))
         };
-        let (local, denied) = told()?;
-        let packet = packet(ends.from, to, UDP, &packets::datagram(40000, 7777, b"hello"));
-        let client = scene.world.client.namespace();
-        frames::send_raw(client, CLIENT_INTERFACE, &frame(&packet))?;
+        let before = scene.agent.status()?;
+        let local = packets_of(&before, Some(from), Reason::Local);
+        let malformed = packets_of(&before, None, Reason::Malformed);
+        send(UDP, &packets::datagram(40000, 7777, b"hello"))?;
         scene.agent.wait_for(&format!("{to} is local"), |status| {
-            let clients = status.clients.iter().filter(|it| it.address == ends.from);
-            let mut counters = clients.filter_map(|it| it.counters.get(Reason::Local.name()));
-            counters.any(|it| it.packets > local)
+            packets_of(status, Some(from), Reason::Local) > local
         })?;
-        let (_, now) = told().context("no status")?;
-        assert_eq!(now, denied, "{to}: judged by rules");
+        // Nobody answers TCP to many.
+        send(TCP, &packets::segment(40000, 7777, b"hello"))?;
+        scene.agent.wait_for(&format!("TCP to {to} is dropped"), |status| {
+            packets_of(status, None, Reason::Malformed) > malformed
+        })?;
+        let denied = |status: &Status| {
+            let client = status.clients.iter().find(|it| it.address == from);
+            client.map(|it| it.default_counter.packets)
+        };
+        assert_eq!(denied(&scene.agent.status()?), denied(&before), "{to}: judged by rules");
     }
     Ok(())
+}
+
+/// What was counted for a reason, of a client or of packets without one.
+fn packets_of(status: &Status, client: Option<IpAddr>, reason: Reason) -> u64 {
+    let counters = match client {
+        None => Some(&status.strays),
+        Some(_) => {
+            let client = status.clients.iter().find(|it| Some(it.address) == client);
+            client.map(|it| &it.counters)
+        }
+    };
+    let counter = counters.and_then(|it| it.get(reason.name()));
+    counter.map_or(0, |it| it.packets)
 }

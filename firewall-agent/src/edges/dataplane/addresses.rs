@@ -1,8 +1,7 @@
-//! A BPF hash map of which only the keys matter, a set of addresses, and the filter in front
-//! of it.
-//! Never knows whose they are.
+//! A BPF hash map of addresses, each with one byte, and the filter in front of it.
+//! Never knows whose they are, or what the byte means.
 
-use std::collections::HashSet;
+use std::collections;
 use std::net::IpAddr;
 
 use aya::maps::{Array, HashMap, MapData, MapError};
@@ -10,33 +9,37 @@ use firewall_common::abi::{Address, FILTER_WORDS};
 
 use super::plain::Plain;
 
-/// A set of addresses in the kernel.
-pub struct AddressSet {
-    set: HashMap<MapData, Plain<Address>, u8>,
+/// Addresses in the kernel.
+pub struct AddressMap {
+    map: HashMap<MapData, Plain<Address>, u8>,
     filter: Array<MapData, u64>,
     /// What the filter holds.
     words: Vec<u64>,
 }
 
-impl AddressSet {
-    /// An empty set, in maps that nobody wrote yet.
-    pub fn new(set: HashMap<MapData, Plain<Address>, u8>, filter: Array<MapData, u64>) -> Self {
-        Self { set, filter, words: vec![0; FILTER_WORDS] }
+impl AddressMap {
+    /// No addresses, in maps that nobody wrote yet.
+    pub fn new(map: HashMap<MapData, Plain<Address>, u8>, filter: Array<MapData, u64>) -> Self {
+        Self { map, filter, words: vec![0; FILTER_WORDS] }
     }
 
     /// Makes it hold exactly these. What is new comes before what is old goes.
-    pub fn set(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapError> {
-        let wanted: HashSet<Address> = addresses.map(Address::from).collect();
-        let known = self.set.keys().map(|key| key.map(|Plain(address)| address));
-        let known = known.collect::<Result<HashSet<Address>, _>>()?;
-        self.let_pass(wanted.union(&known))?;
-        for address in wanted.difference(&known) {
-            self.set.insert(Plain(*address), 1, 0)?;
+    pub fn set(&mut self, entries: impl Iterator<Item = (IpAddr, u8)>) -> Result<(), MapError> {
+        let entries = entries.map(|(address, byte)| (Address::from(address), byte));
+        let wanted: collections::HashMap<Address, u8> = entries.collect();
+        let known =
+            self.map.iter().map(|entry| entry.map(|(Plain(address), byte)| (address, byte)));
+        let known = known.collect::<Result<collections::HashMap<Address, u8>, _>>()?;
+        self.let_pass(wanted.keys().chain(known.keys()))?;
+        for (address, byte) in &wanted {
+            if known.get(address) != Some(byte) {
+                self.map.insert(Plain(*address), byte, 0)?;
+            }
         }
-        for address in known.difference(&wanted) {
-            self.set.remove(&Plain(*address))?;
+        for address in known.keys().filter(|address| !wanted.contains_key(address)) {
+            self.map.remove(&Plain(*address))?;
         }
-        self.let_pass(wanted.iter())
+        self.let_pass(wanted.keys())
     }
 
     /// Makes the filter let exactly these pass, and what it cannot tell from them.

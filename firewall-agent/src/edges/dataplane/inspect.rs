@@ -15,7 +15,8 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError};
 use aya::programs::links::{FdLink, PinnedLink};
 use aya::programs::{ProgramError, loaded_programs};
 use firewall_common::abi::{
-    ABI_VERSION, Address, Class, Client, ClientKey, Counter, DEFAULT_RULE, NO_CLASS, Segment, Span,
+    ABI_VERSION, Address, Class, Client, ClientKey, Counter, DEFAULT_RULE, Local, NO_CLASS,
+    Segment, Span,
 };
 use firewall_common::packet::Frame;
 use firewall_common::policy::{Tables, decide};
@@ -300,8 +301,8 @@ impl Tables for Inspection {
         self.guards_neighbours
     }
 
-    fn is_local(&self, address: &Address) -> bool {
-        self.note("LOCALS", self.locals.get(&Plain(*address), 0)).is_some()
+    fn local(&self, address: &Address) -> Option<Local> {
+        self.note("LOCALS", self.locals.get(&Plain(*address), 0)).map(Local::from_raw)
     }
 
     fn class_of(&self, policy: u32, address: &Address) -> Option<u32> {

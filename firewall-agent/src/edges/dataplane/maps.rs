@@ -13,13 +13,13 @@ use std::sync::Arc;
 
 use aya::maps::{MapData, MapError};
 use firewall_common::abi::{
-    Client, ClientKey, Counter, MAX_CLIENTS, MAX_COUNTERS, MAX_INSTALLED, SETTLING, STATE_BLOCKED,
-    STATE_POLICY, STATE_WAITING,
+    Client, ClientKey, Counter, Local, MAX_CLIENTS, MAX_COUNTERS, MAX_INSTALLED, SETTLING,
+    STATE_BLOCKED, STATE_POLICY, STATE_WAITING,
 };
 use firewall_common::fragments::{Datagrams, MAX_TABLES};
 use firewall_common::verdict::{Reason, reason_counter, rule_counter};
 
-use super::addresses::AddressSet;
+use super::addresses::AddressMap;
 use super::epoch::Epoch;
 use super::mapped::MappedArray;
 use super::object::{MapsError, indices, take, take_array, take_range};
@@ -47,8 +47,8 @@ pub struct Maps {
     live: MappedArray<u32>,
     records: MappedArray<Client>,
     policies: Policies,
-    locals: AddressSet,
-    connected: AddressSet,
+    locals: AddressMap,
+    connected: AddressMap,
     counters: MappedArray<Counter>,
     stamps: Stamps,
     datagrams: aya::maps::Array<MapData, Plain<Datagrams>>,
@@ -73,8 +73,8 @@ impl Maps {
             live: MappedArray::new(take_array(ebpf, "LIVE")?, MAX_CLIENTS)?,
             records: MappedArray::new(take_array(ebpf, "INSTALLED")?, MAX_INSTALLED)?,
             policies: Policies::new(ebpf)?,
-            locals: AddressSet::new(take(ebpf, "LOCALS")?, take(ebpf, "LOCALS_FILTER")?),
-            connected: AddressSet::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
+            locals: AddressMap::new(take(ebpf, "LOCALS")?, take(ebpf, "LOCALS_FILTER")?),
+            connected: AddressMap::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
             counters: MappedArray::new(take_array(ebpf, "COUNTERS")?, MAX_COUNTERS)?,
             stamps: Stamps::new(take(ebpf, "STAMPS")?),
             datagrams: take(ebpf, "DATAGRAMS")?,
@@ -333,7 +333,11 @@ impl Maps {
     }
 
     /// Makes the netvm's own addresses known: exactly these.
-    pub fn set_locals(&mut self, addresses: impl Iterator<Item = IpAddr>) -> Result<(), MapsError> {
+    pub fn set_locals(
+        &mut self,
+        addresses: impl IntoIterator<Item = (IpAddr, Local)>,
+    ) -> Result<(), MapsError> {
+        let addresses = addresses.into_iter().map(|(address, local)| (address, local.to_raw()));
         let outcome = self.locals.set(addresses);
         // Some may have changed before an error.
         self.epoch.advance()?;
@@ -345,7 +349,7 @@ impl Maps {
         &mut self,
         addresses: impl Iterator<Item = IpAddr>,
     ) -> Result<(), MapsError> {
-        Ok(self.connected.set(addresses)?)
+        Ok(self.connected.set(addresses.map(|address| (address, 1)))?)
     }
 
     /// What was counted for a reason; for packets without a client if there is none.
