@@ -1,7 +1,7 @@
 //! Which modules of nftables the kernel lacks, if it refused the gate.
 //! Never changes anything: `nft` is told to check only.
 
-use super::run;
+use super::nft;
 
 /// What rules may say, a table that needs nothing else for it, and the module behind it.
 const EXPRESSIONS: [(&str, &str, &str); 6] = [
@@ -29,7 +29,7 @@ const EXPRESSIONS: [(&str, &str, &str); 6] = [
 pub(super) async fn modules(text: &str) -> Vec<&'static str> {
     let mut lacking = Vec::new();
     for (words, table, module) in EXPRESSIONS {
-        if text.contains(words) && run(&["-c", "-f", "-"], table).await.is_err() {
+        if text.contains(words) && !nft::is_loadable(table).await {
             lacking.push(module);
         }
     }

@@ -6,12 +6,11 @@
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::{GateError, list};
+use super::errors::GateError;
+use super::nft;
+use super::rules::{FAMILIES, GATE};
+use super::table::Table;
 
-/// The families that packets of clients have.
-const FAMILIES: [&str; 2] = ["ip", "ip6"];
-/// The table of the gate, of today's firewall as well.
-const TABLE: &str = "qubes-firewall";
 /// Chains that lead to chains are followed no further.
 const DEEPEST: usize = 8;
 
@@ -49,7 +48,7 @@ struct Rule {
 
 /// A table as it is in force.
 #[derive(Debug)]
-pub struct Table {
+pub(super) struct Listed {
     is_asleep: bool,
     chains: Vec<Chain>,
     rules: Vec<Rule>,
@@ -64,7 +63,7 @@ enum End {
     Returned,
 }
 
-impl Table {
+impl Listed {
     /// Reads what `nft -j list table` prints.
     pub fn parse(json: &[u8]) -> serde_json::Result<Self> {
         let listing: Listing = serde_json::from_slice(json)?;
@@ -92,28 +91,29 @@ impl Table {
             })
     }
 
-    /// What differs from a gate of which this text is the seal: the comment of the rule that
-    /// was made last.
+    /// What differs from a table that was loaded, whose last rule has its seal.
     ///
     /// The kernel numbers what is in a table in the order in which it is made, and never gives
     /// a number twice (`nf_tables_alloc_handle`). So what others add has higher numbers than
     /// the sealed rule, and whatever is missing below was there once.
-    pub fn difference(&self, seal: &str, rules: &[(String, usize)]) -> Option<String> {
+    pub fn difference(&self, loaded: &Table) -> Option<String> {
         if self.is_asleep {
             return Some("the table is dormant".to_owned());
         }
-        let is_seal = |rule: &&Rule| rule.comment.as_ref().is_some_and(|it| it.ends_with(seal));
+        let seal = loaded.seal();
+        let is_seal = |rule: &&Rule| rule.comment.as_ref().is_some_and(|it| it.ends_with(&seal));
         let last = self.rules.iter().find(is_seal).map(|rule| rule.handle);
-        for (chain, expected) in rules {
-            if !self.chains.iter().any(|it| it.name == *chain) {
+        for chain in &loaded.chains {
+            let (chain, expected) = (chain.name, chain.rules.len());
+            if !self.chains.iter().any(|it| it.name == chain) {
                 return Some(format!("there is no chain `{chain}`"));
             }
             let Some(last) = last else {
                 continue;
             };
-            let own = self.rules.iter().filter(|it| it.chain == *chain && it.handle <= last);
+            let own = self.rules.iter().filter(|it| it.chain == chain && it.handle <= last);
             let found = own.count();
-            if found < *expected {
+            if found < expected {
                 return Some(format!("the chain `{chain}` has {found} of its {expected} rules"));
             }
         }
@@ -185,14 +185,20 @@ fn is_about_vifs(condition: &Value) -> bool {
     key == Some("iifname") && is_equal && right.is_some_and(|name| name.ends_with('*'))
 }
 
+/// A table as it is in force; `None` if there is none.
+pub(super) async fn list(family: &str, name: &str) -> Result<Option<Listed>, GateError> {
+    let json = nft::list(family, name).await?;
+    Ok(json.map(|json| Listed::parse(&json)).transpose()?)
+}
+
 /// The families in which nothing of this firewall stops what clients send: nothing at all, if
 /// the gate is closed.
 pub async fn open_families() -> Result<Vec<&'static str>, GateError> {
     let mut open = Vec::new();
     for family in FAMILIES {
-        let table = list(family, TABLE).await?;
+        let table = list(family.name, GATE).await?;
         if !table.is_some_and(|table| table.is_closed()) {
-            open.push(family);
+            open.push(family.name);
         }
     }
     Ok(open)
@@ -200,10 +206,11 @@ pub async fn open_families() -> Result<Vec<&'static str>, GateError> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::super::table::{self as gate, Chain};
+    use super::{Listed, Rule, Table};
 
     /// A table with a chain `forward` of these rules, and one `other`, as `nft -j` lists it.
-    fn table(policy: &str, flags: &str, rules: &[(&str, &str)]) -> Table {
+    fn table(policy: &str, flags: &str, rules: &[(&str, &str)]) -> Listed {
         let rules: Vec<String> = rules
             .iter()
             .zip(3..)
@@ -223,7 +230,7 @@ mod tests {
             {}]}}"#,
             rules.concat()
         );
-        Table::parse(json.as_bytes()).expect("a table")
+        Listed::parse(json.as_bytes()).expect("a table")
     }
 
     const MARKED: &str =
@@ -290,11 +297,13 @@ mod tests {
 
     #[test]
     fn a_rule_that_is_missing_is_noticed_and_one_that_is_added_is_not() {
-        let own = [("forward".to_owned(), 1), ("other".to_owned(), 1)];
+        let chain = |name, rule| Chain { name, hook: None, rules: vec![gate::Rule::plain(rule)] };
+        let chains = vec![chain("forward", "jump other"), chain("other", "drop")];
+        let own = Table { family: "ip", name: "qubes-firewall", comment: "a gate", chains };
         let seal = |handle: u64| Rule {
             chain: "other".to_owned(),
             handle,
-            comment: Some("who knows; seal".to_owned()),
+            comment: Some(format!("who knows; {}", own.seal())),
             expr: Vec::new(),
         };
         let check = |name: &str, handles: &[u64], last: Option<u64>, expected: bool| {
@@ -306,7 +315,7 @@ mod tests {
                 expr: Vec::new(),
             }));
             table.rules.extend(last.map(seal));
-            assert_eq!(table.difference("seal", &own).is_none(), expected, "{name}");
+            assert_eq!(table.difference(&own).is_none(), expected, "{name}");
         };
         check("whole", &[3], Some(4), true);
         check("one more", &[3, 5], Some(4), true);

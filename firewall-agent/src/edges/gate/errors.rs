@@ -1,0 +1,45 @@
+//! What can go wrong with the gate, and what is in force then.
+//! Never guesses: whether anything closes was looked at, or is said not to be known.
+
+use thiserror::Error;
+
+use super::nft::NftError;
+
+/// The gate cannot be loaded, read or removed.
+#[derive(Debug, Error)]
+pub enum GateError {
+    /// `nft` did not do what it was asked for.
+    #[error(transparent)]
+    Nft(#[from] NftError),
+    /// What it lists is not understood.
+    #[error("what `nft -j list table` prints is not understood: {0}")]
+    Listing(#[from] serde_json::Error),
+    /// The gate was refused, and a closed one is in force.
+    #[error("{why}; the gate in force is closed: {closed}")]
+    Closed {
+        /// What was wrong with the gate.
+        why: Box<Refusal>,
+        /// What is in force instead.
+        closed: &'static str,
+    },
+    /// The gate was refused, and nothing else closes.
+    #[error("OPEN, nothing stops what clients send: {0}")]
+    Open(NftError),
+    /// The gate was refused, and nobody knows what is in force.
+    #[error("whether anything stops what clients send is NOT KNOWN: {0}")]
+    Unknown(NftError),
+}
+
+/// Why the kernel did not take the gate.
+#[derive(Debug, Error)]
+pub enum Refusal {
+    /// Modules that it needs are not there.
+    #[error(
+        "the kernel has no {}: load what is missing with `modprobe`, or boot a kernel that \
+         has it", .0.join(", ")
+    )]
+    Modules(Vec<&'static str>),
+    /// For another reason.
+    #[error(transparent)]
+    Other(NftError),
+}

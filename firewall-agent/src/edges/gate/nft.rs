@@ -1,0 +1,68 @@
+//! The program `nft`: it loads text, and lists tables as JSON.
+//! Never knows what is in them.
+
+use std::io;
+use std::process::Stdio;
+
+use thiserror::Error;
+use tokio::io::AsyncWriteExt as _;
+use tokio::process::Command;
+
+/// `nft` did not do what it was asked for.
+#[derive(Debug, Error)]
+pub enum NftError {
+    /// No `nft`, or it cannot be talked to.
+    #[error("cannot run `nft`: {0}; is nftables installed?")]
+    Start(#[from] io::Error),
+    /// `nft` refused; what it says, without blanks around.
+    #[error("`nft` says: {0}")]
+    Refused(String),
+}
+
+/// Loads a text in one transaction: as a whole or not at all.
+pub(super) async fn load(text: &str) -> Result<(), NftError> {
+    run(&["-f", "-"], text).await
+}
+
+/// Whether a text could be loaded.
+pub(super) async fn is_loadable(text: &str) -> bool {
+    run(&["-c", "-f", "-"], text).await.is_ok()
+}
+
+/// A table as it is in force, as libnftables-json(5) describes; `None` if there is none.
+pub(super) async fn list(family: &str, name: &str) -> Result<Option<Vec<u8>>, NftError> {
+    // Messages are to be those of everywhere.
+    let output = Command::new("nft")
+        .args(["-j", "list", "table", family, name])
+        .env("LC_ALL", "C")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output()
+        .await?;
+    if output.status.success() {
+        return Ok(Some(output.stdout));
+    }
+    let says = String::from_utf8_lossy(&output.stderr);
+    match says.contains("No such file or directory") {
+        true => Ok(None),
+        false => Err(NftError::Refused(says.trim().to_owned())),
+    }
+}
+
+async fn run(arguments: &[&str], text: &str) -> Result<(), NftError> {
+    let mut nft = Command::new("nft")
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    if let Some(mut stdin) = nft.stdin.take() {
+        stdin.write_all(text.as_bytes()).await?;
+    }
+    let output = nft.wait_with_output().await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(NftError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}

@@ -1,0 +1,158 @@
+//! The rules of the gate, of the bare gate, of the closed one, and of NAT.
+//! Never loads them.
+
+use std::net::Ipv4Addr;
+
+use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
+
+use super::table::{Chain, Rule, Table};
+
+/// The table of the gate, of today's firewall as well.
+pub(super) const GATE: &str = "qubes-firewall";
+/// The table of mode standalone.
+pub(super) const NAT: &str = "qubes-firewall-nat";
+
+const FORWARD: &str = "type filter hook forward priority filter; policy drop;";
+
+/// The words of a family of addresses.
+#[derive(Clone, Copy)]
+pub(super) struct Family {
+    pub name: &'static str,
+    /// The protocol whose errors answer what is rejected.
+    icmp: &'static str,
+    /// Matches what connection tracking takes for errors (`icmp_is_err` in uapi/linux/icmp.h,
+    /// `nf_conntrack_icmpv6_error` in net/netfilter/nf_conntrack_proto_icmpv6.c).
+    errors: &'static str,
+}
+
+/// The families that packets of clients have.
+pub(super) const FAMILIES: [Family; 2] = [
+    Family { name: "ip", icmp: "icmp", errors: "meta l4proto icmp icmp type { 3, 4, 5, 11, 12 }" },
+    Family { name: "ip6", icmp: "icmpv6", errors: "meta l4proto icmpv6 icmpv6 type < 128" },
+];
+
+/// The gate: it forwards what has the mark, what is not from a vif, and answers.
+///
+/// The well-known names are Qubes': users' scripts use the chains `forward` and `qubes-forward`, so
+/// both judge by the mark. No packet gets as far as the policy: the policy is in force later than
+/// the rules ([`closed`]).
+///
+/// An ICMP error that has the mark is about a packet to its sender; whether there was such a
+/// packet, connection tracking knows. `established` tells answers from errors: errors are
+/// `related`, in the direction of the packet that met them.
+pub(super) fn gate(family: Family, pattern: &str, mark_bit: u32) -> Table {
+    let Family { name, icmp, errors } = family;
+    let mark = format!("meta mark & {mark_bit:#010x} != 0 accept");
+    let forward = vec![
+        Rule::told(
+            format!("{errors} iifname \"{pattern}\" ct state != related drop"),
+            "errors about no known connection",
+        ),
+        Rule::told(&mark, "accepted by a qube's rules"),
+        Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube"),
+        Rule::told(
+            "ct state established ct direction reply accept",
+            "answers to connections towards a qube",
+        ),
+        Rule::plain("jump qubes-forward"),
+    ];
+    let qubes_forward = vec![
+        Rule::plain(format!("{errors} ct state != related drop")),
+        Rule::plain(mark),
+        Rule::plain(format!("reject with {icmp} type admin-prohibited")),
+    ];
+    Table {
+        family: name,
+        name: GATE,
+        comment: "The rules of qubes are not here but in eBPF: run `firewall-agent show`",
+        chains: vec![
+            Chain { name: "forward", hook: Some(FORWARD), rules: forward },
+            Chain { name: "qubes-forward", hook: None, rules: qubes_forward },
+        ],
+    }
+}
+
+/// A gate of which every kernel with nf_tables is capable: what comes from a vif goes nowhere.
+pub(super) fn bare(family: Family, pattern: &str) -> Table {
+    let rules = vec![
+        Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube"),
+        Rule::plain("drop"),
+    ];
+    Table {
+        family: family.name,
+        name: GATE,
+        comment: "The whole gate is not there (yet): `firewall-agent status` says why",
+        chains: vec![Chain { name: "forward", hook: Some(FORWARD), rules }],
+    }
+}
+
+/// A gate that forwards nothing, whoever sent it: first by its rule, then by its policy alone.
+///
+/// The kernel has a new chain accept by its policy until the whole transaction is in force,
+/// and has by then taken the old chain away (`nft_chain_commit_drop_policy` in
+/// net/netfilter/nf_tables_api.c). A rule is in force at once; it goes when the policy is.
+pub(super) fn closed(family: Family) -> Table {
+    Table {
+        family: family.name,
+        name: GATE,
+        comment: "Closed by `firewall-agent hand-over`, until another firewall takes its place",
+        chains: vec![Chain {
+            name: "forward",
+            hook: Some(FORWARD),
+            rules: vec![Rule::plain("drop")],
+        }],
+    }
+}
+
+/// NAT as mode standalone has it: DNS to the virtual resolvers goes to real ones, what was accepted
+/// leaves under the address of the uplink, and nobody begins a connection towards a client.
+pub(super) fn nat(pattern: &str, mark_bit: u32, redirections: &[(Ipv4Addr, Ipv4Addr)]) -> Table {
+    let mut redirect = Vec::new();
+    for (virtual_resolver, real) in redirections {
+        for protocol in ["udp", "tcp"] {
+            redirect.push(Rule::plain(format!(
+                "iifname \"{pattern}\" ip daddr {virtual_resolver} {protocol} dport 53 \
+                 dnat ip to {real}"
+            )));
+        }
+    }
+    if redirections.is_empty() {
+        // Nobody upstream is to see what was meant for a resolver that does not exist.
+        for virtual_resolver in VIRTUAL_RESOLVERS {
+            redirect.push(Rule::plain(format!(
+                "iifname \"{pattern}\" ip daddr {virtual_resolver} \
+                 meta l4proto {{ tcp, udp }} th dport 53 drop"
+            )));
+        }
+    }
+    let forward = vec![
+        Rule::told("ct state invalid drop", "cannot be translated, so must not leave"),
+        Rule::plain("ct state established,related accept"),
+        Rule::told(format!("oifname \"{pattern}\" drop"), "no new connections towards qubes"),
+    ];
+    let translate = vec![Rule::plain(format!(
+        "oifname != \"{pattern}\" meta mark & {mark_bit:#010x} != 0 masquerade"
+    ))];
+    Table {
+        family: "inet",
+        name: NAT,
+        comment: "Loaded by firewall-agent in standalone mode; on Qubes OS `table ip qubes` does this",
+        chains: vec![
+            Chain {
+                name: "dnat-dns",
+                hook: Some("type nat hook prerouting priority dstnat; policy accept;"),
+                rules: redirect,
+            },
+            Chain {
+                name: "forward",
+                hook: Some("type filter hook forward priority filter; policy accept;"),
+                rules: forward,
+            },
+            Chain {
+                name: "translate",
+                hook: Some("type nat hook postrouting priority srcnat; policy accept;"),
+                rules: translate,
+            },
+        ],
+    }
+}
