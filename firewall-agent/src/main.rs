@@ -1,10 +1,11 @@
 //! Starts what the arguments ask for.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser as _;
+use firewall_agent::cli::colour::Colours;
 use firewall_agent::cli::{self, Arguments, Command};
 use firewall_agent::daemon::logging::Log;
 use firewall_agent::daemon::{self, handover};
@@ -47,13 +48,12 @@ fn main() -> ExitCode {
 fn in_runtime(work: impl Future<Output = Result<()>>) -> Result<ExitCode> {
     // FIREWALL_LOG=debug shows more; the syntax is that of tracing's EnvFilter.
     let filter = EnvFilter::try_from_env("FIREWALL_LOG").unwrap_or_else(|_| "info".into());
-    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let log = Log::to_stderr()?;
     let writer = log.clone();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(move || writer.clone())
-        .with_ansi(colours)
+        .with_ansi(Colours::of_stderr().are_wanted())
         .init();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let outcome = runtime.block_on(work);

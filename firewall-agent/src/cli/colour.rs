@@ -1,14 +1,18 @@
 //! Colours, for whoever has a terminal and did not say no.
 //! Never says anything by colour alone.
 
-use std::io::{self, IsTerminal as _};
+use std::io;
+
+use anstream::stream::RawStream;
+use anstream::{AutoStream, ColorChoice};
+use anstyle::{AnsiColor, Style};
 
 /// What goes well.
-pub const GOOD: u8 = 32;
+pub const GOOD: Style = AnsiColor::Green.on_default();
 /// What does not.
-pub const BAD: u8 = 31;
+pub const BAD: Style = AnsiColor::Red.on_default();
 /// What the eye should find.
-pub const ODD: u8 = 36;
+pub const ODD: Style = AnsiColor::Cyan.on_default();
 
 /// Whether there are colours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,11 +22,20 @@ impl Colours {
     /// None.
     pub const NONE: Self = Self(false);
 
-    /// As standard output takes them: only a terminal, and not if its user said no
-    /// (<https://no-color.org>).
+    /// As standard output takes them: only a terminal, and not if its user said no, in one of the
+    /// ways that all programs share (`NO_COLOR` of <https://no-color.org>, `CLICOLOR`,
+    /// `TERM=dumb`).
     pub fn of_stdout() -> Self {
-        let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-        Self(io::stdout().is_terminal() && !refused)
+        Self::of(&io::stdout())
+    }
+
+    /// The same of standard error.
+    pub fn of_stderr() -> Self {
+        Self::of(&io::stderr())
+    }
+
+    fn of(stream: &impl RawStream) -> Self {
+        Self(AutoStream::choice(stream) != ColorChoice::Never)
     }
 
     /// Whether there are any.
@@ -31,7 +44,7 @@ impl Colours {
     }
 
     /// Text in a colour.
-    pub fn paint(self, colour: u8, text: &str) -> String {
-        if self.0 { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    pub fn paint(self, colour: Style, text: &str) -> String {
+        if self.0 { format!("{colour}{text}{colour:#}") } else { text.to_owned() }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::net::IpAddr;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -85,7 +85,7 @@ fn try_read(path: &Path) -> io::Result<File> {
     Ok(serde_json::from_slice(&regular::read(path, MAX_FILE)?)?)
 }
 
-/// Writes it aside first, so that there is always a whole file.
+/// Writes the file for the next agent; there is always a whole one.
 pub fn write(path: &Path, names: &[Remembered]) -> io::Result<()> {
     let entry = |Remembered { question, addresses, at, leaving }: &Remembered| Entry {
         name: question.name.clone(),
@@ -99,14 +99,7 @@ pub fn write(path: &Path, names: &[Remembered]) -> io::Result<()> {
         // Names are where users go: nobody else's business.
         fs::DirBuilder::new().recursive(true).mode(0o700).create(directory)?;
     }
-    let aside = path.with_extension("new");
-    // What is there may be anything, also a pipe that nobody reads.
-    let _ = fs::remove_file(&aside);
-    let mut options = fs::OpenOptions::new();
-    let open = options.write(true).create_new(true).mode(0o600).open(&aside)?;
-    serde_json::to_writer(&open, &file)?;
-    open.sync_all()?;
-    fs::rename(aside, path)
+    regular::replace(path, 0o600, &serde_json::to_vec(&file)?)
 }
 
 fn boot() -> io::Result<String> {

@@ -2,28 +2,22 @@
 //! Never says where users go: no destination, name or rule is a label, so that there is
 //! a bounded number of them.
 
-use std::fs;
-use std::io::{self, Write as _};
-use std::os::unix::fs::PermissionsExt as _;
+use std::io;
 use std::path::Path;
 
 use prometheus::proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType};
 use prometheus::{Encoder as _, TextEncoder};
 
+use crate::edges::regular;
 use firewall_core::told::status::{State, Status};
 use firewall_core::told::totals::{Totals, problems};
 
 type Labels<'a> = &'a [(&'a str, &'a str)];
 
-/// Writes all metrics aside first, so that there is always a whole file. Anybody may read it,
-/// whatever the umask: a collector is seldom root.
+/// Writes all metrics; there is always a whole file. Anybody may read it, whatever the umask: a
+/// collector is seldom root.
 pub fn write(path: &Path, status: &Status) -> io::Result<()> {
-    let aside = path.with_extension("new");
-    // What is there may be anything, also a pipe that nobody reads.
-    let _ = fs::remove_file(&aside);
-    fs::File::create_new(&aside)?.write_all(&text(status)?)?;
-    fs::set_permissions(&aside, fs::Permissions::from_mode(0o644))?;
-    fs::rename(aside, path)
+    regular::replace(path, 0o644, &text(status)?)
 }
 
 /// All metrics.

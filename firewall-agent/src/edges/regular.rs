@@ -1,12 +1,13 @@
-//! Files that the agent reads: regular ones.
+//! Files that the agent reads, which are regular ones, and files that it replaces as a whole.
 //! Never waits for anybody: a pipe under the name of a file is an error.
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{File, OpenOptions, Permissions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 
 use nix::fcntl::OFlag;
+use tempfile::NamedTempFile;
 
 /// Reads a file as a whole, if it is no larger than this.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
@@ -26,4 +27,16 @@ pub fn read_all(file: File, most: u64) -> io::Result<Vec<u8>> {
         return Err(io::Error::other(format!("larger than {most} bytes")));
     }
     Ok(bytes)
+}
+
+/// Puts a file with these permissions, whatever the umask, in the place of whatever is there. It is
+/// on the disk before it has its name, so whoever reads finds all of one file.
+pub fn replace(path: &Path, mode: u32, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
+    let mut file = NamedTempFile::new_in(directory.unwrap_or(Path::new(".")))?;
+    file.as_file().set_permissions(Permissions::from_mode(mode))?;
+    file.write_all(content)?;
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    Ok(())
 }
