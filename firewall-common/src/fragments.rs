@@ -13,7 +13,8 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::abi::{Address, mix};
+use crate::abi::Address;
+use crate::address::mix;
 
 /// Places for unfinished datagrams of one client; a datagram can be in each of a set of them.
 pub const PLACES: usize = 4;

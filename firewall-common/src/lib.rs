@@ -4,6 +4,7 @@
 #![no_std]
 
 pub mod abi;
+pub mod address;
 pub mod fragments;
 pub mod packet;
 pub mod policy;

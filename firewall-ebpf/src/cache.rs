@@ -17,8 +17,9 @@
 use aya_ebpf::Global;
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use firewall_common::abi::{
-    CACHED_ANSWERS, CACHED_CLIENTS, Client, ClientKey, MAX_POLICIES, Segment, mix,
+    CACHED_ANSWERS, CACHED_CLIENTS, Client, ClientKey, MAX_POLICIES, Segment,
 };
+use firewall_common::address::mix;
 use firewall_common::packet::Packet;
 
 use crate::maps::{ANSWER_CACHE, CLIENT_CACHE, CachedAnswer, CachedClient, EPOCH};

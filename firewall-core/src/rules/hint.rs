@@ -2,7 +2,7 @@
 //! Never finds anything wrong; see `parse.rs`.
 
 use super::Family;
-use super::parse::Problem;
+use super::problem::Problem;
 
 impl Problem {
     /// What to do about it.

@@ -10,10 +10,12 @@ pub mod hidden;
 pub mod hint;
 pub mod lint;
 pub mod parse;
+pub mod problem;
 pub mod question;
 pub mod relevant;
 pub mod resolve;
 pub mod source;
+mod value;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -8,22 +8,14 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry::{Occupied, Vacant};
-use std::fmt;
-use std::net::IpAddr;
 use std::ops::{Range, RangeInclusive};
 
-use ipnet::IpNet;
-use thiserror::Error;
-
+use super::problem::{MAX_VALUE, Problem, RulesetError};
+use super::value::{Proto, action, icmp, name, network, port_range, protocol};
 use super::{Action, Destination, Family, Rule, Ruleset, Service};
 
 /// The key of what happens when no rule matches.
 const POLICY: &str = "policy";
-/// Longest value that QubesDB keeps, in bytes.
-const MAX_VALUE: usize = 3072;
-/// Longest host name, in bytes (RFC 1035, section 2.3.4).
-const MAX_NAME: usize = 253;
-const MAX_LABEL: usize = 63;
 
 /// One key with its value, and where it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,99 +26,6 @@ pub struct Entry {
     pub key: String,
     /// Everything behind it.
     pub value: String,
-}
-
-/// Why a client's rules cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct RulesetError {
-    /// Line in a file, from 1; `None` if it is about the whole.
-    pub line: Option<usize>,
-    /// The key whose value is wrong; `None` if it is about the whole.
-    pub key: Option<String>,
-    /// The offending text, as far as it is worth quoting.
-    pub text: String,
-    /// Which bytes of the text it is about.
-    pub place: Range<u32>,
-    /// What is wrong.
-    pub problem: Problem,
-}
-
-impl fmt::Display for RulesetError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(line) = self.line {
-            write!(f, "line {line}: ")?;
-        }
-        write!(f, "{}", self.problem)?;
-        if !self.text.is_empty() {
-            write!(f, " in `{}`", self.text)?;
-        }
-        Ok(())
-    }
-}
-
-impl std::error::Error for RulesetError {}
-
-impl RulesetError {
-    /// An error that is about no line in particular.
-    pub fn of_whole(problem: Problem) -> Self {
-        Self { line: None, key: None, text: String::new(), place: 0..0, problem }
-    }
-}
-
-/// What can be wrong with rules.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[allow(missing_docs, reason = "the messages say it")]
-pub enum Problem {
-    #[error("there is no `policy`")]
-    NoPolicy,
-    #[error("`{0}` is neither `accept` nor `drop`")]
-    NotAnAction(String),
-    #[error("`{0}` is neither `policy` nor four digits")]
-    UnknownKey(String),
-    #[error("the key `{0}` stands twice")]
-    KeyTwice(String),
-
-    #[error("longer than {MAX_VALUE} bytes")]
-    TooLong,
-    #[error("an option is empty: options are separated by exactly one space")]
-    EmptyOption,
-    #[error("`{0}` is not of the form option=value")]
-    NotAnOption(String),
-    #[error("unknown option `{0}`")]
-    UnknownOption(String),
-    #[error("the option `{0}` stands twice")]
-    OptionTwice(String),
-    #[error("the option `{0}` must stand before `{1}`")]
-    OutOfOrder(String, String),
-    #[error("a rule starts with `action=`")]
-    NoAction,
-    #[error("more than one of dst4, dst6 and dsthost")]
-    TwoDestinations,
-    #[error("`{0}` is not a network of the form address/prefix-length")]
-    NotANetwork(String),
-    #[error("{0} in the rules of an {1} client")]
-    OtherFamily(String, Family),
-    #[error("`{0}` is not a host name")]
-    NotAName(String),
-    #[error("`{0}` is not one of tcp, udp and icmp")]
-    UnknownProtocol(String),
-    #[error("unknown special target `{0}`")]
-    UnknownTarget(String),
-    #[error("`{0}` is not a port or a range of ports")]
-    NotPorts(String),
-    #[error("`{0}` is not a number from 0 to 255")]
-    NotAnIcmpType(String),
-    #[error("{0} does not go with {1}")]
-    Conflict(&'static str, &'static str),
-    // What a source adds; the parser itself never says these.
-    #[error("the last line is not `commit`: the file is not complete")]
-    NoCommit,
-    #[error("text after `commit`")]
-    AfterCommit,
-    #[error("not of the form `key = value`")]
-    NotAnEntry,
-    #[error("cannot be read: {0}")]
-    Unreadable(String),
 }
 
 /// All that entries say, the wrong ones aside.
@@ -225,13 +124,6 @@ fn rank(option: &str) -> Option<u8> {
         "icmptype" => 5,
         _ => return None,
     })
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Proto {
-    Tcp,
-    Udp,
-    Icmp,
 }
 
 /// The options of a rule, as far as they were read.
@@ -360,85 +252,4 @@ fn service(
         },
         other: portless && proto.is_none(),
     })
-}
-
-fn action(value: &str) -> Result<Action, Problem> {
-    match value {
-        "accept" => Ok(Action::Accept),
-        "drop" => Ok(Action::Drop),
-        _ => Err(Problem::NotAnAction(value.to_owned())),
-    }
-}
-
-fn network(client: Family, wanted: Family, value: &str) -> Result<Destination, Problem> {
-    let refuse = || Problem::NotANetwork(value.to_owned());
-    let network = match value.split_once('/') {
-        None => IpNet::from(value.parse::<IpAddr>().map_err(|_| refuse())?),
-        Some((address, length)) => {
-            let address: IpAddr = address.parse().map_err(|_| refuse())?;
-            let length = decimal(length, 128).ok_or_else(refuse)?;
-            let length = u8::try_from(length).map_err(|_| refuse())?;
-            IpNet::new(address, length).map_err(|_| refuse())?
-        }
-    };
-    if Family::from(network.addr()) != wanted {
-        return Err(refuse());
-    }
-    if wanted != client {
-        return Err(Problem::OtherFamily(value.to_owned(), client));
-    }
-    Ok(Destination::Network(network.trunc()))
-}
-
-/// A host name as dom0 lets it pass, minus what no resolver should be asked: empty or
-/// over-long labels, and names that C libraries read as IPv4 addresses (`1.2`).
-fn name(value: &str) -> Result<String, Problem> {
-    let refuse = || Problem::NotAName(value.to_owned());
-    let name = value.strip_suffix('.').unwrap_or(value);
-    let label_is_valid = |label: &str| {
-        let allowed = |byte: u8| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_');
-        !label.is_empty() && label.len() <= MAX_LABEL && label.bytes().all(allowed)
-    };
-    if name.len() > MAX_NAME || !name.split('.').all(label_is_valid) {
-        return Err(refuse());
-    }
-    let last = name.rsplit('.').next().unwrap_or_default();
-    let looks_numeric = last.bytes().all(|byte| byte.is_ascii_digit()) || last.starts_with("0x");
-    if looks_numeric {
-        return Err(refuse());
-    }
-    Ok(name.to_owned())
-}
-
-fn protocol(value: &str) -> Result<Proto, Problem> {
-    match value {
-        "tcp" => Ok(Proto::Tcp),
-        "udp" => Ok(Proto::Udp),
-        "icmp" => Ok(Proto::Icmp),
-        _ => Err(Problem::UnknownProtocol(value.to_owned())),
-    }
-}
-
-fn port_range(value: &str) -> Result<RangeInclusive<u16>, Problem> {
-    let refuse = || Problem::NotPorts(value.to_owned());
-    let (first, last) = value.split_once('-').unwrap_or((value, value));
-    let port = |text| decimal(text, u16::MAX).ok_or_else(refuse);
-    let (first, last) = (port(first)?, port(last)?);
-    if first > last {
-        return Err(refuse());
-    }
-    Ok(first..=last)
-}
-
-fn icmp(value: &str) -> Result<u8, Problem> {
-    let number = decimal(value, 255).and_then(|number| u8::try_from(number).ok());
-    number.ok_or_else(|| Problem::NotAnIcmpType(value.to_owned()))
-}
-
-/// A number in plain decimal digits without leading zeros, up to `most`.
-fn decimal(text: &str, most: u16) -> Option<u16> {
-    let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let padded = text.len() > 1 && text.starts_with('0');
-    let number = (digits && !padded).then(|| text.parse().ok()).flatten()?;
-    (number <= most).then_some(number)
 }

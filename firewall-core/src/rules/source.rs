@@ -3,7 +3,7 @@
 
 use thiserror::Error;
 
-use crate::rules::parse::RulesetError;
+use crate::rules::problem::RulesetError;
 
 /// Rules that cannot be used, with the place they came from.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]

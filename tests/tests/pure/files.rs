@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use firewall_agent::edges::sources::rule_files::{self, Files};
 use firewall_core::events::Event;
-use firewall_core::rules::parse::Problem;
+use firewall_core::rules::problem::Problem;
 
 const FILE: &str = "\
 # A comment, and an empty line.

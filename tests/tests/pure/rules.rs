@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use firewall_core::rules::parse::{self, Entry, Problem};
+use firewall_core::rules::parse::{self, Entry};
+use firewall_core::rules::problem::Problem;
 use firewall_core::rules::{Action, Destination, Family, Rule, Ruleset, Service};
 use proptest::prelude::*;
 

@@ -18,7 +18,8 @@ use crate::edges::regular;
 use crate::edges::sources::client_of;
 use crate::edges::wait::directory::Watching;
 use firewall_core::events::Event;
-use firewall_core::rules::parse::{self, Entry, Problem, RulesetError};
+use firewall_core::rules::parse::{self, Entry};
+use firewall_core::rules::problem::{Problem, RulesetError};
 use firewall_core::rules::source::SourceError;
 use firewall_core::rules::{Family, Ruleset};
 

@@ -17,7 +17,8 @@ use super::wire::{NotAPath, Path};
 use super::{Order, Patience};
 use crate::edges::sources::client_of;
 use firewall_core::events::Event;
-use firewall_core::rules::parse::{self, Entry, Problem, RulesetError};
+use firewall_core::rules::parse::{self, Entry};
+use firewall_core::rules::problem::{Problem, RulesetError};
 use firewall_core::rules::source::SourceError;
 use firewall_core::rules::{Family, Ruleset};
 
