@@ -8,10 +8,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use firewall_tests::frames::{capture, send_raw};
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, Protocol, SILENCE};
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{CLIENT_INTERFACE, Client, ClientSpec, GATEWAY_V4, Rig, UPLINK};
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::frames::{capture, send_raw};
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, Protocol, SILENCE};
 
 const PORT: u16 = 7000;
 const CLOSED_PORT: u16 = 7001;

@@ -7,13 +7,13 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_tests::difference::{Difference, accepts_here, accepts_today};
 use firewall_tests::oracle::{Probe, Proto, Rule, Ruleset};
 use firewall_tests::packets::{AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
 use firewall_tests::packets::{ICMP, ICMPV6, TCP, UDP};
-use firewall_tests::shots::{Shape, Shot, Shots};
-use firewall_tests::sightings::Outcome;
-use firewall_tests::twins::Twins;
+use firewall_tests::stock::difference::{Difference, accepts_here, accepts_today};
+use firewall_tests::stock::shots::{Shape, Shot, Shots};
+use firewall_tests::stock::sightings::Outcome;
+use firewall_tests::stock::twins::Twins;
 use firewall_tests::{rounds, seed};
 
 const LAN_RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 1));

@@ -25,10 +25,10 @@ use super::place::{ATTACKER, HONEST, Ports, SERVED, SERVER, Whose};
 use super::sequence::{Rules, Sequence, Step};
 use super::tables::Tables;
 use super::watch::{Seen, Watch};
-use crate::agent::{Agent, write_rules};
 use crate::oracle::{Rule, Ruleset};
+use crate::rig::agent::{Agent, write_rules};
+use crate::rig::server::EchoServer;
 use crate::rig::{Client, ClientSpec, Rig, UPLINK_V4, UPLINK_V6};
-use crate::server::EchoServer;
 
 /// How many frames a flood sends before it is looked at: fewer than a kernel queues.
 const GUST: usize = 200;

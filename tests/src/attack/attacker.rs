@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send, setsockopt};
 
-use crate::frames::open;
-use crate::options::VirtioHeaders;
 use crate::rig::{CLIENT_INTERFACE, Client};
+use crate::traffic::frames::open;
+use crate::traffic::options::VirtioHeaders;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`, and `VIRTIO_NET_HDR_GSO_*` (linux/virtio_net.h).
 const NEEDS_CHECKSUM: u8 = 1;

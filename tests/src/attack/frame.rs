@@ -9,11 +9,10 @@ use super::attacker::Offload;
 use super::content::{Content, Ink, Port};
 use super::mark::Mark;
 use super::place::{Family, Flow, Place};
-use crate::fragments::piece;
+use crate::packets::fragments::piece;
 use crate::packets::{
-    self, AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, UDP, V4, V6,
+    self, AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, UDP, V4, V6, VIF,
 };
-use crate::shots::VIF;
 
 const ETHERNET: usize = 14;
 /// IPv4 option for experiments (RFC 4727), and one to route by the sender's will.

@@ -9,11 +9,10 @@ use rand::random;
 
 use super::mark::{self, Mark};
 use super::place::{Family, Place};
-use crate::agent::PATIENCE;
-use crate::frames::{Capture, Sender, capture};
-use crate::packets::{self, ICMP, ICMPV6};
+use crate::packets::{self, ICMP, ICMPV6, VIF};
+use crate::rig::agent::PATIENCE;
 use crate::rig::{CLIENT_INTERFACE, Client, Rig, UPLINK};
-use crate::shots::VIF;
+use crate::traffic::frames::{Capture, Sender, capture};
 
 /// "Local experimental" (IEEE 802), which no kernel answers.
 const EXPERIMENTAL: u16 = 0x88b5;

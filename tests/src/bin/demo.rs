@@ -11,12 +11,12 @@ use clap::Parser;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, Color, Table};
 use firewall_core::told::status::{ClientStatus, State};
-use firewall_tests::agent::{self, Agent, PATIENCE};
 use firewall_tests::oracle::{self, Proto, Rule, Ruleset};
 use firewall_tests::packets;
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, Protocol, SILENCE};
+use firewall_tests::rig::agent::{self, Agent, PATIENCE};
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{Client, ClientSpec, Rig};
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, Protocol, SILENCE};
 
 /// Shows the firewall at work in network namespaces of its own. Needs root.
 #[derive(Parser)]

@@ -10,7 +10,7 @@ use firewall_common::packet;
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
 use firewall_core::events::Installation;
-use firewall_tests::generate::Generator;
+use firewall_tests::oracle::generate::Generator;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, V4, V6};
 use firewall_tests::program::{Outcome, Program, VIF};

@@ -10,8 +10,8 @@ use firewall_common::fragments::{MAX_DISTANCE, MAX_WAITING, PLACES, SETS};
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
 use firewall_core::events::Installation;
-use firewall_tests::fragments::{piece, pieces};
 use firewall_tests::oracle::{Proto, Rule};
+use firewall_tests::packets::fragments::{piece, pieces};
 use firewall_tests::packets::{self, V4, V6, ethernet};
 use firewall_tests::program::{Outcome, Program, VIF, proved};
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use firewall_common::verdict::Reason;
-use firewall_tests::generate::Generator;
+use firewall_tests::oracle::generate::Generator;
 use firewall_tests::oracle::{Probe, Ruleset};
 use firewall_tests::packets::{self};
 use firewall_tests::program::{Outcome, Program};

@@ -9,7 +9,7 @@ use firewall_core::rules::explain::tries;
 use firewall_core::rules::hidden::{Never, hidden};
 use firewall_core::rules::resolve::{self, Surroundings};
 use firewall_core::told::explanation::PacketStatus;
-use firewall_tests::generate::Generator;
+use firewall_tests::oracle::generate::Generator;
 use firewall_tests::oracle::{Probe, Ruleset};
 use firewall_tests::packets::{GRE, ICMP, ICMPV6, TCP, UDP};
 use firewall_tests::{rounds, seed};

@@ -14,7 +14,7 @@ use firewall_core::rules::question::Addresses;
 use firewall_core::rules::question::Question;
 use firewall_core::rules::resolve::{self, ResolvedRuleset, Surroundings};
 use firewall_core::rules::{Action, Family, parse};
-use firewall_tests::generate::Generator;
+use firewall_tests::oracle::generate::Generator;
 use firewall_tests::oracle::{Probe, Proto, Rule, Ruleset};
 use firewall_tests::packets;
 use firewall_tests::{rounds, seed};

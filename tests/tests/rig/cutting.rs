@@ -10,12 +10,12 @@ use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::conntrack::{self, Wanted};
 use firewall_core::connection::Flow;
 use firewall_core::told::status::State;
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::frames;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::packets;
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use firewall_tests::rig::ClientSpec;
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
 use super::world::*;
 

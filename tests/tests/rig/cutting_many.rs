@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::conntrack::Forgetting;
 use firewall_core::connection::Flow;
-use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
-use firewall_tests::probe::{OpenFlow, SILENCE};
+use firewall_tests::rig::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::rounds;
+use firewall_tests::traffic::probe::{OpenFlow, SILENCE};
 
 use super::cutting::flows_of;
 use super::scene::silence_nobody;
@@ -160,7 +160,7 @@ fn connections_in_zones_end_like_all_others() -> Result<()> {
         ensure!(spared.exchange(PATIENCE)?, "the allowed connection was cut: {zone}");
         world.rig.netvm().nft("delete table inet zones\n")?;
         drop((doomed, spared));
-        firewall_tests::connections::forget(world.rig.netvm())?;
+        firewall_tests::rig::connections::forget(world.rig.netvm())?;
     }
     Ok(())
 }

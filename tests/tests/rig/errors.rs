@@ -6,12 +6,12 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::slice;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use firewall_tests::agent::PATIENCE;
-use firewall_tests::frames;
-use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, ICMP, ICMPV6, TCP, UDP, V4, V6};
+use firewall_tests::rig::agent::PATIENCE;
+use firewall_tests::rig::namespace::Namespace;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
+use firewall_tests::traffic::frames;
 
 use super::scene::*;
 use super::world::*;

@@ -4,9 +4,9 @@
 use std::ops::Range;
 
 use anyhow::Result;
-use firewall_tests::fragments::{piece, pieces};
 use firewall_tests::oracle::Rule;
 use firewall_tests::packets;
+use firewall_tests::packets::fragments::{piece, pieces};
 
 use super::scene::*;
 use super::world::*;

@@ -7,13 +7,13 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use firewall_core::told::status::State;
-use firewall_tests::agent::PATIENCE;
-use firewall_tests::frames;
 use firewall_tests::oracle::Rule;
 use firewall_tests::packets::{self, ICMPV6, TCP, UDP, V6};
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::agent::PATIENCE;
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{CLIENT_INTERFACE, ClientSpec, INTERNET_V4, INTERNET_V6};
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
 use super::scene::*;
 use super::world::*;

@@ -5,9 +5,9 @@ use std::net::IpAddr;
 use anyhow::Result;
 use firewall_common::verdict::Reason;
 use firewall_core::told::status::Status;
-use firewall_tests::frames;
 use firewall_tests::packets::{self, TCP, UDP};
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK_ANYCAST, UPLINK_BROADCAST};
+use firewall_tests::traffic::frames;
 
 use super::scene::*;
 

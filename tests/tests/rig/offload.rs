@@ -7,12 +7,12 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use firewall_core::told::status::CounterStatus;
-use firewall_tests::agent::PATIENCE;
-use firewall_tests::frames;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, DESTINATION, HOP_BY_HOP, UDP, V4, V6};
+use firewall_tests::rig::agent::PATIENCE;
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::frames;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::scene::*;

@@ -6,16 +6,17 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::frames::{self, Capture};
-use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::{Proto, Rule};
+use firewall_tests::packets::fragments;
 use firewall_tests::packets::{self, ICMP, ICMPV6, V4, V6};
-use firewall_tests::probe::{Outcome, Probe};
+use firewall_tests::rig;
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::rig::namespace::Namespace;
 use firewall_tests::rig::{
     CLIENT_INTERFACE, GATEWAY_V4, GATEWAY_V6, INTERNET_V4, INTERNET_V6, UPLINK,
 };
-use firewall_tests::{fragments, rig};
+use firewall_tests::traffic::frames::{self, Capture};
+use firewall_tests::traffic::probe::{Outcome, Probe};
 use rand::random;
 
 use super::world::*;

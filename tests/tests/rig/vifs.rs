@@ -5,13 +5,13 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::State;
-use firewall_tests::agent::{Agent, PATIENCE, write_rules};
-use firewall_tests::frames;
-use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::Ruleset;
 use firewall_tests::packets;
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::agent::{Agent, PATIENCE, write_rules};
+use firewall_tests::rig::namespace::Namespace;
 use firewall_tests::rig::{CLIENT_INTERFACE, ClientSpec, GATEWAY_V4, VIF_MAC};
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
 use super::scene::{NOBODY4, NOBODY6, frame, packet, silence_nobody, udp_443};
 use super::world::*;

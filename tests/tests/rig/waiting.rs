@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::{self, Request};
 use firewall_core::told::status::{AuditStatus, State};
 use firewall_core::world::audits::NoAudit;
-use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::Ruleset;
+use firewall_tests::packets;
+use firewall_tests::rig::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
-use firewall_tests::{frames, packets};
+use firewall_tests::traffic::frames;
 use nix::sys::signal::Signal;
 
 use super::scene::*;

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use firewall_tests::oracle::Proto;
+use firewall_tests::packets::VIF;
 use firewall_tests::rig::ClientSpec;
-use firewall_tests::shots::VIF;
-use firewall_tests::traffic::{Direction, Entry, Native, Processor, Sender, Traffic};
+use firewall_tests::traffic::kernel::{Direction, Entry, Native, Processor, Sender, Traffic};
 use serde_json::{Value, json};
 
 use crate::machine::machine;

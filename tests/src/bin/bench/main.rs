@@ -18,7 +18,7 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
-use firewall_tests::weight;
+use firewall_tests::program::weight;
 
 use crate::show::Report;
 

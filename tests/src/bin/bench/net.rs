@@ -4,11 +4,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_tests::connections;
 use firewall_tests::oracle::Proto;
+use firewall_tests::packets::VIF;
+use firewall_tests::rig::connections;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK, UPLINK_V4};
-use firewall_tests::shots::VIF;
-use firewall_tests::traffic::{Direction, Entry, Native, Sender, Sink, Traffic};
+use firewall_tests::traffic::kernel::{Direction, Entry, Native, Sender, Sink, Traffic};
 use serde_json::json;
 
 use crate::machine::machine;

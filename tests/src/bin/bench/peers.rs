@@ -10,11 +10,11 @@ use std::process::{Command, Stdio};
 use std::str::FromStr;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use firewall_tests::agent::Agent;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
+use firewall_tests::rig::agent::Agent;
 use firewall_tests::rig::{Client, ClientSpec, INTERNET_V4, Rig, UPLINK};
 use firewall_tests::stock::Netvm;
-use firewall_tests::traffic::{Native, PORT, Sink};
+use firewall_tests::traffic::kernel::{Native, PORT, Sink};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 

@@ -15,7 +15,7 @@ use firewall_core::rules::resolve::Surroundings;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, client, host, proved};
-use firewall_tests::traffic::{Processor, Shuffled, alone_on};
+use firewall_tests::traffic::kernel::{Processor, Shuffled, alone_on};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};

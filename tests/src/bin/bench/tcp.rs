@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use firewall_tests::oracle::Proto;
 use firewall_tests::rig::UPLINK_V4;
-use firewall_tests::traffic::{PORT, Processor, alone_on};
+use firewall_tests::traffic::kernel::{PORT, Processor, alone_on};
 use serde_json::{Value, json};
 use socket2::SockRef;
 

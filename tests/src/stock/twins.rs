@@ -17,17 +17,17 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::agent::{Agent, PATIENCE, write_rules};
-use crate::frames::{Capture, Sender, capture};
 use crate::oracle::{Probe, Ruleset};
-use crate::packets::{ICMP, ICMPV6};
+use crate::packets::{ICMP, ICMPV6, VIF};
+use crate::rig::agent::{Agent, PATIENCE, write_rules};
 use crate::rig::{
     CLIENT_INTERFACE, Client, ClientSpec, GATEWAY_V4, GATEWAY_V6, INTERNET_V4, INTERNET_V6, Rig,
     UPLINK, UPLINK_V4, UPLINK_V6,
 };
-use crate::shots::{Places, Shape, Shot, VIF};
-use crate::sightings::{Event, Outcome, arriving, leaving};
+use crate::stock::shots::{Places, Shape, Shot};
+use crate::stock::sightings::{Event, Outcome, arriving, leaving};
 use crate::stock::{Netvm, VIF_GROUP, VIRTUAL_RESOLVERS};
+use crate::traffic::frames::{Capture, Sender, capture};
 
 /// Token of the ping at the end; those of probes are below it.
 const LAST: u16 = u16::MAX;

@@ -8,15 +8,13 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::generate::Generator;
+use crate::oracle::generate::Generator;
 use crate::oracle::{Probe, Ruleset};
 use crate::packets::{
     self, AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, NO_NEXT, ROUTING, TCP,
-    UDP, V4, V6,
+    UDP, V4, V6, VIF,
 };
 
-/// Hardware address that every vif has.
-pub const VIF: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 const DO_NOT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// Where a datagram is cut in two; the transport header is in the first part.

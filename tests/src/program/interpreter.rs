@@ -296,7 +296,9 @@ impl Machine<'_> {
             // Long after any budget was used up.
             TIME | COARSE_TIME => Ok(1 << 60),
             MAP_UPDATE | MAP_DELETE | RANDOM | PROCESSOR | SUBMIT | DISCARD => Ok(0),
-            _ => bail!("helper {helper} is not known here; tests/src/interpreter.rs wants it"),
+            _ => bail!(
+                "helper {helper} is not known here; tests/src/program/interpreter.rs wants it"
+            ),
         }
     }
 

@@ -10,6 +10,15 @@
 //!
 //! The internet has no route to clients: without masquerade nothing comes back.
 
+pub mod agent;
+pub mod connections;
+pub mod dns;
+mod leftovers;
+pub mod manager;
+pub mod namespace;
+pub mod qubesdb;
+pub mod server;
+
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,8 +28,8 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::geteuid;
 
-use crate::leftovers::{self, Stem};
-use crate::namespace::{Namespace, ip};
+use crate::rig::leftovers::Stem;
+use crate::rig::namespace::{Namespace, ip};
 
 /// Name of the interface in the netvm that leads to the internet.
 pub const UPLINK: &str = "eth0";

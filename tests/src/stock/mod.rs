@@ -2,6 +2,11 @@
 //! for a netvm: nftables text, written from what is known about their behaviour.
 //! Never says what is right, only what is so today; and is never used by the product.
 
+pub mod difference;
+pub mod shots;
+pub mod sightings;
+pub mod twins;
+
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 

@@ -12,9 +12,9 @@ use anyhow::{Context as _, Result, ensure};
 use firewall_core::rules::resolve::Surroundings;
 use serde::{Deserialize, Serialize};
 
-use crate::interpreter::Interpreter;
 use crate::oracle::{Proto, Rule, Ruleset};
 use crate::packets;
+use crate::program::interpreter::Interpreter;
 use crate::program::{Program, VIF, client, host};
 
 const PROGRAMS: [&str; 4] = ["from_client", "from_client_early", "from_uplink", "to_uplink"];

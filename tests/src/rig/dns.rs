@@ -16,7 +16,7 @@ use hickory_proto::rr::rdata::{CNAME, NS, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::namespace::Namespace;
+use crate::rig::namespace::Namespace;
 
 /// What is said about a name.
 #[derive(Clone, Debug)]

@@ -19,8 +19,8 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::namespace::Namespace;
 use crate::packets::{self, UDP, V4, V6};
+use crate::rig::namespace::Namespace;
 
 /// Bytes of every frame, as in firewall-ebpf/src/traffic.rs.
 const LENGTH: usize = 64;

@@ -1,6 +1,9 @@
 //! The kernel program under BPF_PROG_TEST_RUN: a frame goes in, a verdict comes out.
 //! Never attaches anything, so no packet of the machine is touched.
 
+pub mod interpreter;
+pub mod weight;
+
 use std::mem::offset_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
