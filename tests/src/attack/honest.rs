@@ -11,7 +11,8 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::sockopt::{IpMtu, Ipv4RecvErr, Ipv6RecvErr};
 use nix::sys::socket::{getsockopt, setsockopt};
 
-use super::place::{Family, Flow, Ports, SERVED, SERVER, Whose};
+use super::place::{Flow, Ports, SERVED, SERVER, Whose};
+use crate::packets::family::{Family, PerFamily as _};
 use crate::rig::agent::PATIENCE;
 use crate::rig::namespace::Namespace;
 use crate::traffic::icmp::{Content, Heard, IcmpSocket, Sent};

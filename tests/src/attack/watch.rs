@@ -8,7 +8,8 @@ use anyhow::{Context as _, Result, ensure};
 use rand::random;
 
 use super::mark::{self, Mark};
-use super::place::{Family, Place};
+use super::place::Place;
+use crate::packets::family::Family;
 use crate::packets::{self, ICMP, ICMPV6, VIF};
 use crate::rig::agent::PATIENCE;
 use crate::rig::{CLIENT_INTERFACE, Client, Rig, UPLINK};

@@ -1,6 +1,7 @@
 //! Frames, built byte by byte, so that they can be wrong in any way a test wants.
 //! Never corrects anything but lengths and the IPv4 header checksum.
 
+pub mod family;
 pub mod fragments;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

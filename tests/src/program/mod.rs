@@ -285,20 +285,18 @@ impl Sender<'_> {
 }
 
 /// The client that is measured.
-pub fn client(v4: bool) -> IpAddr {
-    if v4 {
-        Ipv4Addr::new(10, 137, 0, 12).into()
-    } else {
-        Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 0xc).into()
+pub fn client(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 137, 0, 12).into(),
+        Family::V6 => Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 0xc).into(),
     }
 }
 
 /// A host that is measured; those of IPv6 differ in their last four bytes only.
-pub fn host(v4: bool, bits: u32) -> IpAddr {
-    if v4 {
-        Ipv4Addr::from_bits(bits).into()
-    } else {
-        Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | u128::from(bits)).into()
+pub fn host(family: Family, bits: u32) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::from_bits(bits).into(),
+        Family::V6 => Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | u128::from(bits)).into(),
     }
 }
 

@@ -28,6 +28,7 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::geteuid;
 
+use crate::packets::family::{Family, PerFamily as _};
 use crate::rig::leftovers::Stem;
 use crate::rig::namespace::{Namespace, ip};
 
@@ -78,9 +79,14 @@ impl ClientSpec {
         }
     }
 
+    /// The address of a family.
+    pub fn address(&self, family: Family) -> Option<IpAddr> {
+        family.of([self.v4.map(IpAddr::from), self.v6.map(IpAddr::from)])
+    }
+
     /// Its addresses.
     pub fn addresses(&self) -> Vec<IpAddr> {
-        self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from)).collect()
+        Family::BOTH.iter().filter_map(|family| self.address(*family)).collect()
     }
 }
 

@@ -8,7 +8,8 @@ use std::time::Instant;
 use anyhow::{Context as _, Result, bail, ensure};
 use firewall_core::told::status::State;
 use firewall_tests::oracle::Rule;
-use firewall_tests::packets::{self, ICMPV6, TCP, UDP, V6};
+use firewall_tests::packets::family::PerFamily as _;
+use firewall_tests::packets::{self, ICMPV6, TCP, UDP, V6, VIF};
 use firewall_tests::rig::agent::PATIENCE;
 use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{CLIENT_INTERFACE, ClientSpec, INTERNET_V4, INTERNET_V6};
@@ -153,8 +154,7 @@ fn what_nft_redirects_to_the_netvm_arrives_although_rules_drop() -> Result<()> {
 fn a_tagged_frame_is_neither_answered_nor_forwarded_even_by_a_bare_accept() -> Result<()> {
     let scene = Scene::new("vlan", &[Rule::all(true)])?;
     for ends in scene.families() {
-        let ipv4 = ends.from.is_ipv4();
-        let inner: u16 = if ipv4 { 0x0800 } else { 0x86dd };
+        let inner = ends.family.ethertype();
         // The tag's second half is the type of what follows.
         let tag = |identifier: u16, next: u16, payload: &[u8]| {
             [&identifier.to_be_bytes(), &next.to_be_bytes(), payload].concat()
@@ -175,7 +175,7 @@ fn a_tagged_frame_is_neither_answered_nor_forwarded_even_by_a_bare_accept() -> R
                 let name = format!("{name} from {}", ends.from);
                 let frame = frame_of(ethertype, &payload);
                 let expected = Expected::silence(&[("stray tagged", 1)]);
-                scene.check_frames(&name, ipv4, &[frame], &expected);
+                scene.check_frames(&name, ends.family, &[frame], &expected);
             }
         }
     }
@@ -186,20 +186,19 @@ fn a_tagged_frame_is_neither_answered_nor_forwarded_even_by_a_bare_accept() -> R
 fn foreign_ethertypes_are_dropped_even_by_a_bare_accept() -> Result<()> {
     let scene = Scene::new("ethertypes", &[Rule::all(true)])?;
     for ends in scene.families() {
-        let ipv4 = ends.from.is_ipv4();
         for packet in [ends.ping(ends.gateway), ends.udp(443, &[1; 32])] {
             // PPPoE discovery and session, MPLS, LLC, MACsec, EAPOL, experimental.
             for ethertype in [0x8863, 0x8864, 0x8847, 0x0004, 0x88e5, 0x888e, 0x88b6] {
                 let frame = frame_of(ethertype, &packet);
                 let expected = Expected::silence(&[("stray foreign-ethertype", 1)]);
-                scene.check_frames(&format!("{ethertype:#06x}"), ipv4, &[frame], &expected);
+                scene.check_frames(&format!("{ethertype:#06x}"), ends.family, &[frame], &expected);
             }
         }
         // The packet of the other family.
-        let other = if ipv4 { 0x86dd } else { 0x0800 };
+        let other = ends.family.of([0x86dd, 0x0800]);
         let frame = frame_of(other, &ends.ping(ends.gateway));
         let expected = Expected::silence(&[("stray malformed", 1)]);
-        scene.check_frames("the other family", ipv4, &[frame], &expected);
+        scene.check_frames("the other family", ends.family, &[frame], &expected);
     }
     Ok(())
 }
@@ -256,22 +255,21 @@ fn a_forged_source_address_is_dropped_before_netfilter_sees_it() -> Result<()> {
 fn hardware_addresses_open_nothing() -> Result<()> {
     let scene = Scene::new("macs", &[Rule::all(true)])?;
     for ends in scene.families() {
-        let ipv4 = ends.from.is_ipv4();
         let udp = ends.udp(443, &[1; 32]);
         // To another machine, from another machine, to all.
         let mut other = frame(&udp);
         other[..6].copy_from_slice(&[0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x63]);
         let expected = Expected::silence(&[("stray other-host", 1)]);
-        scene.check_frames("to another", ipv4, &[other], &expected);
+        scene.check_frames("to another", ends.family, &[other], &expected);
         let mut forged = frame(&udp);
         forged[6..12].copy_from_slice(&[0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x63]);
         let expected = Expected::forwarded(1, &[("rule 0", 1)]);
-        scene.check_frames("from another", ipv4, &[forged], &expected);
+        scene.check_frames("from another", ends.family, &[forged], &expected);
         let mut everybody = frame(&udp);
         everybody[..6].fill(0xff);
         // The kernel forwards nothing that was not sent to it alone.
         let expected = Expected::silence(&[("rule 0", 1)]);
-        scene.check_frames("to all", ipv4, &[everybody], &expected);
+        scene.check_frames("to all", ends.family, &[everybody], &expected);
     }
     Ok(())
 }
@@ -373,7 +371,7 @@ fn no_stack_of_tags_carries_a_clients_address_in_by_the_uplink() -> Result<()> {
     for (ends, stranger) in
         scene.families().into_iter().zip([INTERNET_V4.into(), INTERNET_V6.into()])
     {
-        let inner: u16 = if ends.from.is_ipv4() { 0x0800 } else { 0x86dd };
+        let inner = ends.family.ethertype();
         let tag = |next: u16, payload: &[u8]| [&[0, 0], &next.to_be_bytes(), payload].concat();
         // First a client's address, which must not pass, then a stranger's, which does.
         for from in [ends.from, stranger] {

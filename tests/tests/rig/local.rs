@@ -14,10 +14,9 @@ use super::scene::*;
 #[test]
 fn broadcast_and_anycast_addresses_of_networks_are_the_netvms_own() -> Result<()> {
     let scene = Scene::new("locals", &[])?;
-    let places: [(usize, IpAddr); 3] =
-        [(0, UPLINK_BROADCAST.into()), (1, UPLINK_ANYCAST.into()), (1, "fe80::".parse()?)];
-    for (family, to) in places {
-        let from = scene.families()[family].from;
+    let places: [IpAddr; 3] = [UPLINK_BROADCAST.into(), UPLINK_ANYCAST.into(), "fe80::".parse()?];
+    for to in places {
+        let from = scene.ends(to.into()).from;
         let send = |protocol, payload: &[u8]| {
             let packet = packet(from, to, protocol, payload);
             let client = scene.world.client.namespace();
