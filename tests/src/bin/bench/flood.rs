@@ -11,8 +11,9 @@ use firewall_tests::rig::ClientSpec;
 use firewall_tests::traffic::kernel::{Direction, Entry, Native, Processor, Sender, Traffic};
 use serde_json::{Value, json};
 
+use crate::firewalls::Firewall;
 use crate::machine::machine;
-use crate::peers::{DENIED, Firewall, Side};
+use crate::peers::{DENIED, Side};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 use crate::tcp::{Quantity, Road};

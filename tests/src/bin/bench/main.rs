@@ -2,6 +2,7 @@
 //! Never asserts a time: it prints what it saw, with the spread, and what it means.
 
 mod document;
+mod firewalls;
 mod flood;
 mod machine;
 mod net;

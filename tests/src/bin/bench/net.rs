@@ -11,8 +11,9 @@ use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK, UPLINK_V4};
 use firewall_tests::traffic::kernel::{Direction, Entry, Native, Sender, Sink, Traffic};
 use serde_json::json;
 
+use crate::firewalls::{ALL, Firewall};
 use crate::machine::machine;
-use crate::peers::{ALL, DENIED, Firewall, Side, UPLINK_MAC, WITHOUT_RULES, hosts};
+use crate::peers::{DENIED, Side, UPLINK_MAC, WITHOUT_RULES, hosts};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 

@@ -15,8 +15,9 @@ use firewall_tests::traffic::kernel::{PORT, Processor, alone_on};
 use serde_json::{Value, json};
 use socket2::SockRef;
 
+use crate::firewalls::{self, Firewall};
 use crate::machine::machine;
-use crate::peers::{self, Firewall, Side};
+use crate::peers::{self, Side};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
@@ -94,7 +95,7 @@ pub fn run(options: &Options) -> Result<Report> {
 
 fn measure(options: &Options) -> Result<Vec<Road>> {
     let mut firewalls =
-        if options.only.is_empty() { peers::ALL.to_vec() } else { options.only.clone() };
+        if options.only.is_empty() { firewalls::ALL.to_vec() } else { options.only.clone() };
     firewalls.retain(|firewall| firewall.forwards());
     let rounds = if options.quick { options.rounds.min(5) } else { options.rounds };
     let progress = show::progress(firewalls.len() + rounds)?;

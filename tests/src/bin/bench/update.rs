@@ -18,8 +18,9 @@ use firewall_tests::traffic::kernel::{
 };
 use serde_json::{Value, json};
 
+use crate::firewalls::Firewall;
 use crate::machine::machine;
-use crate::peers::{DENIED, Firewall, Side, last_host, ruleset};
+use crate::peers::{DENIED, Side, last_host, ruleset};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
