@@ -62,8 +62,7 @@ impl Arena {
             servers.push(EchoServer::start(rig.internet(), SocketAddr::new(server, SERVED))?);
         }
         // Whatever else arrives is not answered.
-        rig.internet().ip(&["route", "add", "blackhole", "203.0.113.0/24"])?;
-        rig.internet().ip(&["-6", "route", "add", "blackhole", "2001:db8:2::/48"])?;
+        rig.silence_nobody()?;
         let clients: Vec<Client> = HONEST
             .iter()
             .map(|number| rig.add_client(&ClientSpec::numbered(*number)))

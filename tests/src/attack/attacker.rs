@@ -43,7 +43,7 @@ impl Offload {
         }
     }
 
-    /// The same of UDP.
+    /// A UDP packet, whose header starts at `transport`, in segments.
     pub(crate) fn udp(transport: u16, segment: u16) -> Self {
         let headers = transport + 8;
         let checksum_at = 6;

@@ -81,12 +81,12 @@ impl Program {
         Self::load_with(REJECT_RATE, false)
     }
 
-    /// The same without its caches, as on a machine that does not keep their promises.
+    /// Loads the object without its caches, as on a machine that does not keep their promises.
     pub fn load_without_caches() -> Result<Self> {
         Self::load_as(REJECT_RATE, false, false)
     }
 
-    /// The same, with another budget for denied packets of a client in a second, and with
+    /// Loads the object with another budget for denied packets of a client in a second, and with
     /// or without the guard of neighbours.
     pub fn load_with(reject_rate: NonZeroU64, guard_neighbours: bool) -> Result<Self> {
         Self::load_as(reject_rate, guard_neighbours, true)

@@ -19,6 +19,7 @@ pub mod manager;
 pub mod namespace;
 pub mod qubesdb;
 pub mod server;
+mod shared;
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
@@ -130,6 +131,14 @@ impl Rig {
     /// Gives the internet one more address, for a server.
     pub fn add_internet_address(&self, address: IpAddr) -> Result<()> {
         add_address(&self.internet, "lo", address, host_bits(address))
+    }
+
+    /// Has nobody answer for addresses of nobody (203.0.113.0/24, 2001:db8:2::/48), where the
+    /// internet would say that there is no route.
+    pub fn silence_nobody(&self) -> Result<()> {
+        self.internet.ip(&["route", "add", "blackhole", "203.0.113.0/24"])?;
+        self.internet.ip(&["-6", "route", "add", "blackhole", "2001:db8:2::/48"])?;
+        Ok(())
     }
 
     /// Attaches a client, as Qubes does it.

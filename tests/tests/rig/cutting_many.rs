@@ -14,7 +14,6 @@ use firewall_tests::rounds;
 use firewall_tests::traffic::probe::{OpenFlow, SILENCE};
 
 use super::cutting::flows_of;
-use super::scene::silence_nobody;
 use super::world::*;
 
 /// Ports of each destination to which something is open, and how many of them tighter rules
@@ -42,7 +41,7 @@ fn count(world: &World) -> Result<usize> {
 
 /// Lets the client have [`PORTS`] connections to each of so many destinations.
 fn open_many(world: &World, agent: &Agent, destinations: u8) -> Result<()> {
-    silence_nobody(world.rig.internet())?;
+    world.rig.silence_nobody()?;
     // Nobody answers; that must not be the end of them.
     world.rig.netvm().sysctl("net/netfilter/nf_conntrack_udp_timeout", "600")?;
     world.put(agent, &[Rule::all(true)])?;

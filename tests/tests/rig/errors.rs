@@ -14,9 +14,9 @@ use firewall_tests::rig::namespace::Namespace;
 use super::scene::*;
 use super::world::*;
 
-/// Types and codes of errors.
+/// Types and codes of ICMP errors.
 const ERRORS4: [(u8, u8); 4] = [(3, 1), (3, 4), (11, 0), (12, 0)];
-/// The same of IPv6.
+/// Types and codes of ICMPv6 errors.
 const ERRORS6: [(u8, u8); 4] = [(1, 0), (2, 0), (3, 0), (4, 0)];
 
 /// An ICMP error about a packet from nobody to the client which never was.

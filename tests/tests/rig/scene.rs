@@ -22,9 +22,9 @@ use rand::random;
 
 use super::world::*;
 
-/// An address behind the uplink that nobody has.
+/// An IPv4 address behind the uplink that nobody has.
 pub const NOBODY4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
-/// The same of IPv6.
+/// An IPv6 address behind the uplink that nobody has.
 pub const NOBODY6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 9);
 /// "Local experimental" (IEEE 802), which no kernel answers.
 const EXPERIMENTAL: u16 = 0x88b5;
@@ -135,13 +135,6 @@ impl Came {
     }
 }
 
-/// Without these routes the internet would say that there is none.
-pub fn silence_nobody(internet: &Namespace) -> Result<()> {
-    internet.ip(&["route", "add", "blackhole", "203.0.113.0/24"])?;
-    internet.ip(&["-6", "route", "add", "blackhole", "2001:db8:2::/48"])?;
-    Ok(())
-}
-
 /// A world in which all neighbours know each other, with an agent.
 pub struct Scene {
     pub world: World,
@@ -153,10 +146,10 @@ impl Scene {
         Self::with(label, rules, &[])
     }
 
-    /// The same with more arguments for the agent.
+    /// A scene whose agent gets more arguments.
     pub fn with(label: &str, rules: &[Rule], arguments: &[&str]) -> Result<Self> {
         let world = World::new(label)?;
-        silence_nobody(world.rig.internet())?;
+        world.rig.silence_nobody()?;
         for internet in [INTERNET_V4.into(), INTERNET_V6.into()] {
             let ping = Probe::ping(world.rig.netvm(), internet).run(PATIENCE)?;
             ensure!(ping == Outcome::Accepted, "no internet: {ping}");
@@ -199,7 +192,8 @@ impl Scene {
         self.check_frames(name, family, &frames, expected)
     }
 
-    /// The same for frames that are not what they seem; they concern this family.
+    /// Sends frames that are not what they seem and concern this family, and asserts everything
+    /// that comes of them.
     #[track_caller]
     pub fn check_frames(
         &self,
@@ -211,7 +205,7 @@ impl Scene {
         self.check_sent(name, family, frames, expected, frames::send_raw)
     }
 
-    /// The same for frames that are sent in a way of their own.
+    /// Sends frames in a way of their own, and asserts everything that comes of them.
     #[track_caller]
     pub fn check_sent(
         &self,

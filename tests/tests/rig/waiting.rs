@@ -19,9 +19,9 @@ use nix::sys::signal::Signal;
 
 use super::scene::*;
 
-/// A next hop on the uplink that never answers.
+/// A next hop on the uplink that never answers, by its IPv4 address.
 const HOP4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
-/// The same of IPv6.
+/// The IPv6 address of such a next hop.
 const HOP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0x77);
 /// How many packets wait; a queue has room for 200 KiB (`unres_qlen_bytes` in ip-sysctl.rst).
 const WAITING: u64 = 3;

@@ -11,15 +11,15 @@ pub enum Firewall {
     None,
     /// Masquerade.
     Nat,
-    /// The same, and the frame of the stock chain with a single accept.
+    /// Masquerade, and the frame of the stock chain with a single accept.
     Accept,
-    /// The same with the rules of today's qubes-firewall.
+    /// Masquerade, and that frame with the rules of today's qubes-firewall.
     Stock(usize),
-    /// The same with a verdict map of nftables, which hashes address and port.
+    /// Masquerade, and a verdict map of nftables, which hashes address and port.
     Hash(usize),
-    /// The same with a map of nftables for intervals of addresses and ports.
+    /// Masquerade, and a map of nftables for intervals of addresses and ports.
     Intervals(usize),
-    /// The same with rules of iptables.
+    /// Masquerade, and rules of iptables.
     Iptables(usize),
     /// The agent, and its rules accept everything.
     OursAccept,
@@ -31,7 +31,7 @@ pub enum Firewall {
     OursXdp(usize),
     /// A program at tc that drops everything: what no firewall there can go below.
     Drop,
-    /// The same in native XDP.
+    /// A program in native XDP that drops everything.
     XdpDrop,
 }
 

@@ -54,7 +54,7 @@ enum Kind {
     Spread,
     /// Each packet a new flow to a host that no rule names.
     Denied,
-    /// The same, out of the client: through the whole veth, native XDP first.
+    /// Each packet a new flow to a host that no rule names, out of the client: through the whole veth, native XDP first.
     Flood,
 }
 
@@ -245,13 +245,8 @@ pub fn run(options: &Options) -> Result<Report> {
     for firewall in firewalls {
         progress.set_message(format!("setting up {firewall}"));
         let label = format!("bench{}", roads.len());
-        match Side::new(*firewall, Proto::Udp, &label) {
-            Ok(side) => roads.push(Road::new(side, kinds, entry)?),
-            // Not every kernel has it any more.
-            Err(error) if matches!(firewall, Firewall::Iptables(_)) => {
-                progress.println(format!("left out: {error:#}"));
-            }
-            Err(error) => return Err(error),
+        if let Some(side) = Side::if_there(*firewall, Proto::Udp, &label, &progress)? {
+            roads.push(Road::new(side, kinds, entry)?);
         }
         progress.inc(1);
     }

@@ -13,6 +13,7 @@ use firewall_tests::rig::agent::Agent;
 use firewall_tests::rig::{Client, ClientSpec, INTERNET_V4, Rig, UPLINK};
 use firewall_tests::stock::Netvm;
 use firewall_tests::traffic::kernel::{Native, PORT, Sink};
+use indicatif::ProgressBar;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -65,6 +66,23 @@ impl Side {
             Self { firewall, proto, client, address, agent: None, drop: None, xdp_drop: None, rig };
         side.set_up().with_context(|| format!("cannot set up `{firewall}`"))?;
         Ok(side)
+    }
+
+    /// Sets a firewall up, or says by `progress` that this kernel has it no more.
+    pub fn if_there(
+        firewall: Firewall,
+        proto: Proto,
+        label: &str,
+        progress: &ProgressBar,
+    ) -> Result<Option<Self>> {
+        match Self::new(firewall, proto, label) {
+            Ok(side) => Ok(Some(side)),
+            Err(error) if matches!(firewall, Firewall::Iptables(_)) => {
+                progress.println(format!("left out: {error:#}"));
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn set_up(&mut self) -> Result<()> {

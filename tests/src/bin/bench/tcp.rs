@@ -102,13 +102,9 @@ fn measure(options: &Options) -> Result<Vec<Road>> {
     let mut roads = Vec::new();
     for firewall in &firewalls {
         progress.set_message(format!("setting up {firewall}"));
-        match Side::new(*firewall, Proto::Tcp, &format!("tcp{}", roads.len())) {
-            Ok(side) => roads.push(Road::new(side)?),
-            // Not every kernel has it any more.
-            Err(error) if matches!(firewall, Firewall::Iptables(_)) => {
-                progress.println(format!("left out: {error:#}"));
-            }
-            Err(error) => return Err(error),
+        let label = format!("tcp{}", roads.len());
+        if let Some(side) = Side::if_there(*firewall, Proto::Tcp, &label, &progress)? {
+            roads.push(Road::new(side)?);
         }
         progress.inc(1);
     }
