@@ -6,9 +6,9 @@
 //!
 //! | ring | question | tests | needs | words |
 //! |---|---|---|---|---|
-//! | pure | does the meaning hold? | `tests/pure` | nothing; seconds | [`packets`], [`oracle`] |
+//! | pure | does the meaning hold? | `tests/pure` | nothing; seconds | [`packets`], [`oracle`], [`rig::agent::binary`] |
 //! | program | does the kernel agree? | `tests/program` | root, BPF; a minute | [`program`] |
-//! | rig | does the product work? | `tests/rig` | root, BPF, namespaces; minutes | [`rig`], [`traffic`] |
+//! | rig | does the product work? | `tests/rig` | root, BPF, namespaces; minutes | [`rig`], [`traffic`], [`program`] |
 //! | rig itself | does the rig tell the truth? | `tests/rig_self.rs` | root, namespaces; seconds | [`rig`], [`traffic`] |
 //! | qubesdb | is dom0 understood, whatever it says? | `tests/qubesdb` | nothing; seconds | [`rig::qubesdb`] |
 //! | stock | where do ours and today's firewall differ? | `tests/stock.rs` | as rig | [`stock`] |
