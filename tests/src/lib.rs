@@ -1,35 +1,30 @@
 //! The vocabulary of the test suites: networks, traffic, and what came back.
 //! Never part of the product, and knows nothing of its insides.
+//!
+//! A ring is a suite with a question of its own. It may use the words of its row, and whatever
+//! these are made of.
+//!
+//! | ring | question | tests | needs | words |
+//! |---|---|---|---|---|
+//! | pure | does the meaning hold? | `tests/pure` | nothing; seconds | [`packets`], [`oracle`], [`rig::agent::binary`] |
+//! | program | does the kernel agree? | `tests/program` | root, BPF; a minute | [`program`] |
+//! | rig | does the product work? | `tests/rig` | root, BPF, namespaces; minutes | [`rig`], [`traffic`], [`program`] |
+//! | rig itself | does the rig tell the truth? | `tests/rig_self.rs` | root, namespaces; seconds | [`rig`], [`traffic`] |
+//! | qubesdb | is dom0 understood, whatever it says? | `tests/qubesdb` | nothing; seconds | [`rig::qubesdb`] |
+//! | stock | where do ours and today's firewall differ? | `tests/stock.rs` | as rig | [`stock`] |
+//! | machines | does the package work where systemd runs? | `tests/rig/packages.rs` | as rig, containers; a minute | [`machine`], [`stock`] |
+//! | attack | does it hold against a hostile client? | `tests/attack` | as rig | [`attack`] |
+//! | soak | does it hold for long? | random tests of all rings, with `--soak` | an hour | [`rounds`], [`seed`] |
+//! | bench | what does it cost? | `src/bin/bench` | as rig, quiet; ten minutes | [`traffic::kernel`], [`program`], [`stock`] |
 
-pub mod agent;
 pub mod attack;
-pub mod connections;
-pub mod difference;
-pub mod dns;
-pub mod fragments;
-pub mod frames;
-pub mod generate;
-mod icmp;
-pub mod interpreter;
-mod leftovers;
 pub mod machine;
-pub mod manager;
-pub mod namespace;
-mod options;
 pub mod oracle;
 pub mod packets;
-pub mod probe;
 pub mod program;
-pub mod qubesdb;
 pub mod rig;
-pub mod server;
-pub mod shots;
-pub mod sightings;
 pub mod stock;
 pub mod traffic;
-pub mod twins;
-mod wait;
-pub mod weight;
 
 /// How often a random test goes round: `normally`, or as often as `soak` says where
 /// `cargo xtask test --soak` asks for patience.

@@ -10,6 +10,7 @@ mod program {
     mod fragments;
     mod handed_on;
     mod kept;
+    mod neighbours;
     mod odd;
     mod random;
     mod swap;

@@ -2,6 +2,7 @@
 //! real nft. Needs root.
 
 mod rig {
+    mod answers;
     mod audit;
     mod clients;
     mod closed;
@@ -10,6 +11,7 @@ mod rig {
     mod cycles;
     mod early;
     mod errors;
+    mod ethernet;
     mod explained;
     mod files;
     mod filters;

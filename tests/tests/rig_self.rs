@@ -8,10 +8,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use firewall_tests::frames::{capture, send_raw};
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, Protocol, SILENCE};
+use firewall_tests::packets::family::{Family, PerFamily as _};
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{CLIENT_INTERFACE, Client, ClientSpec, GATEWAY_V4, Rig, UPLINK};
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::frames::{capture, send_raw};
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, Protocol, SILENCE};
 
 const PORT: u16 = 7000;
 const CLOSED_PORT: u16 = 7001;
@@ -77,7 +78,7 @@ impl Fixture {
 }
 
 fn admin_prohibited(address: IpAddr) -> Outcome {
-    let (icmp_type, icmp_code) = if address.is_ipv4() { (3, 13) } else { (1, 1) };
+    let (icmp_type, icmp_code) = Family::from(address).of([(3, 13), (1, 1)]);
     Outcome::Rejected { icmp_type, icmp_code }
 }
 

@@ -7,13 +7,14 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_tests::difference::{Difference, accepts_here, accepts_today};
 use firewall_tests::oracle::{Probe, Proto, Rule, Ruleset};
+use firewall_tests::packets::family::{Family, PerFamily as _};
 use firewall_tests::packets::{AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING};
 use firewall_tests::packets::{ICMP, ICMPV6, TCP, UDP};
-use firewall_tests::shots::{Shape, Shot, Shots};
-use firewall_tests::sightings::Outcome;
-use firewall_tests::twins::Twins;
+use firewall_tests::stock::difference::{Difference, accepts_here, accepts_today};
+use firewall_tests::stock::shots::{Shape, Shot, Shots};
+use firewall_tests::stock::sightings::Outcome;
+use firewall_tests::stock::twins::Twins;
 use firewall_tests::{rounds, seed};
 
 const LAN_RESOLVER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 168, 1, 1));
@@ -44,9 +45,9 @@ fn stock_and_ours_agree_on_random_rules_and_packets_except_in_named_classes() ->
     for (site, resolvers, rounds) in sites {
         let mut twins = Twins::new(&format!("random_{site}"), resolvers)?;
         for round in 0..rounds {
-            for v4 in [true, false] {
-                let places = twins.places(v4)?;
-                let ruleset = shots.ruleset(v4, if round % 20 == 0 { 100 } else { 12 });
+            for family in Family::BOTH {
+                let places = twins.places(family)?;
+                let ruleset = shots.ruleset(family, if round % 20 == 0 { 100 } else { 12 });
                 let batch: Vec<Shot> = (0..SHOTS).map(|_| shots.shot(&ruleset, &places)).collect();
                 twins.put(places.own, &ruleset)?;
                 let outcomes = twins.send(&batch).context(format!("seed {seed}, {site}"))?;
@@ -119,7 +120,7 @@ impl Tally {
             Some(_) | None => ours == stock,
         };
         let mut as_oracle = true;
-        if is_ordinary(shot) && shot.source == twins.client(shot.source.is_ipv4())? {
+        if is_ordinary(shot) && shot.source == twins.client(shot.source.into())? {
             self.ordinary += 1;
             as_oracle = ours.has_left() == accepts_here(netvm, ruleset, shot)
                 && stock.has_left() == accepts_today(netvm, ruleset, shot);
@@ -167,7 +168,7 @@ impl Cases {
         expected: [&str; 2],
     ) -> Result<()> {
         let destination: IpAddr = to.parse()?;
-        let source = self.twins.client(destination.is_ipv4())?;
+        let source = self.twins.client(destination.into())?;
         let rules = rules.iter().map(|text| rule(text)).collect::<Result<_>>()?;
         let ruleset = Ruleset { default_accept: false, rules };
         let (protocol, port) = sight;

@@ -1,5 +1,5 @@
-//! Compiles firewall-ebpf and puts the objects where the agent's build script and the
-//! benches look.
+//! Compiles the kernel programs and puts the objects where the agent's build script, the tests
+//! and the benches look.
 //! Never attaches or loads it.
 
 use std::process::Command;
@@ -9,8 +9,10 @@ use anyhow::{Context, Result};
 use crate::run::{root, run, say};
 use crate::setup::{self, Compiler, TARGET};
 
-/// The product's object, which firewall-agent/build.rs reads, and the benches' own.
-const OBJECTS: [&str; 2] = ["firewall-ebpf", "traffic"];
+/// A package and its object: the product's, which firewall-agent/build.rs reads, and that of tests
+/// and benches.
+const OBJECTS: [(&str, &str); 2] =
+    [("firewall-ebpf", "firewall-ebpf"), ("firewall-tests-ebpf", "traffic")];
 
 /// Builds the objects, with the toolchain installed first when something is missing.
 pub fn build() -> Result<()> {
@@ -40,16 +42,17 @@ pub fn build() -> Result<()> {
     let linker = format!("linker={}", toolchain.linker.display());
     let flags = ["-C", &linker, "-C", "link-arg=--btf", "-C", "debuginfo=2"];
     cargo
-        .current_dir(root().join("firewall-ebpf"))
+        .current_dir(root())
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"])
-        .arg(&target_directory);
+        .arg(&target_directory)
+        .args(OBJECTS.iter().flat_map(|(package, _)| ["--package", package]));
     if matches!(toolchain.compiler, Compiler::Nightly) {
         cargo.args(["-Z", "build-std=core"]);
     }
-    say("compiling firewall-ebpf");
+    say("compiling the kernel programs");
     run(&mut cargo)?;
-    for name in OBJECTS {
+    for (_, name) in OBJECTS {
         let built = target_directory.join(TARGET).join("release").join(name);
         let bytes = std::fs::read(&built).with_context(|| format!("no {}", built.display()))?;
         let object = root().join("target").join(format!("{name}.o"));

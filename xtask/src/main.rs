@@ -27,7 +27,7 @@ struct Arguments {
 enum Command {
     /// Find or install the BPF toolchain, nftables and iproute2.
     Setup,
-    /// Compile the kernel programs into the object that the agent embeds, and one for benches.
+    /// Compile the kernel programs into the object that the agent embeds, and one for tests.
     BuildEbpf,
     /// Build the agent with its kernel programs inside; print where it is.
     Build,

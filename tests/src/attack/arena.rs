@@ -2,33 +2,32 @@
 //! is played there, and everything that must hold is looked at after each of its steps.
 //! Never looks into the firewall: what it sees is what there is for anybody to see.
 
-use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::{self, Request};
-use firewall_common::verdict::Reason;
-use firewall_core::told::status::{AuditStatus, CounterStatus, State};
-use firewall_core::told::totals::Totals;
+use firewall_core::told::status::{AuditStatus, State};
 use firewall_core::world::audits::NoAudit;
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::unistd::Pid;
 
 use super::attacker::{Attacker, Offload};
 use super::content::Ink;
+use super::counted::Counted;
 use super::frame::Frame;
 use super::honest::{Party, mtu};
 use super::mark::Mark;
+use super::may::{May, Now};
 use super::outcome::{Fault, Score};
 use super::place::{ATTACKER, HONEST, Ports, SERVED, SERVER, Whose};
 use super::sequence::{Rules, Sequence, Step};
 use super::tables::Tables;
 use super::watch::{Seen, Watch};
-use crate::agent::{Agent, write_rules};
 use crate::oracle::{Rule, Ruleset};
+use crate::rig::agent::{Agent, write_rules};
+use crate::rig::server::EchoServer;
 use crate::rig::{Client, ClientSpec, Rig, UPLINK_V4, UPLINK_V6};
-use crate::server::EchoServer;
 
 /// How many frames a flood sends before it is looked at: fewer than a kernel queues.
 const GUST: usize = 200;
@@ -51,58 +50,6 @@ pub struct Arena {
     rig: Rig,
 }
 
-/// What is in force for the attacker.
-#[derive(Clone, Copy, Debug)]
-struct Now {
-    in_force: Rules,
-    /// What its file says, which counts when there is an agent.
-    written: Rules,
-    is_audited: bool,
-}
-
-/// What the attacker may send at present.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum May {
-    Nothing,
-    Everything,
-    /// It is audited, but has no rules that an audit could suspend.
-    Perhaps,
-}
-
-impl Now {
-    fn may(self) -> May {
-        match (self.in_force, self.is_audited) {
-            (Rules::Accept, _) | (Rules::Deny, true) => May::Everything,
-            (_, false) => May::Nothing,
-            (Rules::Broken | Rules::Gone, true) => May::Perhaps,
-        }
-    }
-}
-
-/// What is counted of the attacker's frames.
-#[derive(Clone, Debug, Default)]
-struct Counted {
-    /// All of them, and chatter of kernels perhaps.
-    all: u64,
-    /// What may be such chatter.
-    chatter: u64,
-    /// Those that passed the rules, or an audit.
-    passed: u64,
-    /// Each counter by its name.
-    counters: BTreeMap<String, u64>,
-}
-
-impl Counted {
-    /// The counters that have grown since, and by how much.
-    fn grown_since(&self, before: &Self) -> String {
-        let grown = self.counters.iter().filter_map(|(name, now)| {
-            let more = now.saturating_sub(before.counters.get(name).copied().unwrap_or_default());
-            (more > 0).then(|| format!("{name} by {more}"))
-        });
-        grown.collect::<Vec<_>>().join(", ")
-    }
-}
-
 impl Arena {
     /// Makes it, with everybody's flows open and the attacker closed. The calling thread stays
     /// on one processor.
@@ -115,8 +62,7 @@ impl Arena {
             servers.push(EchoServer::start(rig.internet(), SocketAddr::new(server, SERVED))?);
         }
         // Whatever else arrives is not answered.
-        rig.internet().ip(&["route", "add", "blackhole", "203.0.113.0/24"])?;
-        rig.internet().ip(&["-6", "route", "add", "blackhole", "2001:db8:2::/48"])?;
+        rig.silence_nobody()?;
         let clients: Vec<Client> = HONEST
             .iter()
             .map(|number| rig.add_client(&ClientSpec::numbered(*number)))
@@ -286,30 +232,7 @@ impl Arena {
     /// What the agent says that it counted, if one runs.
     fn counted(&self) -> Result<Option<Counted>> {
         let Some(agent) = &self.agent else { return Ok(None) };
-        let status = agent.status()?;
-        let mut counted = Counted::default();
-        for client in status.clients.iter().filter(|client| self.own.contains(&client.address)) {
-            let totals = Totals::of(client);
-            let passed = totals.accepted.packets + totals.audited.packets;
-            counted.passed += passed;
-            counted.all += passed + totals.denied.packets + totals.passed.packets;
-            let mut note = |name: &str, counter: &CounterStatus| {
-                counted.counters.insert(format!("{} {name}", client.address), counter.packets);
-            };
-            for (index, rule) in client.rules.iter().enumerate() {
-                note(&format!("rule {index}"), &rule.counter);
-            }
-            note("default", &client.default_counter);
-            client.counters.iter().for_each(|(reason, counter)| note(reason.0.name(), counter));
-        }
-        for (reason, counter) in &status.strays {
-            counted.all += counter.packets;
-            counted.counters.insert(format!("stray {}", reason.0.name()), counter.packets);
-            if [Reason::Arp, Reason::LinkLocal].contains(&reason.0) {
-                counted.chatter += counter.packets;
-            }
-        }
-        Ok(Some(counted))
+        Ok(Some(Counted::of(&agent.status()?, &self.own)))
     }
 
     fn set_rules(&mut self, rules: Rules) -> Result<Vec<Fault>> {

@@ -7,9 +7,10 @@ use anyhow::{Context as _, Result, ensure};
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, send, setsockopt};
 
-use crate::frames::open;
-use crate::options::VirtioHeaders;
+use crate::packets::family::{Family, PerFamily as _};
 use crate::rig::{CLIENT_INTERFACE, Client};
+use crate::traffic::frames::open;
+use crate::traffic::options::VirtioHeaders;
 
 /// `VIRTIO_NET_HDR_F_NEEDS_CSUM`, and `VIRTIO_NET_HDR_GSO_*` (linux/virtio_net.h).
 const NEEDS_CHECKSUM: u8 = 1;
@@ -30,8 +31,8 @@ pub(crate) struct Offload {
 
 impl Offload {
     /// A TCP packet, whose header starts at `transport`, in segments.
-    pub(crate) fn tcp(is_v4: bool, transport: u16, segment: u16) -> Self {
-        let kind = if is_v4 { GSO_TCPV4 } else { GSO_TCPV6 };
+    pub(crate) fn tcp(family: Family, transport: u16, segment: u16) -> Self {
+        let kind = family.of([GSO_TCPV4, GSO_TCPV6]);
         Self {
             flags: NEEDS_CHECKSUM,
             kind,
@@ -42,11 +43,11 @@ impl Offload {
         }
     }
 
-    /// The same of UDP.
+    /// A UDP packet, whose header starts at `transport`, in segments.
     pub(crate) fn udp(transport: u16, segment: u16) -> Self {
         let headers = transport + 8;
         let checksum_at = 6;
-        Self { kind: GSO_UDP, headers, checksum_at, ..Self::tcp(true, transport, segment) }
+        Self { kind: GSO_UDP, headers, checksum_at, ..Self::tcp(Family::V4, transport, segment) }
     }
 
     /// How many packets a frame of this length is on a wire.

@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::mark::Mark;
-use super::place::{Family, Flow, Place, Ports, SERVED, View, Whose};
+use super::place::{Flow, Place, Ports, SERVED, View, Whose};
+use crate::packets::family::{Family, PerFamily as _};
 use crate::packets::{self, FRAGMENT, TCP, UDP, V4, V6};
 
 /// SCTP, and the chunk with which an association begins (RFC 9260, section 3.2).
@@ -99,7 +100,7 @@ impl Content {
                 (TCP, segment(source, port.number(ink.mark), flags, &mark(size), ink.mark))
             }
             Self::Echo(size) => {
-                let mut echo = vec![family.of([8, 128]), 0, 0, 0];
+                let mut echo = vec![family.echo(), 0, 0, 0];
                 echo.extend(mark(4));
                 if let Some(number) = ink.number {
                     echo[4..6].copy_from_slice(&number.to_be_bytes());

@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 use super::attacker::Offload;
 use super::content::{Content, Ink, Port};
 use super::mark::Mark;
-use super::place::{Family, Flow, Place};
-use crate::fragments::piece;
+use super::place::{Flow, Place};
+use crate::packets::family::{Family, PerFamily as _};
+use crate::packets::fragments::piece;
 use crate::packets::{
-    self, AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, UDP, V4, V6,
+    self, AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ROUTING, TCP, UDP, V4, V6, VIF,
 };
-use crate::shots::VIF;
 
 const ETHERNET: usize = 14;
 /// IPv4 option for experiments (RFC 4727), and one to route by the sender's will.
@@ -197,7 +197,7 @@ impl Packet {
         }
         let network = ETHERNET as u16 + self.family.of([20, 40]);
         match flow {
-            Flow::Tcp => Offload::tcp(self.family == Family::V4, network, SEGMENT),
+            Flow::Tcp => Offload::tcp(self.family, network, SEGMENT),
             Flow::Udp | Flow::Ping => Offload::udp(network, SEGMENT),
         }
     }
@@ -214,7 +214,7 @@ impl Frame {
     pub(crate) fn build(&self, ink: Ink) -> (Vec<u8>, Offload) {
         let (ethertype, payload, flaws, offload) = match self {
             Self::Ip(packet) => {
-                let ethertype = packet.family.of([0x0800, 0x86dd]);
+                let ethertype = packet.family.ethertype();
                 (ethertype, packet.bytes(ink), &packet.flaws[..], packet.offload())
             }
             Self::Arp(operation, sender, target) => {

@@ -8,8 +8,9 @@ use rand::{Rng as _, SeedableRng as _};
 
 use super::content::{Content, Port, Quote};
 use super::frame::{Checksum, Flaw, Frame, Header, Packet};
-use super::place::{Family, Flow, Place, View, Whose};
+use super::place::{Flow, Place, View, Whose};
 use super::sequence::{Rules, Sequence, Step};
+use crate::packets::family::{Family, PerFamily as _};
 
 /// Most steps of a sequence.
 const STEPS: usize = 6;

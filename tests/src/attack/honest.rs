@@ -11,13 +11,14 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::socket::sockopt::{IpMtu, Ipv4RecvErr, Ipv6RecvErr};
 use nix::sys::socket::{getsockopt, setsockopt};
 
-use super::place::{Family, Flow, Ports, SERVED, SERVER, Whose};
-use crate::agent::PATIENCE;
-use crate::icmp::{Content, Heard, IcmpSocket, Sent};
-use crate::namespace::Namespace;
-use crate::options::Ipv6Mtu;
-use crate::probe::OpenFlow;
-use crate::wait::Deadline;
+use super::place::{Flow, Ports, SERVED, SERVER, Whose};
+use crate::packets::family::{Family, PerFamily as _};
+use crate::rig::agent::PATIENCE;
+use crate::rig::namespace::Namespace;
+use crate::traffic::icmp::{Content, Heard, IcmpSocket, Sent};
+use crate::traffic::options::Ipv6Mtu;
+use crate::traffic::probe::OpenFlow;
+use crate::traffic::wait::Deadline;
 
 /// Bytes of a datagram that fits the link, and of one that does not.
 const SIZES: [usize; 2] = [64, 4000];

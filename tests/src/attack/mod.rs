@@ -6,11 +6,13 @@
 pub mod arena;
 mod attacker;
 pub mod content;
+mod counted;
 pub mod frame;
 pub mod generator;
 mod honest;
 pub mod keep;
 mod mark;
+mod may;
 pub mod outcome;
 pub mod place;
 pub mod sequence;

@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use serde::{Deserialize, Serialize};
 
 use super::mark::Mark;
-use crate::packets::{ICMP, ICMPV6, TCP, UDP};
+use crate::packets::family::{Family, PerFamily as _};
+use crate::packets::{TCP, UDP};
 use crate::rig::{self, ClientSpec};
 
 /// Number of the attacker's domain.
@@ -20,33 +21,6 @@ pub(crate) const SERVER: [IpAddr; 2] = [
 ];
 /// Its port.
 pub(crate) const SERVED: u16 = 443;
-
-/// IPv4 or IPv6.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Family {
-    /// IPv4.
-    V4,
-    /// IPv6.
-    V6,
-}
-
-impl Family {
-    /// Both.
-    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
-
-    /// The one of two.
-    pub(crate) fn of<T: Copy>(self, [v4, v6]: [T; 2]) -> T {
-        match self {
-            Self::V4 => v4,
-            Self::V6 => v6,
-        }
-    }
-
-    /// Number of its ICMP.
-    pub(crate) fn icmp(self) -> u8 {
-        self.of([ICMP, ICMPV6])
-    }
-}
 
 /// An address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

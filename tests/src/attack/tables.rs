@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result};
 
-use crate::namespace::Namespace;
+use crate::rig::namespace::Namespace;
 
 /// Connections that conntrack may know because of one client whose rules accept nothing, with
 /// all that honest flows take in the ring: a netvm of 500 MB has room for 3,800.

@@ -8,12 +8,12 @@ use anyhow::{Context as _, Result, ensure};
 use rand::random;
 
 use super::mark::{self, Mark};
-use super::place::{Family, Place};
-use crate::agent::PATIENCE;
-use crate::frames::{Capture, Sender, capture};
-use crate::packets::{self, ICMP, ICMPV6};
+use super::place::Place;
+use crate::packets::family::Family;
+use crate::packets::{self, ICMP, ICMPV6, VIF};
+use crate::rig::agent::PATIENCE;
 use crate::rig::{CLIENT_INTERFACE, Client, Rig, UPLINK};
-use crate::shots::VIF;
+use crate::traffic::frames::{Capture, Sender, capture};
 
 /// "Local experimental" (IEEE 802), which no kernel answers.
 const EXPERIMENTAL: u16 = 0x88b5;

@@ -11,12 +11,13 @@ use clap::Parser;
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, Color, Table};
 use firewall_core::told::status::{ClientStatus, State};
-use firewall_tests::agent::{self, Agent, PATIENCE};
 use firewall_tests::oracle::{self, Proto, Rule, Ruleset};
 use firewall_tests::packets;
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, Protocol, SILENCE};
+use firewall_tests::packets::family::{Family, PerFamily as _};
+use firewall_tests::rig::agent::{self, Agent, PATIENCE};
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{Client, ClientSpec, Rig};
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, Protocol, SILENCE};
 
 /// Shows the firewall at work in network namespaces of its own. Needs root.
 #[derive(Parser)]
@@ -73,9 +74,9 @@ fn demo(arguments: &Arguments) -> Result<usize> {
         }
     }
     let qubes = [
-        qube(&rig, "work", 12, "web servers by https, DNS and ping; nothing else", |v4| {
+        qube(&rig, "work", 12, "web servers by https, DNS and ping; nothing else", |family| {
             let https = Rule {
-                network: Some((of_family(WEB, v4), if v4 { 24 } else { 48 })),
+                network: Some((of_family(WEB, family), family.of([24, 48]))),
                 proto: Some(Proto::Tcp),
                 ports: Some((443, 443)),
                 ..Rule::all(true)
@@ -84,8 +85,8 @@ fn demo(arguments: &Arguments) -> Result<usize> {
             let ping = Rule { proto: Some(Proto::Icmp), ..Rule::all(true) };
             vec![https, dns, ping]
         })?,
-        qube(&rig, "browser", 13, "everything but the LAN", |v4| {
-            let lan = (of_family(LAN, v4), if v4 { 16 } else { 32 });
+        qube(&rig, "browser", 13, "everything but the LAN", |family| {
+            let lan = (of_family(LAN, family), family.of([16, 32]));
             vec![Rule { network: Some(lan), ..Rule::all(false) }, Rule::all(true)]
         })?,
         qube(&rig, "vault", 14, "nothing", |_| vec![])?,
@@ -115,9 +116,9 @@ fn demo(arguments: &Arguments) -> Result<usize> {
     say("sending packets");
     let mut report = Report::new();
     for qube in &qubes {
-        for family in 0..2 {
-            let web: IpAddr = WEB[family].parse()?;
-            let lan: IpAddr = LAN[family].parse()?;
+        for family in Family::BOTH {
+            let web: IpAddr = family.of(WEB).parse()?;
+            let lan: IpAddr = family.of(LAN).parse()?;
             for (to, protocol, port) in [
                 (web, Protocol::Tcp, 443),
                 (web, Protocol::Tcp, 80),
@@ -129,7 +130,7 @@ fn demo(arguments: &Arguments) -> Result<usize> {
                 report.probe(&agent, qube, family, to, protocol, port)?;
             }
         }
-        report.probe(&agent, qube, 0, VIRTUAL_RESOLVER.parse()?, Protocol::Udp, 53)?;
+        report.probe(&agent, qube, Family::V4, VIRTUAL_RESOLVER.parse()?, Protocol::Udp, 53)?;
     }
     report.spoof(&qubes[2])?;
     report.print();
@@ -201,9 +202,8 @@ fn show(socket: &std::path::Path, client: IpAddr) -> Result<()> {
     Ok(())
 }
 
-fn of_family(pair: [&str; 2], v4: bool) -> IpAddr {
-    let text = if v4 { pair[0] } else { pair[1] };
-    text.parse().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
+fn of_family(pair: [&str; 2], family: Family) -> IpAddr {
+    family.of(pair).parse().unwrap_or(IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED))
 }
 
 fn qube(
@@ -211,12 +211,12 @@ fn qube(
     name: &'static str,
     number: u8,
     about: &'static str,
-    rules: impl Fn(bool) -> Vec<Rule>,
+    rules: impl Fn(Family) -> Vec<Rule>,
 ) -> Result<Qube> {
     let spec = ClientSpec::numbered(number);
     let addresses =
         [spec.v4.context("no IPv4 address")?.into(), spec.v6.context("no IPv6 address")?.into()];
-    let rules = [true, false].map(|v4| Ruleset { default_accept: false, rules: rules(v4) });
+    let rules = Family::BOTH.map(|family| Ruleset { default_accept: false, rules: rules(family) });
     Ok(Qube { name, about, client: rig.add_client(&spec)?, addresses, rules })
 }
 
@@ -263,17 +263,18 @@ impl Report {
         &mut self,
         agent: &Agent,
         qube: &Qube,
-        family: usize,
+        family: Family,
         to: IpAddr,
         protocol: Protocol,
         port: u16,
     ) -> Result<()> {
         self.header(&["from", "to", "rules say", "happened", "rule", "packets"]);
-        let (expected, expected_rule) = expected(&qube.rules[family], to, protocol, port)?;
-        let before = agent.client(qube.addresses[family])?;
+        let (expected, expected_rule) =
+            expected(family.of(qube.rules.each_ref()), to, protocol, port)?;
+        let before = agent.client(family.of(qube.addresses))?;
         let from = qube.client.namespace().clone();
         let happened = Probe { from, to, port, protocol }.run(SILENCE)?;
-        let after = agent.client(qube.addresses[family])?;
+        let after = agent.client(family.of(qube.addresses))?;
         let moved = moved(&before, &after);
         let rules: Vec<&str> = moved.iter().map(|(rule, _)| rule.as_str()).collect();
         let counted: Vec<String> = moved.iter().map(|(_, packets)| packets.to_string()).collect();
@@ -327,8 +328,7 @@ fn expected(
     let (number, port) = match (protocol, to) {
         (Protocol::Tcp, _) => (packets::TCP, port),
         (Protocol::Udp, _) => (packets::UDP, port),
-        (Protocol::Ping, IpAddr::V4(_)) => (packets::ICMP, 8),
-        (Protocol::Ping, IpAddr::V6(_)) => (packets::ICMPV6, 128),
+        (Protocol::Ping, to) => (Family::from(to).icmp(), Family::from(to).echo().into()),
     };
     let packet = oracle::Probe { destination: to, protocol: number, port };
     let servers = [VIRTUAL_RESOLVER, "10.139.1.2", RESOLVER];

@@ -3,8 +3,9 @@
 use firewall_tests::attack::content::{Content, Port, Quote};
 use firewall_tests::attack::frame::{Checksum, Frame, Header, Packet};
 use firewall_tests::attack::keep;
-use firewall_tests::attack::place::{Family, Flow, Place, View, Whose};
+use firewall_tests::attack::place::{Flow, Place, View, Whose};
 use firewall_tests::attack::sequence::{Rules, Sequence, Step};
+use firewall_tests::packets::family::{Family, PerFamily as _};
 
 use super::play::check;
 

@@ -3,8 +3,9 @@
 
 use firewall_tests::attack::content::{Content, Port};
 use firewall_tests::attack::frame::Packet;
-use firewall_tests::attack::place::{Family, Place};
+use firewall_tests::attack::place::Place;
 use firewall_tests::attack::sequence::{Rules, Sequence, Step};
+use firewall_tests::packets::family::{Family, PerFamily as _};
 
 use super::play::check;
 

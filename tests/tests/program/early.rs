@@ -10,7 +10,7 @@ use firewall_common::packet;
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
 use firewall_core::events::Installation;
-use firewall_tests::generate::Generator;
+use firewall_tests::oracle::generate::Generator;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, V4, V6};
 use firewall_tests::program::{Outcome, Program, VIF};
@@ -69,8 +69,8 @@ fn the_xdp_stage_drops_and_counts_what_tc_would_and_nothing_else() -> Result<()>
     let mut program = Program::load()?;
     let (mut dropped, mut all) = (0, 0);
     for round in 0..rounds(60, 300) {
-        for (client, is_v4) in [(CLIENT4, true), (CLIENT6, false)] {
-            let ruleset = generator.ruleset(is_v4, RULES as usize);
+        for client in [CLIENT4, CLIENT6] {
+            let ruleset = generator.ruleset(client.into(), RULES as usize);
             program.put(client, &ruleset, &known())?;
             let id = ClientId { vif: VIF, address: client };
             match round % 6 {
@@ -81,7 +81,7 @@ fn the_xdp_stage_drops_and_counts_what_tc_would_and_nothing_else() -> Result<()>
                 _ => {}
             }
             for _ in 0..200 {
-                let probe = generator.probe(is_v4, &ruleset);
+                let probe = generator.probe(client.into(), &ruleset);
                 let mut frame =
                     packets::plain(client, probe.destination, probe.protocol, probe.port);
                 if random.random_bool(0.3) {

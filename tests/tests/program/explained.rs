@@ -20,8 +20,8 @@ use firewall_core::told::explanation::{Explanation, Judgement, PacketStatus};
 use firewall_core::told::status::Mode;
 use firewall_core::world::World;
 use firewall_core::world::explaining::Circumstances;
-use firewall_tests::generate::Generator;
 use firewall_tests::oracle::Ruleset;
+use firewall_tests::oracle::generate::Generator;
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, VIF};
 use firewall_tests::{rounds, seed};
@@ -163,8 +163,8 @@ fn explain_and_kernel_agree_on_a_hundred_thousand_random_packets() -> Result<()>
     let mut scene = Scene::new()?;
     let mut said: BTreeMap<(Verdict, Reason), u32> = BTreeMap::new();
     for round in 0..rounds(250, 2_500) {
-        for (client, is_v4) in [(CLIENT4, true), (CLIENT6, false)] {
-            let rules = generator.ruleset(is_v4, if round % 20 == 0 { 300 } else { 12 });
+        for client in [CLIENT4, CLIENT6] {
+            let rules = generator.ruleset(client.into(), if round % 20 == 0 { 300 } else { 12 });
             let length = Duration::from_secs(if round % 50 == 9 { 3600 } else { 0 });
             match round % 50 {
                 7 => scene.rules(client, None)?,
@@ -209,7 +209,7 @@ fn frame(
     client: IpAddr,
     rules: &Ruleset,
 ) -> Vec<u8> {
-    let probe = generator.probe(client.is_ipv4(), rules);
+    let probe = generator.probe(client.into(), rules);
     let (mut source, mut destination) = (client, probe.destination);
     match random.random_range(0..40) {
         0 => source = if client.is_ipv4() { SERVER4.into() } else { SERVER6.into() },

@@ -10,8 +10,9 @@ use firewall_common::fragments::{MAX_DISTANCE, MAX_WAITING, PLACES, SETS};
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
 use firewall_core::events::Installation;
-use firewall_tests::fragments::{piece, pieces};
 use firewall_tests::oracle::{Proto, Rule};
+use firewall_tests::packets::family::{Family, PerFamily as _};
+use firewall_tests::packets::fragments::{piece, pieces};
 use firewall_tests::packets::{self, V4, V6, ethernet};
 use firewall_tests::program::{Outcome, Program, VIF, proved};
 
@@ -25,7 +26,7 @@ const DATA: [u8; 2992] = [7; 2992];
 const FAMILIES: [IpAddr; 2] = [CLIENT4, CLIENT6];
 
 fn server(client: IpAddr) -> IpAddr {
-    if client.is_ipv4() { SERVER4.into() } else { SERVER6.into() }
+    Family::from(client).of([SERVER4.into(), SERVER6.into()])
 }
 
 /// A UDP packet without its frame.

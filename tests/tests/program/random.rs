@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use firewall_common::verdict::Reason;
-use firewall_tests::generate::Generator;
+use firewall_tests::oracle::generate::Generator;
 use firewall_tests::oracle::{Probe, Ruleset};
 use firewall_tests::packets::{self};
 use firewall_tests::program::{Outcome, Program};
@@ -38,12 +38,12 @@ fn agree(mut program: Program, rounds: usize) -> Result<(u32, u32)> {
     let servers = dns_servers();
     let (mut accepted, mut rejected) = (0, 0);
     for round in 0..rounds {
-        for (client, is_v4) in [(CLIENT4, true), (CLIENT6, false)] {
+        for client in [CLIENT4, CLIENT6] {
             let most = if round % 20 == 0 { 300 } else { 12 };
-            let rules = generator.ruleset(is_v4, most);
+            let rules = generator.ruleset(client.into(), most);
             program.put(client, &rules, &known())?;
             for _ in 0..400 {
-                let probe = generator.probe(is_v4, &rules);
+                let probe = generator.probe(client.into(), &rules);
                 let (outcome, reason, rule) = expected(&probe, &rules, &servers);
                 let frame = packets::plain(client, probe.destination, probe.protocol, probe.port);
                 let context = || format!("seed {seed}: {probe:?} of\n{}", rules.file());

@@ -1,7 +1,7 @@
 //! What the programs weigh, beside what was accepted: CI's benchmark, without a clock.
 
 use anyhow::Result;
-use firewall_tests::weight::{baseline, compare, measure};
+use firewall_tests::program::weight::{baseline, compare, measure};
 
 #[test]
 fn programs_and_packets_weigh_no_more_than_what_was_accepted() -> Result<()> {

@@ -4,14 +4,14 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use firewall_agent::edges::sources::rule_files;
-use firewall_core::rules::Family;
 use firewall_core::rules::explain::tries;
 use firewall_core::rules::hidden::{Never, hidden};
 use firewall_core::rules::resolve::{self, Surroundings};
 use firewall_core::told::explanation::PacketStatus;
-use firewall_tests::generate::Generator;
+use firewall_tests::oracle::generate::Generator;
 use firewall_tests::oracle::{Probe, Ruleset};
-use firewall_tests::packets::{GRE, ICMP, ICMPV6, TCP, UDP};
+use firewall_tests::packets::family::{Family, PerFamily as _};
+use firewall_tests::packets::{GRE, TCP, UDP};
 use firewall_tests::{rounds, seed};
 
 const CLIENT4: &str = "10.137.0.12";
@@ -74,9 +74,9 @@ fn a_rule_that_never_decides_names_the_rules_that_hide_it() {
 
 /// Addresses, protocols and ports at which rules can begin or end.
 fn cells(client: IpAddr, rules: &Ruleset) -> Vec<Probe> {
-    let is_v4 = client.is_ipv4();
+    let family = Family::from(client);
     let (mut bits, mut ports) = (BTreeSet::from([0_u128]), BTreeSet::from([0_u16]));
-    let width: u32 = if is_v4 { 32 } else { 128 };
+    let width = u32::from(family.bits());
     let mut edge = |address: IpAddr, length: u8| {
         let address = match address {
             IpAddr::V4(v4) => u128::from(v4.to_bits()),
@@ -89,7 +89,9 @@ fn cells(client: IpAddr, rules: &Ruleset) -> Vec<Probe> {
             bits.insert(last + 1);
         }
     };
-    for server in ["10.139.1.1", "10.139.1.2"].map(address).into_iter().filter(|_| is_v4) {
+    for server in
+        ["10.139.1.1", "10.139.1.2"].map(address).into_iter().filter(|_| family == Family::V4)
+    {
         edge(server, 32);
     }
     for rule in &rules.rules {
@@ -106,12 +108,11 @@ fn cells(client: IpAddr, rules: &Ruleset) -> Vec<Probe> {
     ports.extend([53, 54]);
     let mut probes = Vec::new();
     for bits in bits {
-        let destination = if is_v4 {
-            IpAddr::V4(std::net::Ipv4Addr::from_bits(bits as u32))
-        } else {
-            IpAddr::V6(std::net::Ipv6Addr::from_bits(bits))
+        let destination = match family {
+            Family::V4 => IpAddr::V4(std::net::Ipv4Addr::from_bits(bits as u32)),
+            Family::V6 => IpAddr::V6(std::net::Ipv6Addr::from_bits(bits)),
         };
-        for protocol in [TCP, UDP, if is_v4 { ICMP } else { ICMPV6 }, GRE] {
+        for protocol in [TCP, UDP, family.icmp(), GRE] {
             probes.extend(ports.iter().map(|&port| Probe { destination, protocol, port }));
         }
     }
@@ -126,7 +127,7 @@ fn exactly_the_rules_that_no_packet_reaches_are_said_to_never_decide() {
     let (mut alone, mut together, mut nothing) = (0, 0, 0);
     for _ in 0..rounds(1_000, 20_000) {
         for client in [CLIENT4, CLIENT6] {
-            let rules = generator.ruleset(address(client).is_ipv4(), 14);
+            let rules = generator.ruleset(address(client).into(), 14);
             let cells = cells(address(client), &rules);
             let deciding = |rules: &Ruleset| -> BTreeSet<usize> {
                 cells.iter().filter_map(|probe| rules.verdict(probe, &servers).1).collect()

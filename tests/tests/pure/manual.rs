@@ -6,7 +6,7 @@ use std::process::Command;
 
 use clap::CommandFactory as _;
 use firewall_agent::cli::Arguments;
-use firewall_tests::agent::binary;
+use firewall_tests::rig::agent::binary;
 
 /// Names of the commands that people are told of.
 fn commands() -> BTreeSet<String> {

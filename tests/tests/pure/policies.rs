@@ -14,7 +14,7 @@ use firewall_core::rules::question::Addresses;
 use firewall_core::rules::question::Question;
 use firewall_core::rules::resolve::{self, ResolvedRuleset, Surroundings};
 use firewall_core::rules::{Action, Family, parse};
-use firewall_tests::generate::Generator;
+use firewall_tests::oracle::generate::Generator;
 use firewall_tests::oracle::{Probe, Proto, Rule, Ruleset};
 use firewall_tests::packets;
 use firewall_tests::{rounds, seed};
@@ -48,12 +48,12 @@ fn compiled_and_oracle_agree_on_random_rules_and_packets() {
     let v6_client: IpAddr = "fd09:24ef:4179::a89:c".parse().expect("an address");
     let servers: [IpAddr; 2] = [[10, 139, 1, 1].into(), [10, 139, 1, 2].into()];
     for round in 0..rounds(600, 10_000) {
-        for (client, is_v4) in [(CLIENT, true), (v6_client, false)] {
-            let rules = generator.ruleset(is_v4, if round % 10 == 0 { 200 } else { 10 });
+        for client in [CLIENT, v6_client] {
+            let rules = generator.ruleset(client.into(), if round % 10 == 0 { 200 } else { 10 });
             let policy = proved(client, &rules.file(), &Surroundings::default());
             assert!(policy.proof().complete || rules.rules.len() > 100);
             for _ in 0..100 {
-                let probe = generator.probe(is_v4, &rules);
+                let probe = generator.probe(client.into(), &rules);
                 let (accept, rule) = rules.verdict(&probe, &servers);
                 let (verdict, by) = verdict(&policy, client, &probe);
                 if matches!(verdict, Verdict::Pass | Verdict::Drop) {

@@ -27,8 +27,8 @@ use firewall_core::told::status::{Attachment, Mode, State};
 use firewall_core::told::words::Named;
 use firewall_core::world::World;
 use firewall_core::world::explaining::Circumstances;
-use firewall_tests::agent::binary;
 use firewall_tests::packets::{TCP, UDP};
+use firewall_tests::rig::agent::binary;
 use serde_json::Value;
 
 use super::world::settle;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use firewall_agent::edges::sources::qubesdb::{Patience, QubesDb};
 use firewall_core::events::Event;
-use firewall_tests::qubesdb::FakeQubesDb;
+use firewall_tests::rig::qubesdb::FakeQubesDb;
 use tempfile::TempDir;
 
 /// How long anything may take on a busy machine.

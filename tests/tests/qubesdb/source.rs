@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use firewall_tests::qubesdb::{Behaviour, Lie};
+use firewall_tests::rig::qubesdb::{Behaviour, Lie};
 
 use super::scene::{ACCEPT, NONE, ONE, Scene, TWO};
 
@@ -118,7 +118,7 @@ fn events_that_come_in_the_middle_of_an_answer_are_not_lost() {
     use firewall_agent::edges::sources::qubesdb::wire::Path;
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("qubesdb.sock");
-    let server = firewall_tests::qubesdb::FakeQubesDb::start(&socket).expect("a daemon");
+    let server = firewall_tests::rig::qubesdb::FakeQubesDb::start(&socket).expect("a daemon");
     server.reload(ONE, "drop", ACCEPT);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.expect("a runtime").block_on(async {

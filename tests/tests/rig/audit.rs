@@ -8,8 +8,8 @@ use anyhow::{Result, ensure};
 use firewall_agent::edges::control::{self, Request};
 use firewall_core::told::status::AuditStatus;
 use firewall_core::world::audits::NoAudit;
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
 use super::files::cli;
 use super::world::*;

@@ -5,13 +5,13 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::frames;
-use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::{Rule, Ruleset};
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::rig::namespace::Namespace;
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{self, CLIENT_INTERFACE, Client, ClientSpec};
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
 use super::scene::{udp_443, unspecified};
 use super::world::*;

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::State;
-use firewall_tests::agent::{self, Agent, PATIENCE, write_rules};
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use firewall_tests::rig::Rig;
+use firewall_tests::rig::agent::{self, Agent, PATIENCE, write_rules};
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use nix::sys::signal::Signal;
 
 use super::life::list_ruleset;

@@ -10,13 +10,15 @@ use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::conntrack::{self, Wanted};
 use firewall_core::connection::Flow;
 use firewall_core::told::status::State;
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::frames;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::packets;
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
+use firewall_tests::packets::family::{Family, PerFamily as _};
 use firewall_tests::rig::ClientSpec;
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
+use super::scene::unspecified;
 use super::world::*;
 
 /// Protocol and port (or ICMP type) of what a client has open, as the kernel knows it.
@@ -84,7 +86,7 @@ fn a_tightened_policy_ends_tcp_udp_and_icmp_in_both_directions_and_spares_the_re
         ensure!(!hears(SILENCE)?, "the server is still heard");
         ensure!(!doomed.exchange(SILENCE)?, "the denied connection goes on");
         ensure!(spared.exchange(PATIENCE)?, "the allowed connection was cut");
-        let prohibited = if client.is_ipv4() { PROHIBITED4 } else { PROHIBITED6 };
+        let prohibited = Family::from(client).of([PROHIBITED4, PROHIBITED6]);
         assert_eq!(Probe::ping(from, server).run(SILENCE)?, prohibited);
         agent.wait_for_log("connections that rules deny now ended=")?;
     }
@@ -213,9 +215,8 @@ fn clients_addresses_neither_come_in_nor_go_out_by_the_uplink() -> Result<()> {
     for client in [world.v4, world.v6] {
         let before = count("connected-destination")?;
         world.rig.netvm().run(|| {
-            let any = if client.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
             // It may be told that the packet was dropped.
-            let _ = UdpSocket::bind(any)?.send_to(b"for nobody", (client, 9));
+            let _ = UdpSocket::bind(unspecified(client))?.send_to(b"for nobody", (client, 9));
             Ok(())
         })?;
         ensure!(count("connected-destination")? == before + 1, "{client} was not guarded");

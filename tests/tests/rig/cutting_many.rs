@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::conntrack::Forgetting;
 use firewall_core::connection::Flow;
-use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
-use firewall_tests::probe::{OpenFlow, SILENCE};
+use firewall_tests::rig::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::rounds;
+use firewall_tests::traffic::probe::{OpenFlow, SILENCE};
 
 use super::cutting::flows_of;
-use super::scene::silence_nobody;
 use super::world::*;
 
 /// Ports of each destination to which something is open, and how many of them tighter rules
@@ -42,7 +41,7 @@ fn count(world: &World) -> Result<usize> {
 
 /// Lets the client have [`PORTS`] connections to each of so many destinations.
 fn open_many(world: &World, agent: &Agent, destinations: u8) -> Result<()> {
-    silence_nobody(world.rig.internet())?;
+    world.rig.silence_nobody()?;
     // Nobody answers; that must not be the end of them.
     world.rig.netvm().sysctl("net/netfilter/nf_conntrack_udp_timeout", "600")?;
     world.put(agent, &[Rule::all(true)])?;
@@ -160,7 +159,7 @@ fn connections_in_zones_end_like_all_others() -> Result<()> {
         ensure!(spared.exchange(PATIENCE)?, "the allowed connection was cut: {zone}");
         world.rig.netvm().nft("delete table inet zones\n")?;
         drop((doomed, spared));
-        firewall_tests::connections::forget(world.rig.netvm())?;
+        firewall_tests::rig::connections::forget(world.rig.netvm())?;
     }
     Ok(())
 }

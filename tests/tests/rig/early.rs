@@ -6,12 +6,11 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::{Attachment, Status};
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::frames;
-use firewall_tests::packets;
+use firewall_tests::packets::{self, VIF};
 use firewall_tests::rig::CLIENT_INTERFACE;
-use firewall_tests::shots::VIF;
-use firewall_tests::traffic::Native;
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::kernel::Native;
 use nix::sys::signal::Signal;
 
 use super::world::*;

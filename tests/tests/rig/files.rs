@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::State;
-use firewall_tests::agent::{Agent, write_rules};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
-use firewall_tests::server::EchoServer;
+use firewall_tests::rig::agent::{Agent, write_rules};
+use firewall_tests::rig::server::EchoServer;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
 use super::world::*;
 
@@ -42,7 +42,7 @@ fn a_bad_file_blocks_its_own_client_only_and_status_says_what_is_wrong() -> Resu
 
 /// Exit code and standard output of the agent's command line.
 pub fn cli(agent: &Agent, arguments: &[&str]) -> Result<(i32, String)> {
-    let output = Command::new(firewall_tests::agent::binary()?)
+    let output = Command::new(firewall_tests::rig::agent::binary()?)
         .args(arguments)
         .arg("--socket")
         .arg(agent.socket())
@@ -76,7 +76,7 @@ fn show_and_status_tell_what_is_in_force() -> Result<()> {
     assert_eq!(cli(&agent, &["show", "10.137.0.99"])?.0, 0);
     let socket = agent.socket();
     agent.kill()?;
-    let mut command = Command::new(firewall_tests::agent::binary()?);
+    let mut command = Command::new(firewall_tests::rig::agent::binary()?);
     command
         .args(["status", "--socket"])
         .arg(socket)

@@ -5,11 +5,11 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
-use firewall_tests::agent::{self, Agent};
-use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::Rule;
 use firewall_tests::program::Program;
 use firewall_tests::rig::UPLINK;
+use firewall_tests::rig::agent::{self, Agent};
+use firewall_tests::rig::namespace::Namespace;
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
     NetlinkPayload,

@@ -4,9 +4,10 @@
 use std::ops::Range;
 
 use anyhow::Result;
-use firewall_tests::fragments::{piece, pieces};
 use firewall_tests::oracle::Rule;
 use firewall_tests::packets;
+use firewall_tests::packets::family::PerFamily as _;
+use firewall_tests::packets::fragments::{piece, pieces};
 
 use super::scene::*;
 use super::world::*;
@@ -83,7 +84,7 @@ fn what_has_no_ports_is_judged_by_its_first_fragment_as_well() -> Result<()> {
     let mut id = 0;
     for ends in scene.families() {
         // Time stamp, and node information: types that no rule accepts.
-        let (echo_rule, other) = if ends.from.is_ipv4() { ("rule 0", 13) } else { ("rule 1", 139) };
+        let (echo_rule, other) = ends.family.of([("rule 0", 13), ("rule 1", 139)]);
         let [request, question] = [ends.echo, other]
             .map(|kind| ends.packet(ends.icmp, &[packets::icmp(kind, 0), data(1)].concat()));
         let gre = ends.packet(packets::GRE, &[vec![0, 0, 8, 0], data(1), vec![0; 4]].concat());

@@ -1,19 +1,20 @@
 //! What never reaches the gate: packets for the netvm itself, and frames that are
 //! dropped before it could see them.
 
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::State;
-use firewall_tests::agent::PATIENCE;
-use firewall_tests::frames;
 use firewall_tests::oracle::Rule;
-use firewall_tests::packets::{self, ICMPV6, TCP, UDP, V6};
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
-use firewall_tests::rig::{CLIENT_INTERFACE, ClientSpec, INTERNET_V4, INTERNET_V6};
-use firewall_tests::server::EchoServer;
+use firewall_tests::packets::family::PerFamily as _;
+use firewall_tests::packets::{self, TCP, UDP};
+use firewall_tests::rig::agent::PATIENCE;
+use firewall_tests::rig::server::EchoServer;
+use firewall_tests::rig::{ClientSpec, INTERNET_V4, INTERNET_V6};
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
 use super::scene::*;
 use super::world::*;
@@ -150,61 +151,6 @@ fn what_nft_redirects_to_the_netvm_arrives_although_rules_drop() -> Result<()> {
 }
 
 #[test]
-fn a_tagged_frame_is_neither_answered_nor_forwarded_even_by_a_bare_accept() -> Result<()> {
-    let scene = Scene::new("vlan", &[Rule::all(true)])?;
-    for ends in scene.families() {
-        let ipv4 = ends.from.is_ipv4();
-        let inner: u16 = if ipv4 { 0x0800 } else { 0x86dd };
-        // The tag's second half is the type of what follows.
-        let tag = |identifier: u16, next: u16, payload: &[u8]| {
-            [&identifier.to_be_bytes(), &next.to_be_bytes(), payload].concat()
-        };
-        for packet in [ends.ping(ends.gateway), ends.udp(443, &[1; 32])] {
-            let single = tag(0, inner, &packet);
-            let double = tag(0, 0x8100, &single);
-            let cases: [(&str, u16, Vec<u8>); 7] = [
-                ("802.1Q 0", 0x8100, single.clone()),
-                ("802.1ad 0", 0x88a8, single),
-                ("802.1Q 0 in 802.1Q 0", 0x8100, double.clone()),
-                ("802.1Q 0 in 802.1ad 0", 0x88a8, double.clone()),
-                ("three", 0x8100, tag(0, 0x8100, &double)),
-                ("802.1Q 5", 0x8100, tag(5, inner, &packet)),
-                ("802.1Q 0 in 802.1Q 5", 0x8100, tag(5, 0x8100, &tag(0, inner, &packet))),
-            ];
-            for (name, ethertype, payload) in cases {
-                let name = format!("{name} from {}", ends.from);
-                let frame = frame_of(ethertype, &payload);
-                let expected = Expected::silence(&[("stray tagged", 1)]);
-                scene.check_frames(&name, ipv4, &[frame], &expected);
-            }
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn foreign_ethertypes_are_dropped_even_by_a_bare_accept() -> Result<()> {
-    let scene = Scene::new("ethertypes", &[Rule::all(true)])?;
-    for ends in scene.families() {
-        let ipv4 = ends.from.is_ipv4();
-        for packet in [ends.ping(ends.gateway), ends.udp(443, &[1; 32])] {
-            // PPPoE discovery and session, MPLS, LLC, MACsec, EAPOL, experimental.
-            for ethertype in [0x8863, 0x8864, 0x8847, 0x0004, 0x88e5, 0x888e, 0x88b6] {
-                let frame = frame_of(ethertype, &packet);
-                let expected = Expected::silence(&[("stray foreign-ethertype", 1)]);
-                scene.check_frames(&format!("{ethertype:#06x}"), ipv4, &[frame], &expected);
-            }
-        }
-        // The packet of the other family.
-        let other = if ipv4 { 0x86dd } else { 0x0800 };
-        let frame = frame_of(other, &ends.ping(ends.gateway));
-        let expected = Expected::silence(&[("stray malformed", 1)]);
-        scene.check_frames("the other family", ipv4, &[frame], &expected);
-    }
-    Ok(())
-}
-
-#[test]
 fn a_forged_source_address_is_dropped_before_netfilter_sees_it() -> Result<()> {
     let scene = Scene::new("forged", &[Rule::all(true)])?;
     nft(&scene, &[WATCH])?;
@@ -253,88 +199,6 @@ fn a_forged_source_address_is_dropped_before_netfilter_sees_it() -> Result<()> {
 }
 
 #[test]
-fn hardware_addresses_open_nothing() -> Result<()> {
-    let scene = Scene::new("macs", &[Rule::all(true)])?;
-    for ends in scene.families() {
-        let ipv4 = ends.from.is_ipv4();
-        let udp = ends.udp(443, &[1; 32]);
-        // To another machine, from another machine, to all.
-        let mut other = frame(&udp);
-        other[..6].copy_from_slice(&[0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x63]);
-        let expected = Expected::silence(&[("stray other-host", 1)]);
-        scene.check_frames("to another", ipv4, &[other], &expected);
-        let mut forged = frame(&udp);
-        forged[6..12].copy_from_slice(&[0x00, 0x16, 0x3e, 0x5e, 0x6c, 0x63]);
-        let expected = Expected::forwarded(1, &[("rule 0", 1)]);
-        scene.check_frames("from another", ipv4, &[forged], &expected);
-        let mut everybody = frame(&udp);
-        everybody[..6].fill(0xff);
-        // The kernel forwards nothing that was not sent to it alone.
-        let expected = Expected::silence(&[("rule 0", 1)]);
-        scene.check_frames("to all", ipv4, &[everybody], &expected);
-    }
-    Ok(())
-}
-
-#[test]
-fn arp_is_answered_whatever_rules_say() -> Result<()> {
-    let scene = Scene::new("arp", &[])?;
-    let client = scene.world.client.namespace();
-    let mac = [0x00, 0x16, 0x3e, 0x5e, 0x6c, 12];
-    for asked in [[10, 137, 0, 1], [203, 0, 113, 9]] {
-        let mut back = frames::capture(client, CLIENT_INTERFACE)?;
-        let header = [0, 1, 8, 0, 6, 4, 0, 1];
-        let request = [&header[..], &mac, &[10, 137, 0, 12], &[0; 6], &asked].concat();
-        let mut frame = frame_of(0x0806, &request);
-        frame[..6].fill(0xff);
-        frames::send_raw(client, CLIENT_INTERFACE, &frame)?;
-        // A reply, from the vif's hardware address, about the address that was asked for.
-        let is_reply = |frame: &[u8]| {
-            frame.get(12..22) == Some(&[0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2])
-                && frame.get(22..32) == Some(&[&VIF[..], &asked].concat())
-        };
-        ensure!(back.wait_for(is_reply, PATIENCE)?.is_some(), "no reply about {asked:?}");
-    }
-    Ok(())
-}
-
-#[test]
-fn a_client_finds_its_gateway_from_its_own_address_only() -> Result<()> {
-    let scene = Scene::new("solicit", &[])?;
-    let client = scene.world.client.namespace();
-    let [_, ends] = scene.families();
-    let (IpAddr::V6(own), IpAddr::V6(gateway)) = (ends.from, ends.gateway) else {
-        bail!("not IPv6");
-    };
-    let group: Ipv6Addr = "ff02::1:ff00:1".parse()?;
-    let mut back = frames::capture(client, CLIENT_INTERFACE)?;
-    let link_local = || -> Result<u64> {
-        Ok(scene.agent.status()?.strays.get("link-local").map_or(0, |it| it.packets))
-    };
-    let before = link_local()?;
-    // The first two would be answered before the third if they were answered at all.
-    for from in ["fe80::216:3eff:fe5e:6c0c".parse()?, Ipv6Addr::UNSPECIFIED, own] {
-        let option = [1, 1, 0x00, 0x16, 0x3e, 0x5e, 0x6c, 12];
-        let option = if from == Ipv6Addr::UNSPECIFIED { &[][..] } else { &option };
-        let question = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &gateway.octets(), option].concat();
-        let question = packets::sealed(from.into(), group.into(), ICMPV6, &question);
-        let question = V6 { hop_limit: 255, ..V6::new(from, group, ICMPV6, &question) };
-        let mut frame = frame(&question.packet());
-        frame[..6].copy_from_slice(&[0x33, 0x33, 0xff, 0, 0, 1]);
-        frames::send_raw(client, CLIENT_INTERFACE, &frame)?;
-    }
-    let is_answer = |frame: &[u8]| {
-        frame.get(12..14) == Some(&[0x86, 0xdd])
-            && frame.get(54) == Some(&136)
-            && frame.get(6..12) == Some(&VIF)
-    };
-    let answer = back.wait_for(is_answer, PATIENCE)?.context("no answer")?;
-    assert_eq!(answer[38..54], own.octets());
-    ensure!(link_local()? >= before + 2);
-    Ok(())
-}
-
-#[test]
 fn dns_to_a_virtual_resolver_goes_nowhere_where_there_is_no_real_one() -> Result<()> {
     let scene = Scene::new("nodns", &[Rule::all(true)])?;
     let [ends, _] = scene.families();
@@ -373,7 +237,7 @@ fn no_stack_of_tags_carries_a_clients_address_in_by_the_uplink() -> Result<()> {
     for (ends, stranger) in
         scene.families().into_iter().zip([INTERNET_V4.into(), INTERNET_V6.into()])
     {
-        let inner: u16 = if ends.from.is_ipv4() { 0x0800 } else { 0x86dd };
+        let inner = ends.family.ethertype();
         let tag = |next: u16, payload: &[u8]| [&[0, 0], &next.to_be_bytes(), payload].concat();
         // First a client's address, which must not pass, then a stranger's, which does.
         for from in [ends.from, stranger] {

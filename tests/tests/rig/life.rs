@@ -10,10 +10,10 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
 use firewall_common::abi::ABI_VERSION;
 use firewall_core::told::status::{Attachment, State};
-use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::{Rule, Ruleset};
-use firewall_tests::probe::{OpenFlow, Outcome};
+use firewall_tests::rig::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::rig::{ClientSpec, Rig};
+use firewall_tests::traffic::probe::{OpenFlow, Outcome};
 
 use super::world::*;
 

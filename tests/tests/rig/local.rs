@@ -5,19 +5,18 @@ use std::net::IpAddr;
 use anyhow::Result;
 use firewall_common::verdict::Reason;
 use firewall_core::told::status::Status;
-use firewall_tests::frames;
 use firewall_tests::packets::{self, TCP, UDP};
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK_ANYCAST, UPLINK_BROADCAST};
+use firewall_tests::traffic::frames;
 
 use super::scene::*;
 
 #[test]
 fn broadcast_and_anycast_addresses_of_networks_are_the_netvms_own() -> Result<()> {
     let scene = Scene::new("locals", &[])?;
-    let places: [(usize, IpAddr); 3] =
-        [(0, UPLINK_BROADCAST.into()), (1, UPLINK_ANYCAST.into()), (1, "fe80::".parse()?)];
-    for (family, to) in places {
-        let from = scene.families()[family].from;
+    let places: [IpAddr; 3] = [UPLINK_BROADCAST.into(), UPLINK_ANYCAST.into(), "fe80::".parse()?];
+    for to in places {
+        let from = scene.ends(to.into()).from;
         let send = |protocol, payload: &[u8]| {
             let packet = packet(from, to, protocol, payload);
             let client = scene.world.client.namespace();

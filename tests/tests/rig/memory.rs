@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::Result;
 use firewall_core::told::status::State;
-use firewall_tests::agent::{Agent, write_rules};
 use firewall_tests::oracle::{Rule, Ruleset};
+use firewall_tests::rig::agent::{Agent, write_rules};
 use firewall_tests::rig::{ClientSpec, Rig};
 
 use super::world::tcp_443;

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
 use super::world::*;
 

@@ -11,13 +11,13 @@ use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::{self, Request};
 use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::told::news::{Denied, News};
-use firewall_tests::agent::{Agent, PATIENCE, binary};
-use firewall_tests::dns::Reply;
-use firewall_tests::frames;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
 use firewall_tests::rig::CLIENT_INTERFACE;
+use firewall_tests::rig::agent::{Agent, PATIENCE, binary};
+use firewall_tests::rig::dns::Reply;
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 

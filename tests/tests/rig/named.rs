@@ -6,11 +6,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use firewall_core::told::status::{NameStatus, State};
-use firewall_tests::agent::{Agent, write_rules};
-use firewall_tests::dns::DnsServer;
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
 use firewall_tests::rig::Rig;
-use firewall_tests::server::EchoServer;
+use firewall_tests::rig::agent::{Agent, write_rules};
+use firewall_tests::rig::dns::DnsServer;
+use firewall_tests::rig::server::EchoServer;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 use nix::sys::signal::Signal;
 
 use super::world::World;

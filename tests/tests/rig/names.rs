@@ -5,9 +5,9 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
-use firewall_tests::agent::{self, PATIENCE};
-use firewall_tests::dns::Reply;
-use firewall_tests::probe::{Outcome, SILENCE};
+use firewall_tests::rig::agent::{self, PATIENCE};
+use firewall_tests::rig::dns::Reply;
+use firewall_tests::traffic::probe::{Outcome, SILENCE};
 
 use nix::sys::signal::Signal;
 

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use firewall_core::told::status::{State, Status};
-use firewall_tests::agent::{Agent, PATIENCE, write_rules};
-use firewall_tests::dns::{DnsServer, Reply};
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::agent::{Agent, PATIENCE, write_rules};
+use firewall_tests::rig::dns::{DnsServer, Reply};
 use firewall_tests::rig::{Client, ClientSpec, Rig};
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
 use super::named::{DNS, ONE, TWO, serve, servers};
 use super::world::PROHIBITED4;

@@ -3,8 +3,8 @@
 use anyhow::Result;
 use firewall_core::rules::Family;
 use firewall_core::told::status::NameStatus;
-use firewall_tests::dns::Reply;
-use firewall_tests::probe::Outcome;
+use firewall_tests::rig::dns::Reply;
+use firewall_tests::traffic::probe::Outcome;
 use hickory_proto::op::ResponseCode;
 
 use super::named::{DNS, Named, ONE, TWO};

@@ -7,12 +7,13 @@ use std::thread;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use firewall_core::told::status::CounterStatus;
-use firewall_tests::agent::PATIENCE;
-use firewall_tests::frames;
 use firewall_tests::oracle::{Proto, Rule};
+use firewall_tests::packets::family::{Family, PerFamily as _};
 use firewall_tests::packets::{self, DESTINATION, HOP_BY_HOP, UDP, V4, V6};
+use firewall_tests::rig::agent::PATIENCE;
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::frames;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::scene::*;
@@ -84,9 +85,8 @@ fn a_bulk_transfer_is_counted_in_segments_although_the_kernel_moves_larger_packe
 
 /// A UDP socket of the client towards a server.
 fn udp_socket(scene: &Scene, to: SocketAddr) -> Result<UdpSocket> {
-    let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = scene.world.client.namespace().run(|| {
-        let socket = UdpSocket::bind(any)?;
+        let socket = UdpSocket::bind(unspecified(to.ip()))?;
         socket.connect(to)?;
         Ok(socket)
     })?;
@@ -110,7 +110,7 @@ fn a_datagram_larger_than_the_mtu_goes_there_and_back() -> Result<()> {
             let later = |status: &firewall_core::told::status::ClientStatus| {
                 status.counters.get("fragment").map_or(0, |counter| counter.packets)
             };
-            let in_one = if server.is_ipv4() { 1480 } else { 1448 };
+            let in_one = Family::from(server).of([1480, 1448]);
             let expected = (length as u64 + 8).div_ceil(in_one) - 1;
             assert_eq!(later(&after) - later(&before), expected, "{length} from {client}");
             let judged = after.rules[0].counter.packets - before.rules[0].counter.packets;
@@ -176,17 +176,16 @@ fn headers_that_are_not_in_the_linear_part_of_a_packet_are_read_all_the_same() -
                 _ => bail!("two families"),
             }
         };
-        let ipv4 = ends.from.is_ipv4();
         for dressed in [false, true] {
             let name = format!("{} {dressed}", ends.from);
             let frames = [frame(&packet(443, dressed)?)];
             let expected = Expected::forwarded(1, &[("rule 0", 1)]);
-            let came = scene.check_sent(&name, ipv4, &frames, &expected, frames::send_paged);
+            let came = scene.check_sent(&name, ends.family, &frames, &expected, frames::send_paged);
             assert!(came.arrivals[0].ends_with(&[8; 6000]), "{name}");
             let frames = [frame(&packet(444, dressed)?)];
             let prohibited = slice::from_ref(&ends.prohibited);
             let expected = Expected::answered(prohibited, &[("default", 1)]);
-            scene.check_sent(&name, ipv4, &frames, &expected, frames::send_paged);
+            scene.check_sent(&name, ends.family, &frames, &expected, frames::send_paged);
         }
     }
     Ok(())

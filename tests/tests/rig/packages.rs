@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use firewall_tests::agent::{self, PATIENCE};
 use firewall_tests::machine::{Disk, Machine};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
-use firewall_tests::probe::OpenFlow;
-use firewall_tests::qubesdb::FakeQubesDb;
-use firewall_tests::server::EchoServer;
+use firewall_tests::rig::agent::{self, PATIENCE};
+use firewall_tests::rig::qubesdb::FakeQubesDb;
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::stock::Netvm;
+use firewall_tests::traffic::probe::OpenFlow;
 
 use super::cycles::{ALLOWED, DENIED, send};
 use super::service::masquerade;
@@ -139,7 +139,7 @@ impl Scene {
     /// Whether the rules decide about real packets, whoever enforces them.
     #[track_caller]
     fn check(&self, name: &str) {
-        use firewall_tests::probe::Outcome::Accepted;
+        use firewall_tests::traffic::probe::Outcome::Accepted;
         let v4 = [Accepted, PROHIBITED4, PROHIBITED4, PROHIBITED4];
         let v6 = [Accepted, PROHIBITED6, PROHIBITED6, PROHIBITED6];
         self.world.check(name, v4, v6);

@@ -7,9 +7,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::connection::Flow;
 use firewall_core::told::status::{ProblemStatus, State};
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::probe::{OpenFlow, Outcome, SILENCE};
-use firewall_tests::qubesdb::{Behaviour, FakeQubesDb, Lie};
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::rig::qubesdb::{Behaviour, FakeQubesDb, Lie};
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, SILENCE};
 
 use super::cutting::flows_of;
 use super::world::*;

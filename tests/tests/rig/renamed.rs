@@ -5,9 +5,9 @@ use std::process::Command;
 
 use anyhow::{Result, ensure};
 use firewall_core::told::status::Status;
-use firewall_tests::agent::Agent;
-use firewall_tests::namespace::Namespace;
 use firewall_tests::rig::UPLINK;
+use firewall_tests::rig::agent::Agent;
+use firewall_tests::rig::namespace::Namespace;
 
 use super::filters::filters;
 use super::world::*;
@@ -115,7 +115,7 @@ fn a_link_that_was_renamed_while_no_agent_ran_is_guarded_for_what_it_is() -> Res
         agent.wait_for("an uplink", |_| agent.log().contains("attached link=\"wan12\""))?;
         for client in [world.v4, world.v6] {
             let web = "policy = drop\n0000 = action=accept proto=tcp dstports=443\ncommit\n";
-            firewall_tests::agent::write_rules(world.rig.directory(), client, web)?;
+            firewall_tests::rig::agent::write_rules(world.rig.directory(), client, web)?;
         }
         agent.wait_for("known addresses", |status| {
             [world.v4, world.v6].iter().all(|it| status.clients.iter().any(|at| at.address == *it))

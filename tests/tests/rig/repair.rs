@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use firewall_common::abi::ABI_VERSION;
 use firewall_core::told::status::Status;
-use firewall_tests::agent::Agent;
+use firewall_tests::rig::agent::Agent;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
 use super::files::cli;

@@ -6,23 +6,25 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Result, ensure};
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::frames::{self, Capture};
-use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::{Proto, Rule};
-use firewall_tests::packets::{self, ICMP, ICMPV6, V4, V6};
-use firewall_tests::probe::{Outcome, Probe};
+use firewall_tests::packets::family::{Family, PerFamily as _};
+use firewall_tests::packets::fragments;
+use firewall_tests::packets::{self, ICMP, ICMPV6, V4, V6, VIF};
+use firewall_tests::rig;
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::rig::namespace::Namespace;
 use firewall_tests::rig::{
     CLIENT_INTERFACE, GATEWAY_V4, GATEWAY_V6, INTERNET_V4, INTERNET_V6, UPLINK,
 };
-use firewall_tests::{fragments, rig};
+use firewall_tests::traffic::frames::{self, Capture};
+use firewall_tests::traffic::probe::{Outcome, Probe};
 use rand::random;
 
 use super::world::*;
 
-/// An address behind the uplink that nobody has.
+/// An IPv4 address behind the uplink that nobody has.
 pub const NOBODY4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
-/// The same of IPv6.
+/// An IPv6 address behind the uplink that nobody has.
 pub const NOBODY6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 9);
 /// "Local experimental" (IEEE 802), which no kernel answers.
 const EXPERIMENTAL: u16 = 0x88b5;
@@ -42,6 +44,8 @@ pub enum Answer {
 /// The two ends of what is sent, in one family.
 #[derive(Clone, Copy, Debug)]
 pub struct Ends {
+    /// The family.
+    pub family: Family,
     /// The client.
     pub from: IpAddr,
     /// Nobody.
@@ -131,13 +135,6 @@ impl Came {
     }
 }
 
-/// Without these routes the internet would say that there is none.
-pub fn silence_nobody(internet: &Namespace) -> Result<()> {
-    internet.ip(&["route", "add", "blackhole", "203.0.113.0/24"])?;
-    internet.ip(&["-6", "route", "add", "blackhole", "2001:db8:2::/48"])?;
-    Ok(())
-}
-
 /// A world in which all neighbours know each other, with an agent.
 pub struct Scene {
     pub world: World,
@@ -149,10 +146,10 @@ impl Scene {
         Self::with(label, rules, &[])
     }
 
-    /// The same with more arguments for the agent.
+    /// A scene whose agent gets more arguments.
     pub fn with(label: &str, rules: &[Rule], arguments: &[&str]) -> Result<Self> {
         let world = World::new(label)?;
-        silence_nobody(world.rig.internet())?;
+        world.rig.silence_nobody()?;
         for internet in [INTERNET_V4.into(), INTERNET_V6.into()] {
             let ping = Probe::ping(world.rig.netvm(), internet).run(PATIENCE)?;
             ensure!(ping == Outcome::Accepted, "no internet: {ping}");
@@ -164,59 +161,61 @@ impl Scene {
 
     /// IPv4, IPv6.
     pub fn families(&self) -> [Ends; 2] {
-        [
-            Ends {
-                from: self.world.v4,
-                to: NOBODY4.into(),
-                gateway: GATEWAY_V4.into(),
-                uplink: rig::UPLINK_V4.into(),
-                prohibited: Answer::Icmp(3, 13),
-                icmp: ICMP,
-                echo: 8,
-            },
-            Ends {
-                from: self.world.v6,
-                to: NOBODY6.into(),
-                gateway: GATEWAY_V6.into(),
-                uplink: rig::UPLINK_V6.into(),
-                prohibited: Answer::Icmp(1, 1),
-                icmp: ICMPV6,
-                echo: 128,
-            },
-        ]
+        Family::BOTH.map(|family| self.ends(family))
+    }
+
+    /// The ends in one family.
+    pub fn ends(&self, family: Family) -> Ends {
+        Ends {
+            family,
+            from: self.address(family),
+            to: family.of([NOBODY4.into(), NOBODY6.into()]),
+            gateway: family.of([GATEWAY_V4.into(), GATEWAY_V6.into()]),
+            uplink: family.of([rig::UPLINK_V4.into(), rig::UPLINK_V6.into()]),
+            prohibited: family.of([Answer::Icmp(3, 13), Answer::Icmp(1, 1)]),
+            icmp: family.icmp(),
+            echo: family.echo(),
+        }
+    }
+
+    /// The client's address.
+    fn address(&self, family: Family) -> IpAddr {
+        family.of([self.world.v4, self.world.v6])
     }
 
     /// Sends packets of the client, and asserts everything that comes of them.
     #[track_caller]
     pub fn check(&self, name: &str, packets: &[Vec<u8>], expected: &Expected) -> Came {
         let frames: Vec<Vec<u8>> = packets.iter().map(|it| frame(it)).collect();
-        let ipv4 = packets.iter().any(|it| it[0] >> 4 == 4);
-        self.check_frames(name, ipv4, &frames, expected)
+        let is_v4 = packets.iter().any(|it| it[0] >> 4 == 4);
+        let family = if is_v4 { Family::V4 } else { Family::V6 };
+        self.check_frames(name, family, &frames, expected)
     }
 
-    /// The same for frames that are not what they seem; they concern this family.
+    /// Sends frames that are not what they seem and concern this family, and asserts everything
+    /// that comes of them.
     #[track_caller]
     pub fn check_frames(
         &self,
         name: &str,
-        ipv4: bool,
+        family: Family,
         frames: &[Vec<u8>],
         expected: &Expected,
     ) -> Came {
-        self.check_sent(name, ipv4, frames, expected, frames::send_raw)
+        self.check_sent(name, family, frames, expected, frames::send_raw)
     }
 
-    /// The same for frames that are sent in a way of their own.
+    /// Sends frames in a way of their own, and asserts everything that comes of them.
     #[track_caller]
     pub fn check_sent(
         &self,
         name: &str,
-        ipv4: bool,
+        family: Family,
         frames: &[Vec<u8>],
         expected: &Expected,
         send: Send,
     ) -> Came {
-        let came = self.send(ipv4, frames, send).expect("a working rig");
+        let came = self.send(family, frames, send).expect("a working rig");
         let Came { arrivals, answers, counted } = &came;
         assert_eq!(answers, expected.answers, "answers: {name}: {counted:?}");
         let lengths: Vec<usize> = arrivals.iter().map(Vec::len).collect();
@@ -226,18 +225,20 @@ impl Scene {
         came
     }
 
-    fn send(&self, ipv4: bool, frames: &[Vec<u8>], send: Send) -> Result<Came> {
+    fn send(&self, family: Family, frames: &[Vec<u8>], send: Send) -> Result<Came> {
         let (client, internet) = (self.world.client.namespace(), self.world.rig.internet());
         let mut back = frames::capture(client, CLIENT_INTERFACE)?;
         let mut out = frames::capture(internet, "eth0")?;
-        let before = self.counters(ipv4)?;
+        let before = self.counters(family)?;
         for frame in frames {
             send(client, CLIENT_INTERFACE, frame)?;
         }
         // What is asked for here was counted before it could be answered.
         let answers = self.until_gateway_answers(&mut back)?;
-        let mut counted = self.counters(ipv4)?;
-        if ipv4 && let Some(own) = counted.get_mut("local") {
+        let mut counted = self.counters(family)?;
+        if family == Family::V4
+            && let Some(own) = counted.get_mut("local")
+        {
             *own -= 1;
         }
         let arrivals = self.until_uplink_is_empty(&mut out)?;
@@ -295,9 +296,8 @@ impl Scene {
     }
 
     /// All counters of a client and of nobody, by name.
-    fn counters(&self, ipv4: bool) -> Result<BTreeMap<String, u64>> {
-        let client = if ipv4 { self.world.v4 } else { self.world.v6 };
-        let status = self.agent.client(client)?;
+    fn counters(&self, family: Family) -> Result<BTreeMap<String, u64>> {
+        let status = self.agent.client(self.address(family))?;
         let mut counters: BTreeMap<String, u64> = BTreeMap::new();
         for (index, rule) in status.rules.iter().enumerate() {
             counters.insert(format!("rule {index}"), rule.counter.packets);
@@ -316,9 +316,6 @@ impl Scene {
         Ok(counters)
     }
 }
-
-/// The hardware address of every vif, as `VIF_MAC` writes it.
-pub const VIF: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 
 /// A packet in a frame to the vif.
 pub fn frame(packet: &[u8]) -> Vec<u8> {

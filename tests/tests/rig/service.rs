@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::State;
-use firewall_tests::agent::{self, Agent, PATIENCE, write_rules};
-use firewall_tests::manager::Manager;
 use firewall_tests::oracle::{Rule, Ruleset};
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
 use firewall_tests::rig::Rig;
+use firewall_tests::rig::agent::{self, Agent, PATIENCE, write_rules};
+use firewall_tests::rig::manager::Manager;
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rounds;
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 use nix::sys::signal::Signal;
 
 use super::cycles::DENIED;

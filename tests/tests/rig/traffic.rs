@@ -5,13 +5,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Result, bail, ensure};
-use firewall_tests::agent::{Agent, PATIENCE};
-use firewall_tests::frames;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::packets::{self, V4};
-use firewall_tests::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use firewall_tests::rig::CLIENT_INTERFACE;
-use firewall_tests::server::EchoServer;
+use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::rig::server::EchoServer;
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
 use super::world::*;
 

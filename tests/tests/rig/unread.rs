@@ -6,9 +6,9 @@ use std::process::Stdio;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::State;
-use firewall_tests::agent::{Agent, PATIENCE, write_rules};
-use firewall_tests::manager::Manager;
 use firewall_tests::oracle::{Rule, Ruleset};
+use firewall_tests::rig::agent::{Agent, PATIENCE, write_rules};
+use firewall_tests::rig::manager::Manager;
 use nix::sys::signal::Signal;
 
 use super::world::*;

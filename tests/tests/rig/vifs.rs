@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::State;
-use firewall_tests::agent::{Agent, PATIENCE, write_rules};
-use firewall_tests::frames;
-use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::Ruleset;
 use firewall_tests::packets;
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::agent::{Agent, PATIENCE, write_rules};
+use firewall_tests::rig::namespace::Namespace;
 use firewall_tests::rig::{CLIENT_INTERFACE, ClientSpec, GATEWAY_V4, VIF_MAC};
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
-use super::scene::{NOBODY4, NOBODY6, frame, packet, silence_nobody, udp_443};
+use super::scene::{NOBODY4, NOBODY6, frame, packet, udp_443};
 use super::world::*;
 
 /// UDP to port 443 and to port 80, IPv4 and IPv6: the first is accepted, the second not.
@@ -58,7 +58,7 @@ fn a_vif_of_the_same_name_is_policed_again() -> Result<()> {
 #[test]
 fn two_vifs_with_one_address_have_the_same_rules() -> Result<()> {
     let world = World::new("twovifs")?;
-    silence_nobody(world.rig.internet())?;
+    world.rig.silence_nobody()?;
     let agent = world.start()?;
     world.put(&agent, &[udp_443()])?;
     // As a qube with emulated hardware has them: its own, and its device model's.

@@ -2,24 +2,26 @@
 //! what accepted them is still in force then.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_agent::edges::control::{self, Request};
 use firewall_core::told::status::{AuditStatus, State};
 use firewall_core::world::audits::NoAudit;
-use firewall_tests::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::oracle::Ruleset;
+use firewall_tests::packets;
+use firewall_tests::packets::family::{Family, PerFamily as _};
+use firewall_tests::rig::agent::{Agent, PATIENCE, write_rules};
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
-use firewall_tests::{frames, packets};
+use firewall_tests::traffic::frames;
 use nix::sys::signal::Signal;
 
 use super::scene::*;
 
-/// A next hop on the uplink that never answers.
+/// A next hop on the uplink that never answers, by its IPv4 address.
 const HOP4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 77);
-/// The same of IPv6.
+/// The IPv6 address of such a next hop.
 const HOP6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0x77);
 /// How many packets wait; a queue has room for 200 KiB (`unres_qlen_bytes` in ip-sysctl.rst).
 const WAITING: u64 = 3;
@@ -28,16 +30,19 @@ const WAITING: u64 = 3;
 /// once a second, longer than any test.
 fn lead_to_the_hop(scene: &Scene) -> Result<()> {
     let netvm = scene.world.rig.netvm();
-    for (family, hop) in [("ipv4", IpAddr::V4(HOP4)), ("ipv6", IpAddr::V6(HOP6))] {
+    let ways = [
+        ("ipv4", HOP4.to_string(), "203.0.113.0/24"),
+        ("ipv6", HOP6.to_string(), "2001:db8:2::/48"),
+    ];
+    for (family, hop, to) in ways {
         netvm.sysctl(&format!("net/{family}/neigh/{UPLINK}/mcast_solicit"), "1000")?;
-        let to = if hop.is_ipv4() { "203.0.113.0/24" } else { "2001:db8:2::/48" };
-        netvm.ip(&["route", "replace", to, "via", &hop.to_string(), "dev", UPLINK])?;
+        netvm.ip(&["route", "replace", to, "via", &hop, "dev", UPLINK])?;
     }
     Ok(())
 }
 
 fn hop_of(ends: &Ends) -> String {
-    if ends.from.is_ipv4() { HOP4.to_string() } else { HOP6.to_string() }
+    ends.family.of([HOP4.to_string(), HOP6.to_string()])
 }
 
 /// The hardware address of the internet.
@@ -131,10 +136,10 @@ fn what_waited_for_a_neighbour_does_not_leave_after_a_rule_change() -> Result<()
 
 #[test]
 fn what_a_client_left_behind_does_not_leave_after_the_client() -> Result<()> {
-    for family in 0..2 {
+    for family in Family::BOTH {
         let scene = Scene::new("waitgone", &[udp_443()])?;
         lead_to_the_hop(&scene)?;
-        let ends = scene.families()[family];
+        let ends = scene.ends(family);
         let_wait(&scene, &ends)?;
         scene.world.rig.remove_client(&scene.world.client)?;
         scene.agent.wait_for("without clients", |status| status.vifs.is_empty())?;

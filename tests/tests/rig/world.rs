@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use firewall_tests::agent::Agent;
-use firewall_tests::namespace::Namespace;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
-use firewall_tests::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::agent::Agent;
+use firewall_tests::rig::namespace::Namespace;
+use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{Client, ClientSpec, Rig};
-use firewall_tests::server::EchoServer;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
 pub const SERVER4: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 7));
 pub const SERVER6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 7));

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use firewall_tests::oracle::Proto;
+use firewall_tests::packets::VIF;
 use firewall_tests::rig::ClientSpec;
-use firewall_tests::shots::VIF;
-use firewall_tests::traffic::{Direction, Entry, Native, Processor, Sender, Traffic};
+use firewall_tests::traffic::kernel::{Direction, Entry, Native, Processor, Sender, Traffic};
 use serde_json::{Value, json};
 
+use crate::firewalls::Firewall;
 use crate::machine::machine;
-use crate::peers::{DENIED, Firewall, Side};
+use crate::peers::{DENIED, Side};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 use crate::tcp::{Quantity, Road};

@@ -2,6 +2,7 @@
 //! Never asserts a time: it prints what it saw, with the spread, and what it means.
 
 mod document;
+mod firewalls;
 mod flood;
 mod machine;
 mod net;
@@ -18,7 +19,7 @@ use std::thread;
 
 use anyhow::{Result, anyhow};
 use clap::{Parser, Subcommand};
-use firewall_tests::weight;
+use firewall_tests::program::weight;
 
 use crate::show::Report;
 

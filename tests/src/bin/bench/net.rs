@@ -4,15 +4,16 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_tests::connections;
 use firewall_tests::oracle::Proto;
+use firewall_tests::packets::VIF;
+use firewall_tests::rig::connections;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK, UPLINK_V4};
-use firewall_tests::shots::VIF;
-use firewall_tests::traffic::{Direction, Entry, Native, Sender, Sink, Traffic};
+use firewall_tests::traffic::kernel::{Direction, Entry, Native, Sender, Sink, Traffic};
 use serde_json::json;
 
+use crate::firewalls::{ALL, Firewall};
 use crate::machine::machine;
-use crate::peers::{ALL, DENIED, Firewall, Side, UPLINK_MAC, WITHOUT_RULES, hosts};
+use crate::peers::{DENIED, Side, UPLINK_MAC, WITHOUT_RULES, hosts};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
@@ -53,7 +54,7 @@ enum Kind {
     Spread,
     /// Each packet a new flow to a host that no rule names.
     Denied,
-    /// The same, out of the client: through the whole veth, native XDP first.
+    /// Each packet a new flow to a host that no rule names, out of the client: through the whole veth, native XDP first.
     Flood,
 }
 
@@ -244,13 +245,8 @@ pub fn run(options: &Options) -> Result<Report> {
     for firewall in firewalls {
         progress.set_message(format!("setting up {firewall}"));
         let label = format!("bench{}", roads.len());
-        match Side::new(*firewall, Proto::Udp, &label) {
-            Ok(side) => roads.push(Road::new(side, kinds, entry)?),
-            // Not every kernel has it any more.
-            Err(error) if matches!(firewall, Firewall::Iptables(_)) => {
-                progress.println(format!("left out: {error:#}"));
-            }
-            Err(error) => return Err(error),
+        if let Some(side) = Side::if_there(*firewall, Proto::Udp, &label, &progress)? {
+            roads.push(Road::new(side, kinds, entry)?);
         }
         progress.inc(1);
     }

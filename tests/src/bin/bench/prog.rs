@@ -8,14 +8,14 @@ use std::net::IpAddr;
 use anyhow::{Result, ensure};
 use comfy_table::Table;
 use firewall_core::events::Installation;
-use firewall_core::rules::Family;
 use firewall_core::rules::question::Addresses;
 use firewall_core::rules::question::Question;
 use firewall_core::rules::resolve::Surroundings;
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::packets;
+use firewall_tests::packets::family::{Family, PerFamily as _};
 use firewall_tests::program::{Outcome, Program, client, host, proved};
-use firewall_tests::traffic::{Processor, Shuffled, alone_on};
+use firewall_tests::traffic::kernel::{Processor, Shuffled, alone_on};
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
@@ -100,13 +100,13 @@ fn measure(options: &Options) -> Result<Measured> {
     let progress = show::progress(2 * kinds.len() + rounds)?;
     let mut random = StdRng::seed_from_u64(1);
     let mut cases = Vec::new();
-    for v4 in [true, false] {
+    for family in Family::BOTH {
         for kind in &kinds {
-            cases.push(Case::new(v4, *kind, &mut random)?);
+            cases.push(Case::new(family, *kind, &mut random)?);
             progress.inc(1);
         }
     }
-    let host = client(true);
+    let host = client(Family::V4);
     let frame = packets::plain(host, host, packets::TCP, PORT);
     let mut empty = Lane::new(Program::load()?, "baseline", frame, &[host])?;
     for _ in 0..rounds {
@@ -143,8 +143,8 @@ impl Lane {
 }
 
 impl Case {
-    fn new(v4: bool, kind: Kind, random: &mut StdRng) -> Result<Self> {
-        let client = client(v4);
+    fn new(family: Family, kind: Kind, random: &mut StdRng) -> Result<Self> {
+        let client = client(family);
         let (prefixes, expected) = match kind {
             Kind::AcceptAll => (0, Outcome::ACCEPTED),
             Kind::Prefixes(prefixes) => (prefixes, Outcome::ACCEPTED),
@@ -154,12 +154,12 @@ impl Case {
         let (default_accept, rules) = (kind == Kind::AcceptAll, Vec::new());
         let mut ruleset = Ruleset { default_accept, rules };
         let (networks, text) = if prefixes <= MOST_RULES {
-            let networks = networks(v4, prefixes, random);
+            let networks = networks(family, prefixes, random);
             ruleset.rules = networks.iter().map(|network| rule(*network)).collect();
             (networks, ruleset.file())
         } else {
-            let networks = networks(v4, prefixes, random);
-            let text = names(v4, &networks, &mut known);
+            let networks = networks(family, prefixes, random);
+            let text = names(family, &networks, &mut known);
             (networks, text)
         };
         let policy = proved(client, &text, &known)?;
@@ -177,7 +177,7 @@ impl Case {
             }
             // Outside of all networks.
             Kind::AcceptAll | Kind::Denied(_) => {
-                (0..SPREAD).map(|_| host(v4, random.random::<u32>() >> 2 | 1 << 30)).collect()
+                (0..SPREAD).map(|_| host(family, random.random::<u32>() >> 2 | 1 << 30)).collect()
             }
         };
         let frame = |host: &IpAddr| packets::plain(client, *host, packets::TCP, PORT);
@@ -185,7 +185,6 @@ impl Case {
             // A wrong packet would be measured just as well.
             ensure!(program.send(&frame(host))? == expected, "{host} is not {expected:?}");
         }
-        let family = if v4 { "IPv4" } else { "IPv6" };
         let name = match kind {
             Kind::AcceptAll => format!("{family}, accept all"),
             Kind::Prefixes(prefixes) => format!("{family}, {prefixes} prefixes"),
@@ -198,11 +197,11 @@ impl Case {
 
 /// Networks of 24 to 32 (120 to 128) bits in a small part of the address space: the tries
 /// are as deep as they get.
-fn networks(v4: bool, count: usize, random: &mut StdRng) -> Vec<(IpAddr, u8)> {
-    let shortest = if v4 { 24 } else { 120 };
+fn networks(family: Family, count: usize, random: &mut StdRng) -> Vec<(IpAddr, u8)> {
+    let shortest = family.bits() - 8;
     let mut network = || {
         let bits = 0x0800_0000 | random.random_range(0..1 << 26);
-        (host(v4, bits), random.random_range(shortest..=shortest + 8))
+        (host(family, bits), random.random_range(shortest..=shortest + 8))
     };
     (0..count).map(|_| network()).collect()
 }
@@ -217,8 +216,7 @@ fn rule(network: (IpAddr, u8)) -> Rule {
 }
 
 /// A file of rules for names that have the addresses of these networks.
-fn names(v4: bool, networks: &[(IpAddr, u8)], known: &mut Surroundings) -> String {
-    let family = if v4 { Family::V4 } else { Family::V6 };
+fn names(family: Family, networks: &[(IpAddr, u8)], known: &mut Surroundings) -> String {
     let mut text = String::from("policy = drop\n");
     for (number, some) in networks.chunks(OF_A_NAME).enumerate() {
         let name = format!("host{number}.example");

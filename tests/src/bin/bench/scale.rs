@@ -14,7 +14,7 @@ use firewall_core::rules::{Family, check, compile};
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets;
 use firewall_tests::program::{Outcome, Program, VIF, proved};
-use firewall_tests::traffic::{PORT, Processor, Shuffled, alone_on};
+use firewall_tests::traffic::kernel::{PORT, Processor, Shuffled, alone_on};
 use serde_json::{Value, json};
 
 use crate::machine::machine;

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use firewall_tests::oracle::Proto;
 use firewall_tests::rig::UPLINK_V4;
-use firewall_tests::traffic::{PORT, Processor, alone_on};
+use firewall_tests::traffic::kernel::{PORT, Processor, alone_on};
 use serde_json::{Value, json};
 use socket2::SockRef;
 
+use crate::firewalls::{self, Firewall};
 use crate::machine::machine;
-use crate::peers::{self, Firewall, Side};
+use crate::peers::{self, Side};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
@@ -94,20 +95,16 @@ pub fn run(options: &Options) -> Result<Report> {
 
 fn measure(options: &Options) -> Result<Vec<Road>> {
     let mut firewalls =
-        if options.only.is_empty() { peers::ALL.to_vec() } else { options.only.clone() };
+        if options.only.is_empty() { firewalls::ALL.to_vec() } else { options.only.clone() };
     firewalls.retain(|firewall| firewall.forwards());
     let rounds = if options.quick { options.rounds.min(5) } else { options.rounds };
     let progress = show::progress(firewalls.len() + rounds)?;
     let mut roads = Vec::new();
     for firewall in &firewalls {
         progress.set_message(format!("setting up {firewall}"));
-        match Side::new(*firewall, Proto::Tcp, &format!("tcp{}", roads.len())) {
-            Ok(side) => roads.push(Road::new(side)?),
-            // Not every kernel has it any more.
-            Err(error) if matches!(firewall, Firewall::Iptables(_)) => {
-                progress.println(format!("left out: {error:#}"));
-            }
-            Err(error) => return Err(error),
+        let label = format!("tcp{}", roads.len());
+        if let Some(side) = Side::if_there(*firewall, Proto::Tcp, &label, &progress)? {
+            roads.push(Road::new(side)?);
         }
         progress.inc(1);
     }

@@ -7,18 +7,20 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_tests::agent::write_rules;
-use firewall_tests::connections;
-use firewall_tests::frames;
 use firewall_tests::oracle::{Proto, Ruleset};
-use firewall_tests::packets::{self, UDP, V4};
+use firewall_tests::packets::{self, UDP, V4, VIF};
+use firewall_tests::rig::agent::write_rules;
+use firewall_tests::rig::connections;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
-use firewall_tests::shots::VIF;
-use firewall_tests::traffic::{Direction, Entry, Native, PORT, Processor, Sender, Sink, Traffic};
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::kernel::{
+    Direction, Entry, Native, PORT, Processor, Sender, Sink, Traffic,
+};
 use serde_json::{Value, json};
 
+use crate::firewalls::Firewall;
 use crate::machine::machine;
-use crate::peers::{DENIED, Firewall, Side, last_host, ruleset};
+use crate::peers::{DENIED, Side, last_host, ruleset};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 

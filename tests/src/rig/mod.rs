@@ -10,6 +10,17 @@
 //!
 //! The internet has no route to clients: without masquerade nothing comes back.
 
+pub mod agent;
+mod client;
+pub mod connections;
+pub mod dns;
+mod leftovers;
+pub mod manager;
+pub mod namespace;
+pub mod qubesdb;
+pub mod server;
+mod shared;
+
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,8 +30,10 @@ use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::geteuid;
 
-use crate::leftovers::{self, Stem};
-use crate::namespace::{Namespace, ip};
+use crate::packets::family::{Family, PerFamily as _};
+pub use crate::rig::client::{Client, ClientSpec};
+use crate::rig::leftovers::Stem;
+use crate::rig::namespace::{Namespace, ip};
 
 /// Name of the interface in the netvm that leads to the internet.
 pub const UPLINK: &str = "eth0";
@@ -44,66 +57,6 @@ pub const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 137, 0, 1);
 pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0, 1);
 /// Hardware address of every vif.
 pub const VIF_MAC: &str = "fe:ff:ff:ff:ff:ff";
-
-/// What a client shall be like.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClientSpec {
-    /// Its domain number: the vif is `vif<number>.0`.
-    pub number: u8,
-    /// Its IPv4 address.
-    pub v4: Option<Ipv4Addr>,
-    /// Its IPv6 address.
-    pub v6: Option<Ipv6Addr>,
-}
-
-impl ClientSpec {
-    /// Client `number` with the addresses that Qubes would give it.
-    pub fn numbered(number: u8) -> Self {
-        let [a, b, c, _] = GATEWAY_V4.octets();
-        let [p, q, r, ..] = GATEWAY_V6.segments();
-        Self {
-            number,
-            v4: Some(Ipv4Addr::new(a, b, c, number)),
-            // 10.137 in hexadecimal, then the number.
-            v6: Some(Ipv6Addr::new(p, q, r, 0, 0, 0, 0x0a89, u16::from(number))),
-        }
-    }
-
-    /// Its addresses.
-    pub fn addresses(&self) -> Vec<IpAddr> {
-        self.v4.map(IpAddr::from).into_iter().chain(self.v6.map(IpAddr::from)).collect()
-    }
-}
-
-/// A client that was added to a rig.
-#[derive(Clone, Debug)]
-pub struct Client {
-    spec: ClientSpec,
-    namespace: Namespace,
-    vif: String,
-}
-
-impl Client {
-    /// What it is like.
-    pub fn spec(&self) -> ClientSpec {
-        self.spec
-    }
-
-    /// Where its programs run.
-    pub fn namespace(&self) -> &Namespace {
-        &self.namespace
-    }
-
-    /// Name of its interface in the netvm.
-    pub fn vif(&self) -> &str {
-        &self.vif
-    }
-
-    /// Hardware address of its own interface.
-    pub fn mac(&self) -> String {
-        format!("00:16:3e:5e:6c:{:02x}", self.spec.number)
-    }
-}
 
 /// Everything is removed when this is dropped, unless it is kept.
 #[derive(Debug)]
@@ -180,6 +133,14 @@ impl Rig {
         add_address(&self.internet, "lo", address, host_bits(address))
     }
 
+    /// Has nobody answer for addresses of nobody (203.0.113.0/24, 2001:db8:2::/48), where the
+    /// internet would say that there is no route.
+    pub fn silence_nobody(&self) -> Result<()> {
+        self.internet.ip(&["route", "add", "blackhole", "203.0.113.0/24"])?;
+        self.internet.ip(&["-6", "route", "add", "blackhole", "2001:db8:2::/48"])?;
+        Ok(())
+    }
+
     /// Attaches a client, as Qubes does it.
     pub fn add_client(&self, spec: &ClientSpec) -> Result<Client> {
         let client = self.add_link(spec)?;
@@ -192,44 +153,43 @@ impl Rig {
     /// Only the namespace and the link, which is down and without addresses.
     pub fn add_link(&self, spec: &ClientSpec) -> Result<Client> {
         let name = self.stem.namespace(&format!("client{}", spec.number));
-        let namespace = Namespace::named(name);
-        let client = Client { spec: *spec, namespace, vif: format!("vif{}.0", spec.number) };
-        make_namespace(&client.namespace)?;
-        let mut arguments = vec!["link", "add", &client.vif, "address", VIF_MAC, "type", "veth"];
+        let client = Client::new(*spec, Namespace::named(name));
+        make_namespace(client.namespace())?;
+        let mut arguments = vec!["link", "add", client.vif(), "address", VIF_MAC, "type", "veth"];
         let mac = client.mac();
         arguments.extend(["peer", "name", CLIENT_INTERFACE, "address", &mac]);
-        arguments.extend(["netns", client.namespace.name()]);
+        arguments.extend(["netns", client.namespace().name()]);
         self.netvm.ip(&arguments)?;
-        self.netvm.sysctl(&format!("net/ipv4/conf/{}/proxy_arp", client.vif), "1")?;
+        self.netvm.sysctl(&format!("net/ipv4/conf/{}/proxy_arp", client.vif()), "1")?;
         Ok(client)
     }
 
     /// Only the addresses of both ends. The link may be down.
     pub fn add_addresses(&self, client: &Client) -> Result<()> {
-        for address in client.spec.addresses() {
+        for address in client.spec().addresses() {
             let gateway = gateway(address);
-            add_address(&self.netvm, &client.vif, gateway, host_bits(gateway))?;
-            add_address(&client.namespace, CLIENT_INTERFACE, address, host_bits(address))?;
+            add_address(&self.netvm, client.vif(), gateway, host_bits(gateway))?;
+            add_address(client.namespace(), CLIENT_INTERFACE, address, host_bits(address))?;
         }
         Ok(())
     }
 
     /// Only sets both ends up.
     pub fn set_up(&self, client: &Client) -> Result<()> {
-        self.netvm.ip(&["link", "set", &client.vif, "up"])?;
-        client.namespace.ip(&["link", "set", CLIENT_INTERFACE, "up"])?;
+        self.netvm.ip(&["link", "set", client.vif(), "up"])?;
+        client.namespace().ip(&["link", "set", CLIENT_INTERFACE, "up"])?;
         Ok(())
     }
 
     /// Only the permanent neighbours and the routes of both ends. The link must be up.
     pub fn add_routes(&self, client: &Client) -> Result<()> {
-        for address in client.spec.addresses() {
+        for address in client.spec().addresses() {
             let gateway = gateway(address).to_string();
             let address = address.to_string();
-            let inside = &client.namespace;
-            add_neighbour(&self.netvm, &client.vif, &address, &client.mac())?;
+            let inside = client.namespace();
+            add_neighbour(&self.netvm, client.vif(), &address, &client.mac())?;
             add_neighbour(inside, CLIENT_INTERFACE, &gateway, VIF_MAC)?;
-            self.netvm.ip(&["route", "add", &address, "dev", &client.vif])?;
+            self.netvm.ip(&["route", "add", &address, "dev", client.vif()])?;
             inside.ip(&["route", "add", &gateway, "dev", CLIENT_INTERFACE])?;
             add_default_route(inside, CLIENT_INTERFACE, &gateway)?;
         }
@@ -239,8 +199,9 @@ impl Rig {
     /// Makes a client a netvm that masquerades, with one qube behind it, and returns the qube's
     /// namespace.
     pub fn add_behind(&self, client: &Client) -> Result<Namespace> {
-        let outer = &client.namespace;
-        let inner = Namespace::named(self.stem.namespace(&format!("behind{}", client.spec.number)));
+        let outer = client.namespace();
+        let inner =
+            Namespace::named(self.stem.namespace(&format!("behind{}", client.spec().number)));
         make_namespace(&inner)?;
         let link = ["link", "add", "vif1.0", "type", "veth", "peer", "name", CLIENT_INTERFACE];
         outer.ip(&[&link[..], &["netns", inner.name()]].concat())?;
@@ -274,8 +235,8 @@ impl Rig {
 
     /// Detaches a client: its link and its namespace are gone.
     pub fn remove_client(&self, client: &Client) -> Result<()> {
-        self.netvm.ip(&["link", "delete", &client.vif])?;
-        ip(&["netns", "delete", client.namespace.name()])?;
+        self.netvm.ip(&["link", "delete", client.vif()])?;
+        ip(&["netns", "delete", client.namespace().name()])?;
         Ok(())
     }
 
@@ -360,15 +321,9 @@ fn add_default_route(to: &Namespace, interface: &str, gateway: &str) -> Result<(
 }
 
 fn gateway(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => GATEWAY_V4.into(),
-        IpAddr::V6(_) => GATEWAY_V6.into(),
-    }
+    Family::from(address).of([GATEWAY_V4.into(), GATEWAY_V6.into()])
 }
 
 fn host_bits(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    }
+    Family::from(address).bits()
 }

@@ -12,9 +12,10 @@ use anyhow::{Context as _, Result, ensure};
 use firewall_core::rules::resolve::Surroundings;
 use serde::{Deserialize, Serialize};
 
-use crate::interpreter::Interpreter;
 use crate::oracle::{Proto, Rule, Ruleset};
 use crate::packets;
+use crate::packets::family::{Family, PerFamily as _};
+use crate::program::interpreter::Interpreter;
 use crate::program::{Program, VIF, client, host};
 
 const PROGRAMS: [&str; 4] = ["from_client", "from_client_early", "from_uplink", "to_uplink"];
@@ -76,7 +77,7 @@ pub fn measure() -> Result<Weight> {
         programs.insert(name.to_owned(), size);
     }
     let mut all = BTreeMap::new();
-    for client in [client(true), client(false)] {
+    for client in Family::BOTH.map(client) {
         let rules = (0..PREFIXES).map(|number| rule(client, number)).collect();
         let ruleset = Ruleset { default_accept: false, rules };
         put(&mut program, client, &ruleset, &object, "of 1,000 prefixes", &mut all)?;
@@ -100,12 +101,12 @@ fn put(
 ) -> Result<()> {
     program.put(client, ruleset, &Surroundings::default())?;
     let interpreter = Interpreter::new(object, "from_client", &program.info("from_client")?)?;
-    let family = if client.is_ipv4() { "IPv4" } else { "IPv6" };
-    let stranger = host(client.is_ipv4(), 0x0909_0909);
+    let family = Family::from(client);
+    let stranger = host(family, 0x0909_0909);
     let packets = [
-        ("to one", client, host(client.is_ipv4(), 0x0800_0000 + PREFIXES / 2)),
-        ("to none", client, host(client.is_ipv4(), 0x0700_0000)),
-        ("with a wrong source", stranger, host(client.is_ipv4(), 0x0800_0000)),
+        ("to one", client, host(family, 0x0800_0000 + PREFIXES / 2)),
+        ("to none", client, host(family, 0x0700_0000)),
+        ("with a wrong source", stranger, host(family, 0x0800_0000)),
     ];
     let mut runs = Vec::new();
     for (what, from, destination) in packets {
@@ -127,11 +128,9 @@ fn put(
 }
 
 fn rule(client: IpAddr, number: u32) -> Rule {
+    let family = Family::from(client);
     Rule {
-        network: Some((
-            host(client.is_ipv4(), 0x0800_0000 + number),
-            if client.is_ipv4() { 32 } else { 128 },
-        )),
+        network: Some((host(family, 0x0800_0000 + number), family.bits())),
         proto: Some(Proto::Tcp),
         ports: Some((PORT, PORT)),
         ..Rule::all(true)

@@ -15,7 +15,7 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::namespace::{DIRECTORY, ip};
+use crate::rig::namespace::{DIRECTORY, ip};
 
 /// How long a killed process may take to go.
 const TO_END: Duration = Duration::from_secs(5);

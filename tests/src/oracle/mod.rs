@@ -2,6 +2,8 @@
 //! what is known of Qubes' firewall, and from the decided differences.
 //! Never used by the product, and never uses the product's own rules code.
 
+pub mod generate;
+
 use std::net::IpAddr;
 
 /// A protocol in a rule.

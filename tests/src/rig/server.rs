@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::namespace::Namespace;
+use crate::rig::namespace::Namespace;
 
 /// What a server got so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

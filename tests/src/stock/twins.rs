@@ -17,17 +17,18 @@ use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::agent::{Agent, PATIENCE, write_rules};
-use crate::frames::{Capture, Sender, capture};
 use crate::oracle::{Probe, Ruleset};
-use crate::packets::{ICMP, ICMPV6};
+use crate::packets::VIF;
+use crate::packets::family::{Family, PerFamily as _};
+use crate::rig::agent::{Agent, PATIENCE, write_rules};
 use crate::rig::{
     CLIENT_INTERFACE, Client, ClientSpec, GATEWAY_V4, GATEWAY_V6, INTERNET_V4, INTERNET_V6, Rig,
     UPLINK, UPLINK_V4, UPLINK_V6,
 };
-use crate::shots::{Places, Shape, Shot, VIF};
-use crate::sightings::{Event, Outcome, arriving, leaving};
+use crate::stock::shots::{Places, Shape, Shot};
+use crate::stock::sightings::{Event, Outcome, arriving, leaving};
 use crate::stock::{Netvm, VIF_GROUP, VIRTUAL_RESOLVERS};
+use crate::traffic::frames::{Capture, Sender, capture};
 
 /// Token of the ping at the end; those of probes are below it.
 const LAST: u16 = u16::MAX;
@@ -85,13 +86,13 @@ impl Twins {
     }
 
     /// Address of the client that probes.
-    pub fn client(&self, v4: bool) -> Result<IpAddr> {
-        own(&self.ours.client, v4)
+    pub fn client(&self, family: Family) -> Result<IpAddr> {
+        own(&self.ours.client, family)
     }
 
     /// Where probes may come from and go to.
-    pub fn places(&self, v4: bool) -> Result<Places> {
-        let own = self.client(v4)?;
+    pub fn places(&self, family: Family) -> Result<Places> {
+        let own = self.client(family)?;
         let mut foreign: Vec<IpAddr> = vec![
             UPLINK_V4.into(),
             UPLINK_V6.into(),
@@ -114,7 +115,7 @@ impl Twins {
         resolvers.extend(VIRTUAL_RESOLVERS.map(IpAddr::from));
         foreign.retain(|it| *it != own);
         for list in [&mut foreign, &mut special, &mut resolvers] {
-            list.retain(|it| it.is_ipv4() == v4);
+            list.retain(|it| Family::from(*it) == family);
         }
         Ok(Places { own, foreign, resolvers, special })
     }
@@ -148,8 +149,8 @@ impl Twins {
 
     /// The first packets of a kernel may wait for other things than the firewall.
     fn warm_up(&mut self) -> Result<()> {
-        for v4 in [true, false] {
-            let shot = ping_of_the_gateway(self.client(v4)?);
+        for family in Family::BOTH {
+            let shot = ping_of_the_gateway(self.client(family)?);
             self.send(&[shot])?;
         }
         Ok(())
@@ -228,8 +229,7 @@ impl Side {
                 self.sender.send(&frame)?;
             }
         }
-        let v4 = first.sight.destination.is_ipv4();
-        let own = own(&self.client, v4)?;
+        let own = own(&self.client, first.sight.destination.into())?;
         for frame in ping_of_the_gateway(own).frames(LAST) {
             self.sender.send(&frame)?;
         }
@@ -266,17 +266,14 @@ fn frames(
 }
 
 fn ping_of_the_gateway(own: IpAddr) -> Shot {
-    let (destination, protocol, port) = match own {
-        IpAddr::V4(_) => (GATEWAY_V4.into(), ICMP, 8),
-        IpAddr::V6(_) => (GATEWAY_V6.into(), ICMPV6, 128),
-    };
-    Shot { source: own, sight: Probe { destination, protocol, port }, shape: Shape::Plain }
+    let family = Family::from(own);
+    let destination = family.of([GATEWAY_V4.into(), GATEWAY_V6.into()]);
+    let sight = Probe { destination, protocol: family.icmp(), port: family.echo().into() };
+    Shot { source: own, sight, shape: Shape::Plain }
 }
 
-fn own(client: &Client, v4: bool) -> Result<IpAddr> {
-    let spec = client.spec();
-    let address = if v4 { spec.v4.map(IpAddr::from) } else { spec.v6.map(IpAddr::from) };
-    address.context("the client lacks an address")
+fn own(client: &Client, family: Family) -> Result<IpAddr> {
+    client.spec().address(family).context("the client lacks an address")
 }
 
 /// A frame that the netvm sent to the client.

@@ -13,9 +13,9 @@ use nix::poll::{PollFd, PollFlags};
 use rand::random;
 use socket2::{Domain, Socket, Type};
 
-use crate::icmp::{Content, Heard, IcmpSocket, Sent, TCP, UDP};
-use crate::namespace::Namespace;
-use crate::wait::Deadline;
+use crate::rig::namespace::Namespace;
+use crate::traffic::icmp::{Content, Heard, IcmpSocket, Sent, TCP, UDP};
+use crate::traffic::wait::Deadline;
 
 /// How long nothing must come back to call it silence.
 pub const SILENCE: Duration = Duration::from_millis(700);

@@ -1,6 +1,9 @@
 //! The kernel program under BPF_PROG_TEST_RUN: a frame goes in, a verdict comes out.
 //! Never attaches anything, so no packet of the machine is touched.
 
+pub mod interpreter;
+pub mod weight;
+
 use std::mem::offset_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU64;
@@ -78,12 +81,12 @@ impl Program {
         Self::load_with(REJECT_RATE, false)
     }
 
-    /// The same without its caches, as on a machine that does not keep their promises.
+    /// Loads the object without its caches, as on a machine that does not keep their promises.
     pub fn load_without_caches() -> Result<Self> {
         Self::load_as(REJECT_RATE, false, false)
     }
 
-    /// The same, with another budget for denied packets of a client in a second, and with
+    /// Loads the object with another budget for denied packets of a client in a second, and with
     /// or without the guard of neighbours.
     pub fn load_with(reject_rate: NonZeroU64, guard_neighbours: bool) -> Result<Self> {
         Self::load_as(reject_rate, guard_neighbours, true)
@@ -282,20 +285,18 @@ impl Sender<'_> {
 }
 
 /// The client that is measured.
-pub fn client(v4: bool) -> IpAddr {
-    if v4 {
-        Ipv4Addr::new(10, 137, 0, 12).into()
-    } else {
-        Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 0xc).into()
+pub fn client(family: Family) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 137, 0, 12).into(),
+        Family::V6 => Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 0xa89, 0xc).into(),
     }
 }
 
 /// A host that is measured; those of IPv6 differ in their last four bytes only.
-pub fn host(v4: bool, bits: u32) -> IpAddr {
-    if v4 {
-        Ipv4Addr::from_bits(bits).into()
-    } else {
-        Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | u128::from(bits)).into()
+pub fn host(family: Family, bits: u32) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::from_bits(bits).into(),
+        Family::V6 => Ipv6Addr::from_bits(0x2001_0db8_u128 << 96 | u128::from(bits)).into(),
     }
 }
 

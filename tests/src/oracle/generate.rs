@@ -9,6 +9,7 @@ use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
 use crate::oracle::{Probe, Proto, Rule, Ruleset};
+use crate::packets::family::{Family, PerFamily as _};
 use crate::packets::{ESP, GRE, ICMP, ICMPV6, IPV6_IN_IP, TCP, UDP};
 
 /// A source of rulesets and packets.
@@ -24,26 +25,26 @@ impl Generator {
         Self { random: StdRng::seed_from_u64(seed) }
     }
 
-    /// A ruleset for clients of IPv4 or IPv6 with up to `most` rules.
-    pub fn ruleset(&mut self, v4: bool, most: usize) -> Ruleset {
+    /// A ruleset for clients of a family with up to `most` rules.
+    pub fn ruleset(&mut self, family: Family, most: usize) -> Ruleset {
         let count = self.random.random_range(0..=most);
-        let rules = (0..count).map(|_| self.rule(v4)).collect();
+        let rules = (0..count).map(|_| self.rule(family)).collect();
         // dom0 always writes drop; the contract allows both.
         Ruleset { default_accept: self.random.random_ratio(1, 4), rules }
     }
 
     /// A rule that dom0 would accept.
-    pub fn rule(&mut self, v4: bool) -> Rule {
+    pub fn rule(&mut self, family: Family) -> Rule {
         let mut rule = Rule::all(self.random.random());
         if self.random.random_ratio(3, 4) {
-            let longest = if v4 { 32 } else { 128 };
+            let longest = family.bits();
             let length = match self.random.random_range(0..4) {
                 0 => longest,
                 1 => self.random.random_range(0..=longest),
                 2 => self.random.random_range(longest - 8..=longest),
                 _ => longest / 4 * self.random.random_range(0..=4),
             };
-            rule.network = Some((self.address(v4), length));
+            rule.network = Some((self.address(family), length));
         }
         match self.random.random_range(0..6) {
             0 => {}
@@ -62,15 +63,15 @@ impl Generator {
     }
 
     /// A packet near the edges of a ruleset.
-    pub fn probe(&mut self, v4: bool, ruleset: &Ruleset) -> Probe {
+    pub fn probe(&mut self, family: Family, ruleset: &Ruleset) -> Probe {
         let rule = ruleset.rules.choose(&mut self.random).cloned();
         let network = rule.as_ref().and_then(|rule| rule.network);
         let destination = match network {
             Some((address, length)) if self.random.random_ratio(3, 4) => self.near(address, length),
-            _ => self.address(v4),
+            _ => self.address(family),
         };
-        let icmp = if v4 { ICMP } else { ICMPV6 };
-        let others = [GRE, ESP, IPV6_IN_IP, 132, 255, if v4 { ICMPV6 } else { ICMP }];
+        let icmp = family.icmp();
+        let others = [GRE, ESP, IPV6_IN_IP, 132, 255, family.of([ICMPV6, ICMP])];
         let protocol = match self.random.random_range(0..8) {
             0..3 => TCP,
             3..5 => UDP,
@@ -102,16 +103,19 @@ impl Generator {
     }
 
     /// An address out of few, the DNS servers of Qubes among them.
-    fn address(&mut self, v4: bool) -> IpAddr {
-        if v4 {
-            let pool = [0x0a8b_0101_u32, 0x0a8b_0102, 0xc0a8_0100, 0xc633_6400, 0x0808_0808];
-            let base = pool[self.choose(pool.len())];
-            let low = self.random.random_range(0..4);
-            IpAddr::V4(Ipv4Addr::from_bits(if base >> 24 == 10 { base } else { base | low }))
-        } else {
-            let pool = [0x2001_0db8_u128 << 96, 0x2001_0db8_0001_u128 << 80, 0xfd09_24ef << 96];
-            let low: u128 = self.random.random_range(0..4);
-            IpAddr::V6(Ipv6Addr::from_bits(pool[self.choose(pool.len())] | low))
+    fn address(&mut self, family: Family) -> IpAddr {
+        match family {
+            Family::V4 => {
+                let pool = [0x0a8b_0101_u32, 0x0a8b_0102, 0xc0a8_0100, 0xc633_6400, 0x0808_0808];
+                let base = pool[self.choose(pool.len())];
+                let low = self.random.random_range(0..4);
+                IpAddr::V4(Ipv4Addr::from_bits(if base >> 24 == 10 { base } else { base | low }))
+            }
+            Family::V6 => {
+                let pool = [0x2001_0db8_u128 << 96, 0x2001_0db8_0001_u128 << 80, 0xfd09_24ef << 96];
+                let low: u128 = self.random.random_range(0..4);
+                IpAddr::V6(Ipv6Addr::from_bits(pool[self.choose(pool.len())] | low))
+            }
         }
     }
 

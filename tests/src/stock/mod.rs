@@ -2,10 +2,16 @@
 //! for a netvm: nftables text, written from what is known about their behaviour.
 //! Never says what is right, only what is so today; and is never used by the product.
 
+pub mod difference;
+pub mod shots;
+pub mod sightings;
+pub mod twins;
+
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::oracle::{Proto, Rule, Ruleset};
+use crate::packets::family::{Family, PerFamily as _};
 
 /// What every client has as its DNS servers.
 pub const VIRTUAL_RESOLVERS: [Ipv4Addr; 2] =
@@ -25,7 +31,7 @@ pub struct Netvm {
 }
 
 /// The words of a family.
-struct Family {
+struct Words {
     /// Of the table, and of addresses in rules.
     name: &'static str,
     /// nftables' type of an address.
@@ -36,18 +42,13 @@ struct Family {
     icmp: &'static str,
 }
 
-const V4: Family =
-    Family { name: "ip", address: "ipv4_addr", protocol: "ip protocol", icmp: "icmp" };
-const V6: Family =
-    Family { name: "ip6", address: "ipv6_addr", protocol: "ip6 nexthdr", icmp: "icmpv6" };
+const V4: Words = Words { name: "ip", address: "ipv4_addr", protocol: "ip protocol", icmp: "icmp" };
+const V6: Words =
+    Words { name: "ip6", address: "ipv6_addr", protocol: "ip6 nexthdr", icmp: "icmpv6" };
 
-impl Family {
-    fn of(address: IpAddr) -> &'static Self {
-        if address.is_ipv4() { &V4 } else { &V6 }
-    }
-
-    fn has(&self, address: &IpAddr) -> bool {
-        address.is_ipv4() == (self.name == V4.name)
+impl Words {
+    fn of(family: Family) -> &'static Self {
+        family.of([&V4, &V6])
     }
 
     /// A set with these elements.
@@ -80,18 +81,19 @@ impl Netvm {
 		meta l4proto ipv6-icmp accept
 		iif lo accept
 ";
-        self.base_table(&V4, input4, &self.dnat()) + &self.base_table(&V6, input6, "")
+        self.base_table(Family::V4, input4, &self.dnat()) + &self.base_table(Family::V6, input6, "")
     }
 
-    fn base_table(&self, family: &Family, input: &str, dnat: &str) -> String {
-        let Family { name, address, .. } = family;
+    fn base_table(&self, family: Family, input: &str, dnat: &str) -> String {
+        let words = Words::of(family);
+        let Words { name, address, .. } = words;
         let pairs = self.vifs.iter().flat_map(|(vif, addresses)| {
-            let own = addresses.iter().filter(|it| family.has(it));
+            let own = addresses.iter().filter(|it| Family::from(**it) == family);
             own.map(move |it| (format!("\"{vif}\" . {it}"), it.to_string()))
         });
         let (allowed, downstream): (Vec<String>, Vec<String>) = pairs.unzip();
-        let allowed = family.set("allowed", &format!("ifname . {address}"), &allowed);
-        let downstream = family.set("downstream", address, &downstream);
+        let allowed = words.set("allowed", &format!("ifname . {address}"), &allowed);
+        let downstream = words.set("downstream", address, &downstream);
         format!(
             "table {name} qubes {{
 {allowed}{downstream}	chain prerouting {{
@@ -151,20 +153,22 @@ impl Netvm {
     /// The tables of today's qubes-firewall, with an empty chain for each client. A client
     /// without rules has no jump to it; see [`Netvm::rules`].
     pub fn stock(&self) -> String {
-        self.stock_table(&V4) + &self.stock_table(&V6)
+        self.stock_table(Family::V4) + &self.stock_table(Family::V6)
     }
 
-    fn stock_table(&self, family: &Family) -> String {
-        let Family { name, address, .. } = family;
+    fn stock_table(&self, family: Family) -> String {
+        let words = Words::of(family);
+        let Words { name, address, .. } = words;
+        let is_of_family = |it: &&IpAddr| Family::from(**it) == family;
         let of_family = |addresses: &mut dyn Iterator<Item = &IpAddr>| -> Vec<String> {
-            addresses.filter(|it| family.has(it)).map(IpAddr::to_string).collect()
+            addresses.filter(is_of_family).map(IpAddr::to_string).collect()
         };
         let running = self.vifs.iter().flat_map(|(_, addresses)| addresses);
         let connected = of_family(&mut running.clone().chain(&self.absent));
-        let connected = family.set("connected", address, &connected);
-        let resolvers = family.set("dns-addr", address, &of_family(&mut self.resolvers.iter()));
+        let connected = words.set("connected", address, &connected);
+        let resolvers = words.set("dns-addr", address, &of_family(&mut self.resolvers.iter()));
         let mut chains = String::new();
-        for client in running.filter(|it| family.has(it)) {
+        for client in running.filter(is_of_family) {
             let _ = writeln!(chains, "\tchain {} {{}}", chain(*client));
         }
         format!(
@@ -192,23 +196,23 @@ impl Netvm {
 
     /// One transaction that puts a client's rules in force, in place of all others.
     pub fn rules(&self, client: IpAddr, ruleset: &Ruleset) -> String {
-        let family = Family::of(client);
-        let (table, chain) = (format!("{} qubes-firewall", family.name), chain(client));
+        let words = Words::of(client.into());
+        let (table, chain) = (format!("{} qubes-firewall", words.name), chain(client));
         let mut text = format!("flush chain {table} {chain}\nflush chain {table} qubes-forward\n");
         let _ = writeln!(
             text,
             "add rule {table} qubes-forward {} saddr {client} jump {chain}",
-            family.name
+            words.name
         );
         let action = |accept| {
             if accept {
                 "accept".to_owned()
             } else {
-                format!("reject with {} type admin-prohibited", family.icmp)
+                format!("reject with {} type admin-prohibited", words.icmp)
             }
         };
         for rule in &ruleset.rules {
-            for matches in matches(family, rule) {
+            for matches in matches(words, rule) {
                 let _ = writeln!(text, "add rule {table} {chain} {matches}{}", action(rule.accept));
             }
         }
@@ -223,12 +227,12 @@ fn chain(client: IpAddr) -> String {
 }
 
 /// A rule of dom0 becomes as many of nftables' as it has protocols with ports.
-fn matches(family: &Family, rule: &Rule) -> Vec<String> {
+fn matches(words: &Words, rule: &Rule) -> Vec<String> {
     let Rule { accept: _, network, proto, dns, ports, icmp_type } = rule;
     if *dns && ports.is_some_and(|ports| ports != (53, 53)) {
         return Vec::new();
     }
-    let name = family.name;
+    let name = words.name;
     let mut beginning = String::new();
     if let Some((address, length)) = network {
         let _ = write!(beginning, "{name} daddr {address}/{length} ");
@@ -236,9 +240,9 @@ fn matches(family: &Family, rule: &Rule) -> Vec<String> {
     if *dns {
         let _ = write!(beginning, "{name} daddr @dns-addr ");
     }
-    let protocol = |it: &str| format!("{beginning}{} {it} ", family.protocol);
+    let protocol = |it: &str| format!("{beginning}{} {it} ", words.protocol);
     if let Some(kind) = icmp_type {
-        let icmp = family.icmp;
+        let icmp = words.icmp;
         return vec![format!("{}{icmp} type {kind} ", protocol(icmp))];
     }
     let ports = if *dns { Some((53, 53)) } else { *ports };
@@ -246,7 +250,7 @@ fn matches(family: &Family, rule: &Rule) -> Vec<String> {
     let protocols = match proto {
         Some(Proto::Tcp) => vec![tcp],
         Some(Proto::Udp) => vec![udp],
-        Some(Proto::Icmp) => vec![family.icmp],
+        Some(Proto::Icmp) => vec![words.icmp],
         None if ports.is_some() => vec![tcp, udp],
         None => return vec![beginning],
     };

@@ -67,14 +67,14 @@ impl Agent {
         Self::start_in(rig, arguments, &[])
     }
 
-    /// The same with something added to its environment.
+    /// Starts the agent with something added to its environment.
     pub fn start_in(rig: &Rig, arguments: &[&str], environment: &[(&str, String)]) -> Result<Self> {
         let directory = rig.directory();
         let log = File::options().create(true).append(true).open(directory.join("agent.log"))?;
         Self::start_with_log(rig, arguments, environment, log.into())
     }
 
-    /// The same with its log somewhere else; a pipe stays unread.
+    /// Starts the agent with its log somewhere else; a pipe stays unread.
     pub fn start_with_log(
         rig: &Rig,
         arguments: &[&str],

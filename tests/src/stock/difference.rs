@@ -6,8 +6,8 @@ use std::net::IpAddr;
 
 use crate::oracle::{Probe, Rule, Ruleset};
 use crate::packets::{FRAGMENT, ICMPV6, ROUTING, TCP, UDP};
-use crate::shots::{Shape, Shot};
-use crate::sightings::Outcome;
+use crate::stock::shots::{Shape, Shot};
+use crate::stock::sightings::Outcome;
 use crate::stock::{Netvm, VIRTUAL_RESOLVERS};
 
 const DNS: u16 = 53;

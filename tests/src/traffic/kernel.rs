@@ -19,8 +19,8 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
 
-use crate::namespace::Namespace;
 use crate::packets::{self, UDP, V4, V6};
+use crate::rig::namespace::Namespace;
 
 /// Bytes of every frame, as in firewall-ebpf/src/traffic.rs.
 const LENGTH: usize = 64;
@@ -116,14 +116,14 @@ impl Sender {
         Ok(Self { ebpf, namespace, interface, entry, processor, first: true })
     }
 
-    /// The same from another processor than the last one.
+    /// Sends from another processor than the last one.
     #[must_use]
     pub fn on(mut self, processor: Processor) -> Self {
         self.processor = processor;
         self
     }
 
-    /// The same as an ordinary thread.
+    /// Sends as an ordinary thread.
     #[must_use]
     pub fn yielding(mut self) -> Self {
         self.first = false;
@@ -256,7 +256,7 @@ impl Shuffled {
         Self::at(frame, hosts, judge, [30, 50])
     }
 
-    /// The same with one source after another.
+    /// A packet that comes from these hosts, one after another, and the program that judges it.
     pub fn by_source(frame: &[u8], hosts: &[IpAddr], judge: &ProgramFd) -> Result<Self> {
         Self::at(frame, hosts, judge, [26, 34])
     }

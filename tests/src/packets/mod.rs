@@ -1,6 +1,9 @@
 //! Frames, built byte by byte, so that they can be wrong in any way a test wants.
 //! Never corrects anything but lengths and the IPv4 header checksum.
 
+pub mod family;
+pub mod fragments;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// IANA protocol numbers.
@@ -29,6 +32,9 @@ pub const ICMPV6: u8 = 58;
 pub const NO_NEXT: u8 = 59;
 /// IPv6 destination options.
 pub const DESTINATION: u8 = 60;
+
+/// Hardware address that every vif has.
+pub const VIF: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 
 /// An Ethernet frame around anything. The destination is all zero: the loopback device,
 /// on which programs are tested, takes it for its own.

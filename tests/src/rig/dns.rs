@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,8 @@ use hickory_proto::rr::rdata::{CNAME, NS, SOA};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-use crate::namespace::Namespace;
+use crate::rig::namespace::Namespace;
+use crate::rig::shared::Shared;
 
 /// What is said about a name.
 #[derive(Clone, Debug)]
@@ -168,7 +169,7 @@ pub struct Asked {
 
 /// The server; it stops when this is dropped.
 pub struct DnsServer {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<State>>,
     udp: UdpSocket,
     /// Taken, and so closed, to stop the thread.
     stop: Option<UnixStream>,
@@ -253,17 +254,7 @@ struct State {
     held: Vec<(Vec<u8>, SocketAddr)>,
 }
 
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
+impl Shared<State> {
     /// The bytes to send back to whoever asked: by UDP, if it has an address there.
     fn reply(&self, bytes: &[u8], peer: Option<SocketAddr>) -> Option<Vec<u8>> {
         let question = Message::from_vec(bytes).ok()?;
@@ -292,7 +283,12 @@ impl Shared {
 }
 
 /// Until the other end of `stopped` is closed.
-fn serve(udp: &UdpSocket, listener: &TcpListener, stopped: &UnixStream, shared: &Arc<Shared>) {
+fn serve(
+    udp: &UdpSocket,
+    listener: &TcpListener,
+    stopped: &UnixStream,
+    shared: &Arc<Shared<State>>,
+) {
     let mut connections: Vec<(TcpStream, JoinHandle<()>)> = Vec::new();
     loop {
         let readable = |fd| PollFd::new(fd, PollFlags::POLLIN);
@@ -328,7 +324,7 @@ fn serve(udp: &UdpSocket, listener: &TcpListener, stopped: &UnixStream, shared: 
 }
 
 /// One question by TCP, where each message has its length in front.
-fn exchange(stream: &mut TcpStream, shared: &Shared) -> Option<()> {
+fn exchange(stream: &mut TcpStream, shared: &Shared<State>) -> Option<()> {
     let mut length = [0; 2];
     stream.read_exact(&mut length).ok()?;
     let mut question = vec![0; usize::from(u16::from_be_bytes(length))];

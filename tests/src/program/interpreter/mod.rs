@@ -5,18 +5,19 @@
 //! Addresses are a region's number in the upper 32 bits and an offset in the lower, so that
 //! a program that errs is an error here and not a crash. Semantics: RFC 9669.
 
+mod arithmetic;
+mod maps;
+
 use std::collections::BTreeMap;
-use std::os::fd::{AsFd as _, AsRawFd as _};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use aya::maps::{MapFd, MapInfo};
 use aya::programs::ProgramInfo;
 use aya_obj::Object;
-use aya_obj::generated::{
-    bpf_attr__bindgen_ty_2, bpf_attr__bindgen_ty_2__bindgen_ty_1, bpf_cmd, bpf_insn,
-};
-use nix::errno::Errno;
+use aya_obj::generated::bpf_insn;
 use nix::libc;
+
+use arithmetic::{calculate32, calculate64, holds, in_order, width};
+use maps::Map;
 
 /// What one run of a program came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -35,12 +36,6 @@ pub struct Run {
 pub struct Interpreter {
     code: Vec<bpf_insn>,
     maps: Vec<Map>,
-}
-
-struct Map {
-    name: String,
-    descriptor: MapFd,
-    info: MapInfo,
 }
 
 /// Size of `struct __sk_buff`, and offsets in it (uapi/linux/bpf.h).
@@ -75,12 +70,10 @@ impl Interpreter {
         let mut object = Object::parse(object)?;
         let mut maps = Vec::new();
         for id in loaded.map_ids()?.context("the kernel does not tell maps")? {
-            let info = MapInfo::from_id(id)?;
-            let name = info.name_as_str().unwrap_or_default().to_owned();
-            maps.push(Map { name, descriptor: info.fd()?, info });
+            maps.push(Map::numbered(id)?);
         }
         // A map's number here takes the place of its descriptor.
-        let number = |name: &str| maps.iter().position(|map| is_short_for(&map.name, name));
+        let number = |name: &str| maps.iter().position(|map: &Map| map.is_called(name));
         let known = object.maps.clone();
         let known = known
             .iter()
@@ -129,11 +122,6 @@ impl Interpreter {
         };
         Ok([once()?, once()?])
     }
-}
-
-/// The kernel cuts names off after 15 bytes.
-fn is_short_for(short: &str, name: &str) -> bool {
-    short == name || short.len() == 15 && name.starts_with(short)
 }
 
 struct Machine<'a> {
@@ -276,7 +264,7 @@ impl Machine<'_> {
         let [_, one, two, three, four, ..] = self.registers;
         match helper {
             MAP_LOOKUP => {
-                let key_size = self.map(one)?.info.key_size() as usize;
+                let key_size = self.map(one)?.key_size();
                 let name = self.map(one)?.name.clone();
                 *self.run.lookups.entry(name).or_default() += 1;
                 let key = self.bytes(two, key_size)?.to_vec();
@@ -296,7 +284,7 @@ impl Machine<'_> {
             // Long after any budget was used up.
             TIME | COARSE_TIME => Ok(1 << 60),
             MAP_UPDATE | MAP_DELETE | RANDOM | PROCESSOR | SUBMIT | DISCARD => Ok(0),
-            _ => bail!("helper {helper} is not known here; tests/src/interpreter.rs wants it"),
+            _ => bail!("helper {helper} is not known here; tests/src/program/interpreter wants it"),
         }
     }
 
@@ -321,13 +309,14 @@ impl Machine<'_> {
 
     fn fetch(&mut self, handle: u64, key: &[u8]) -> Result<Option<u64>> {
         let map = self.map(handle)?;
-        let Some(value) = lookup(map, key)? else {
+        let Some(value) = map.lookup(key)? else {
             return Ok(None);
         };
-        if is_outer(&map.info) {
-            let info = MapInfo::from_id(u32::from_ne_bytes(value[..4].try_into()?))?;
+        if map.is_outer() {
             let name = format!("{}, inner", map.name);
-            self.inner.push(Map { name, descriptor: info.fd()?, info });
+            let mut inner = Map::numbered(u32::from_ne_bytes(value[..4].try_into()?))?;
+            inner.name = name;
+            self.inner.push(inner);
             let number = self.interpreter.maps.len() + self.inner.len() - 1;
             return Ok(Some(MAPS + number as u64));
         }
@@ -355,102 +344,5 @@ impl Machine<'_> {
     fn store(&mut self, address: u64, width: usize, value: u64) -> Result<()> {
         self.bytes(address, width)?.copy_from_slice(&value.to_le_bytes()[..width]);
         Ok(())
-    }
-}
-
-/// Bytes that a load or store is about.
-fn width(code: u8) -> usize {
-    [4, 2, 1, 8][usize::from(code >> 3 & 3)]
-}
-
-/// The lowest bits, in the other order of bytes if they shall be.
-fn in_order(value: u64, bits: i32, swap: bool) -> Result<u64> {
-    Ok(match (bits, swap) {
-        (16, true) => u64::from((value as u16).swap_bytes()),
-        (32, true) => u64::from((value as u32).swap_bytes()),
-        (64, true) => value.swap_bytes(),
-        (16, false) => u64::from(value as u16),
-        (32, false) => u64::from(value as u32),
-        (64, false) => value,
-        _ => bail!("an order of {bits} bits"),
-    })
-}
-
-fn calculate32(code: u8, one: u32, other: u32, offset: i16) -> Option<u32> {
-    Some(match (code, offset) {
-        (12, 0) => (one as i32).wrapping_shr(other) as u32,
-        (6, 0) => one.wrapping_shl(other),
-        (7, 0) => one.wrapping_shr(other),
-        (11, 8) => i32::from(other as i8) as u32,
-        (11, 16) => i32::from(other as i16) as u32,
-        (8, 0) => (one as i32).wrapping_neg() as u32,
-        _ => calculate64(code, one.into(), other.into(), offset)? as u32,
-    })
-}
-
-fn calculate64(code: u8, one: u64, other: u64, offset: i16) -> Option<u64> {
-    Some(match (code, offset) {
-        (0, 0) => one.wrapping_add(other),
-        (1, 0) => one.wrapping_sub(other),
-        (2, 0) => one.wrapping_mul(other),
-        (3, 0) => one.checked_div(other).unwrap_or(0),
-        (4, 0) => one | other,
-        (5, 0) => one & other,
-        (6, 0) => one.wrapping_shl(other as u32),
-        (7, 0) => one.wrapping_shr(other as u32),
-        (8, 0) => one.wrapping_neg(),
-        (9, 0) => one.checked_rem(other).unwrap_or(one),
-        (10, 0) => one ^ other,
-        (11, 0) => other,
-        (11, 8) => i64::from(other as i8) as u64,
-        (11, 16) => i64::from(other as i16) as u64,
-        (11, 32) => i64::from(other as i32) as u64,
-        (12, 0) => (one as i64).wrapping_shr(other as u32) as u64,
-        _ => return None,
-    })
-}
-
-/// Whether a jump is taken. Numbers of 32 bits come with their sign, which keeps the order
-/// of unsigned ones as well.
-fn holds(code: u8, one: u64, other: u64) -> Option<bool> {
-    let signed = (one as i64, other as i64);
-    Some(match code {
-        1 => one == other,
-        2 => one > other,
-        3 => one >= other,
-        4 => one & other != 0,
-        5 => one != other,
-        6 => signed.0 > signed.1,
-        7 => signed.0 >= signed.1,
-        10 => one < other,
-        11 => one <= other,
-        12 => signed.0 < signed.1,
-        13 => signed.0 <= signed.1,
-        _ => return None,
-    })
-}
-
-fn is_outer(info: &MapInfo) -> bool {
-    use aya::maps::MapType;
-    matches!(info.map_type(), Ok(MapType::ArrayOfMaps | MapType::HashOfMaps))
-}
-
-/// The value behind a key, as the kernel has it.
-fn lookup(map: &Map, key: &[u8]) -> Result<Option<Vec<u8>>> {
-    ensure!(key.len() == map.info.key_size() as usize, "a key of {} bytes", key.len());
-    let mut value = vec![0; map.info.value_size() as usize];
-    let attributes = bpf_attr__bindgen_ty_2 {
-        map_fd: u32::try_from(map.descriptor.as_fd().as_raw_fd())?,
-        key: key.as_ptr() as u64,
-        __bindgen_anon_1: bpf_attr__bindgen_ty_2__bindgen_ty_1 { value: value.as_mut_ptr() as u64 },
-        flags: 0,
-    };
-    let (command, size) = (bpf_cmd::BPF_MAP_LOOKUP_ELEM, size_of_val(&attributes));
-    // SAFETY: key and value are as long as the kernel itself says, and outlive the call.
-    let outcome = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const attributes, size) };
-    match Errno::result(outcome) {
-        Ok(_) => Ok(Some(value)),
-        Err(Errno::ENOENT) => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("cannot read `{}`", map.name)),
     }
 }

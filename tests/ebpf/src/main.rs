@@ -1,5 +1,5 @@
 //! Traffic for measurements, made and counted inside the kernel so that sender and receiver
-//! cost little: an object of its own beside the product's.
+//! cost little. For benches, and for tests of the XDP stage.
 //! Never part of the agent, and never attached outside a rig.
 #![no_std]
 #![no_main]

@@ -20,9 +20,9 @@ use nix::sys::socket::{
     send, setsockopt, socket,
 };
 
-use crate::namespace::Namespace;
-use crate::options::PacketStatistics;
-use crate::wait::Deadline;
+use crate::rig::namespace::Namespace;
+use crate::traffic::options::PacketStatistics;
+use crate::traffic::wait::Deadline;
 
 /// Longest frame that offloading makes, and some more.
 const MAX_FRAME: usize = 1 << 17;

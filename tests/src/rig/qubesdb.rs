@@ -8,7 +8,7 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -16,6 +16,8 @@ use anyhow::{Result, bail};
 use nix::sys::socket::{Shutdown, shutdown};
 
 const HEADER: usize = 72;
+
+use crate::rig::shared::Shared;
 
 /// What the daemon does not do as it should.
 #[derive(Clone, Debug, Default)]
@@ -67,21 +69,9 @@ struct Client {
     held: Vec<u8>,
 }
 
-#[derive(Default)]
-struct Shared {
-    state: Mutex<State>,
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// A running daemon. It ends when this is dropped; its socket stays, and nobody listens.
 pub struct FakeQubesDb {
-    shared: Arc<Shared>,
+    shared: Arc<Shared<State>>,
     listener: Arc<UnixListener>,
     listening: Option<JoinHandle<()>>,
 }
@@ -93,7 +83,7 @@ impl FakeQubesDb {
             fs::create_dir_all(directory)?;
         }
         let listener = Arc::new(UnixListener::bind(socket)?);
-        let shared = Arc::<Shared>::default();
+        let shared = Arc::<Shared<State>>::default();
         let (of_thread, its_own) = (Arc::clone(&shared), Arc::clone(&listener));
         let listening = Some(std::thread::spawn(move || listen(&its_own, &of_thread)));
         Ok(Self { shared, listener, listening })
@@ -134,7 +124,7 @@ impl FakeQubesDb {
         self.write(&format!("/qubes-firewall/{client}"), b"");
     }
 
-    /// The same without the commit.
+    /// Writes a client's rules without the commit.
     pub fn begin(&self, client: &str, policy: &str, rules: &[(&str, &[u8])]) {
         self.remove(&format!("/qubes-firewall/{client}/"));
         self.write(&format!("/qubes-firewall/{client}/policy"), policy.as_bytes());
@@ -182,7 +172,7 @@ impl Drop for FakeQubesDb {
     }
 }
 
-fn listen(listener: &UnixListener, shared: &Arc<Shared>) {
+fn listen(listener: &UnixListener, shared: &Arc<Shared<State>>) {
     for (number, stream) in listener.incoming().map_while(Result::ok).enumerate() {
         let Ok(own) = stream.try_clone() else { continue };
         let client = Client { number, stream, watches: Vec::new(), held: Vec::new() };
@@ -198,7 +188,7 @@ fn listen(listener: &UnixListener, shared: &Arc<Shared>) {
 }
 
 /// Answers one question; nothing if the client or the daemon is to go.
-fn serve(mut stream: &UnixStream, number: usize, shared: &Shared) -> Option<()> {
+fn serve(mut stream: &UnixStream, number: usize, shared: &Shared<State>) -> Option<()> {
     let mut header = [0; HEADER];
     stream.read_exact(&mut header).ok()?;
     let length = u32::from_le_bytes(header[68..].try_into().ok()?) as usize;

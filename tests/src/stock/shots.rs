@@ -8,15 +8,14 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
-use crate::generate::Generator;
+use crate::oracle::generate::Generator;
 use crate::oracle::{Probe, Ruleset};
+use crate::packets::family::{Family, PerFamily as _};
 use crate::packets::{
-    self, AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ICMP, ICMPV6, NO_NEXT, ROUTING, TCP,
-    UDP, V4, V6,
+    self, AUTHENTICATION, DESTINATION, FRAGMENT, HOP_BY_HOP, ICMP, NO_NEXT, ROUTING, TCP, UDP, V4,
+    V6, VIF,
 };
 
-/// Hardware address that every vif has.
-pub const VIF: [u8; 6] = [0xfe, 0xff, 0xff, 0xff, 0xff, 0xff];
 const DO_NOT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 /// Where a datagram is cut in two; the transport header is in the first part.
@@ -185,7 +184,7 @@ impl Shot {
     /// The transport header with its checksum, and some data.
     fn payload(&self, token: u16) -> Vec<u8> {
         let Probe { protocol, port, .. } = self.sight;
-        let icmp = if self.source.is_ipv4() { ICMP } else { ICMPV6 };
+        let icmp = Family::from(self.source).icmp();
         let (mut bytes, sum_at) = match protocol {
             TCP => (packets::tcp(token, port), Some(16)),
             UDP => (packets::udp(token, port), Some(6)),
@@ -273,14 +272,14 @@ impl Shots {
     }
 
     /// A ruleset with up to `most` rules.
-    pub fn ruleset(&mut self, v4: bool, most: usize) -> Ruleset {
-        self.generator.ruleset(v4, most)
+    pub fn ruleset(&mut self, family: Family, most: usize) -> Ruleset {
+        self.generator.ruleset(family, most)
     }
 
     /// A probe near the edges of a ruleset, or to one of the places.
     pub fn shot(&mut self, ruleset: &Ruleset, places: &Places) -> Shot {
-        let v4 = places.own.is_ipv4();
-        let mut sight = self.generator.probe(v4, ruleset);
+        let family = Family::from(places.own);
+        let mut sight = self.generator.probe(family, ruleset);
         match self.random.random_range(0..10) {
             0..2 => sight.destination = self.one_of(&places.special, sight.destination),
             2..4 if !places.resolvers.is_empty() => {
@@ -292,11 +291,10 @@ impl Shots {
             }
             _ => {}
         }
-        let icmp = if v4 { ICMP } else { ICMPV6 };
-        if sight.protocol == icmp && self.random.random_ratio(1, 3) {
-            sight.port = if v4 { 8 } else { 128 };
+        if sight.protocol == family.icmp() && self.random.random_ratio(1, 3) {
+            sight.port = family.echo().into();
         }
-        if !v4 && self.random.random_ratio(1, 30) {
+        if family == Family::V6 && self.random.random_ratio(1, 30) {
             (sight.protocol, sight.port) = (NO_NEXT, 0);
         }
         let source = if self.random.random_ratio(1, 30) {
@@ -305,11 +303,11 @@ impl Shots {
             places.own
         };
         let odd = self.random.random_ratio(2, 5);
-        let shape = if odd { self.shape(v4, &sight) } else { Shape::Plain };
+        let shape = if odd { self.shape(family, &sight) } else { Shape::Plain };
         Shot { source, sight, shape }
     }
 
-    fn shape(&mut self, v4: bool, sight: &Probe) -> Shape {
+    fn shape(&mut self, family: Family, sight: &Probe) -> Shape {
         match self.random.random_range(0..20) {
             0..2 => Shape::LastHop,
             2..5 => Shape::Large,
@@ -323,7 +321,7 @@ impl Shots {
                 Shape::Tags((0..count).map(|_| self.one_of(&tags, tags[0])).collect())
             }
             11 => Shape::Ethertype(self.one_of(&[0x8847, 0x8864, 0x22f0, 0x0801], 0x88cc)),
-            12..16 if v4 => {
+            12..16 if family == Family::V4 => {
                 let options: [&[u8]; 8] = [
                     &[131, 7, 4, 198, 51, 100, 7],
                     &[137, 7, 4, 198, 51, 100, 7],
@@ -338,7 +336,7 @@ impl Shots {
                 ];
                 Shape::Options(self.one_of(&options, options[0]).to_vec())
             }
-            12..18 if !v4 => Shape::Headers(self.headers()),
+            12..18 if family == Family::V6 => Shape::Headers(self.headers()),
             _ => Shape::Plain,
         }
     }

@@ -4,7 +4,7 @@
 use nix::libc::{self, IPPROTO_IPV6, SOL_PACKET};
 use nix::{getsockopt_impl, setsockopt_impl, sockopt_impl};
 
-use crate::frames::PACKET_VNET_HDR;
+use crate::traffic::frames::PACKET_VNET_HDR;
 
 sockopt_impl!(
     /// A `virtio_net_hdr` precedes each frame of a packet socket (linux/if_packet.h).

@@ -9,7 +9,7 @@ use nix::sys::socket::{
     socket,
 };
 
-use crate::namespace::Namespace;
+use crate::rig::namespace::Namespace;
 
 /// `IPCTNL_MSG_CT_DELETE` of `NFNL_SUBSYS_CTNETLINK`: without a tuple, all of them
 /// (uapi/linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h).

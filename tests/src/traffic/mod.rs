@@ -1,0 +1,10 @@
+//! What is sent through a rig, and what came back: raw frames, a client's own sockets, and
+//! floods that the kernel makes.
+//! Never judges what the firewall did.
+
+pub mod frames;
+pub(crate) mod icmp;
+pub mod kernel;
+pub(crate) mod options;
+pub mod probe;
+pub(crate) mod wait;
