@@ -4,6 +4,7 @@
 //! | module | owns |
 //! |---|---|
 //! | [`client`], [`connection`], [`time`] | who is a client, what it has open, when something happens |
+//! | [`protocol`] | numbers of protocols |
 //! | [`rules`] | text to proved policy |
 //! | [`names`] | what is known about host names |
 //! | [`world`] | all memory of the agent |
@@ -14,6 +15,7 @@ pub mod client;
 pub mod connection;
 pub mod events;
 pub mod names;
+pub mod protocol;
 pub mod rules;
 pub mod time;
 pub mod told;

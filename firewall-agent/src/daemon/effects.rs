@@ -121,16 +121,12 @@ fn tried(task: Task, outcome: Result<(), impl ToString>) -> Event {
 fn attached(
     link: u32,
     name: &str,
-    outcome: Result<String, DataplaneError>,
+    outcome: Result<Attachment, DataplaneError>,
     otherwise: &str,
 ) -> Event {
     match &outcome {
-        Ok(how) => info!(link = name, how, "attached"),
+        Ok(how) => info!(link = name, how = how.name(), "attached"),
         Err(error) => error!(link = name, %error, "not attached: {otherwise}"),
     }
-    let outcome = outcome.map_err(Why::of).and_then(|how| {
-        let known = Attachment::ALL.iter().find(|it| it.name() == how);
-        known.copied().ok_or_else(|| Why(format!("attached in an unknown way: {how}")))
-    });
-    Event::Attached { link, outcome }
+    Event::Attached { link, outcome: outcome.map_err(Why::of) }
 }

@@ -7,9 +7,10 @@ use std::net::IpAddr;
 use firewall_common::verdict::{Reason, Verdict};
 
 use crate::cli::colour::{BAD, Colours, GOOD, ODD};
+use firewall_core::protocol::{ICMP, ICMPV6, TCP, UDP};
 use firewall_core::rules::Action;
 use firewall_core::told::explanation::{
-    Connection, Explained, Explanation, ICMP, ICMPV6, Judgement, Outcome, PacketStatus, TCP, UDP,
+    Connection, Explained, Explanation, Judgement, Outcome, PacketStatus,
 };
 use firewall_core::told::status::Mode;
 

@@ -57,17 +57,6 @@ pub enum Attach {
     Clsact,
 }
 
-impl Attach {
-    /// The word that people read.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        }
-    }
-}
-
 /// How to load and attach.
 #[derive(Clone, Debug)]
 pub struct Options {
