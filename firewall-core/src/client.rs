@@ -36,3 +36,12 @@ pub struct Links {
     /// What the kernel takes for the netvm's own addresses, on any interface.
     pub locals: BTreeMap<IpAddr, Local>,
 }
+
+impl Links {
+    /// All clients behind vifs.
+    pub fn clients(&self) -> BTreeSet<ClientId> {
+        let vifs = self.vifs.iter();
+        let clients = vifs.flat_map(|vif| vif.addresses.iter().map(|it| (vif.index, *it)));
+        clients.map(|(vif, address)| ClientId { vif, address }).collect()
+    }
+}

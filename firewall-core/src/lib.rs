@@ -4,16 +4,19 @@
 //! | module | owns |
 //! |---|---|
 //! | [`client`], [`connection`], [`time`] | who is a client, what it has open, when something happens |
+//! | [`protocol`] | numbers of protocols |
 //! | [`rules`] | text to proved policy |
 //! | [`names`] | what is known about host names |
 //! | [`world`] | all memory of the agent |
-//! | [`events`] | the words between the world and the edges |
+//! | [`events`], [`readings`] | the words between the world and the edges |
 //! | [`told`] | what a person or a script is told |
 
 pub mod client;
 pub mod connection;
 pub mod events;
 pub mod names;
+pub mod protocol;
+pub mod readings;
 pub mod rules;
 pub mod time;
 pub mod told;

@@ -5,15 +5,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use firewall_common::packet::Protocol;
 use firewall_common::verdict::Reason;
 
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
-use firewall_core::told::news::{Denied, News, Service};
+use firewall_core::told::news::{Denied, News};
 
 const DNS: u16 = 53;
 
 /// Ports, or types of ICMP.
-type Services = BTreeMap<Service, BTreeSet<u16>>;
+type Services = BTreeMap<Protocol, BTreeSet<u16>>;
 
 /// What was learnt.
 #[derive(Debug, Default)]
@@ -76,15 +77,15 @@ impl Lessons {
         let (Some(client), Some(address)) = (denied.source, denied.destination) else {
             return Err(format!("packets without addresses on {vif}"));
         };
-        let service = denied.service();
+        let service = denied.protocol();
         match service {
-            Service::Tcp | Service::Udp | Service::Icmp => {}
-            Service::Other => return Err(format!("protocol {protocol} to {address} on {vif}")),
+            Protocol::Tcp | Protocol::Udp | Protocol::Icmp => {}
+            Protocol::Other => return Err(format!("protocol {protocol} to {address} on {vif}")),
         }
         let qube = self.qubes.entry(vif.clone()).or_default();
         qube.clients.insert(client);
         qube.packets += 1;
-        let is_dns = service != Service::Icmp
+        let is_dns = service != Protocol::Icmp
             && *port == DNS
             && VIRTUAL_RESOLVERS.iter().any(|it| address == IpAddr::from(*it));
         let destination = match denied.names.as_slice() {
@@ -177,14 +178,14 @@ fn write_rules(
     for (service, ports) in services {
         for (first, last) in ranges(ports) {
             match service {
-                Service::Tcp => writeln!(f, "{begin} {to} proto=tcp dstports={first}-{last}")?,
-                Service::Udp => writeln!(f, "{begin} {to} proto=udp dstports={first}-{last}")?,
-                Service::Icmp => {
+                Protocol::Tcp => writeln!(f, "{begin} {to} proto=tcp dstports={first}-{last}")?,
+                Protocol::Udp => writeln!(f, "{begin} {to} proto=udp dstports={first}-{last}")?,
+                Protocol::Icmp => {
                     for kind in first..=last {
                         writeln!(f, "{begin} {to} proto=icmp icmptype={kind}")?;
                     }
                 }
-                Service::Other => {}
+                Protocol::Other => {}
             }
         }
     }

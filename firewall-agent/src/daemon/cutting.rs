@@ -1,19 +1,15 @@
 //! Readings of the kernel's table of connections, which go on beside all else that the daemon
 //! does, and what comes of each part.
-//! Never decides which connections end.
+//! Never decides which connections end, and keeps no part.
 
-use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
-use tracing::warn;
 
-use super::{Daemon, now};
+use super::Daemon;
 use crate::edges::conntrack::{ConntrackError, Reading, Wanted};
 use firewall_core::connection::Flow;
-use firewall_core::events::{Event, Task, Why};
-use firewall_core::time::Moment;
+use firewall_core::events::{Event, Why};
 
 /// What is being ended when the agent is asked to stop may take so long.
 const LAST_CUT: Duration = Duration::from_secs(5);
@@ -26,9 +22,15 @@ pub(super) type Part = Result<Option<Vec<Flow>>, ConntrackError>;
 pub(super) struct Underway(Option<Reading>);
 
 impl Underway {
-    async fn start(&mut self, wanted: Wanted) -> Result<(), ConntrackError> {
-        self.0 = Some(Reading::start(wanted).await?);
-        Ok(())
+    /// Begins to read. Returns why that cannot be.
+    pub(super) async fn start(&mut self, wanted: Wanted) -> Option<Why> {
+        match Reading::start(wanted).await {
+            Ok(reading) => {
+                self.0 = Some(reading);
+                None
+            }
+            Err(error) => Some(Why::of(error)),
+        }
     }
 
     /// Waits for the next part; for ever, if nothing is being read. Whoever waits may stop.
@@ -44,25 +46,26 @@ impl Underway {
     }
 }
 
-/// What is found out about connections to some addresses.
-pub(super) struct Look {
-    found: BTreeSet<(IpAddr, IpAddr)>,
-    asked: Moment,
-}
-
 impl Daemon {
-    /// Begins to read what some addresses have open.
-    pub(super) async fn read_connections(&mut self, of: BTreeSet<IpAddr>) -> Option<Event> {
-        let started = self.cutting.start(Wanted::From(of)).await;
-        let why = Why::of(started.err()?);
-        Some(Event::ConnectionsRead { outcome: Err(why), now: now() })
+    /// Takes in a part of what clients have open.
+    pub(super) async fn take_connections(&mut self, part: Part) {
+        self.take(part, Event::Connections, Event::ConnectionsRead).await;
     }
 
-    /// Takes in a part of that.
-    pub(super) async fn take_connections(&mut self, part: Part) {
+    /// Takes in a part of what leads to some addresses.
+    pub(super) async fn take_flows(&mut self, part: Part) {
+        self.take(part, Event::Flows, Event::FlowsRead).await;
+    }
+
+    async fn take(
+        &mut self,
+        part: Part,
+        more: fn(Vec<Flow>) -> Event,
+        end: fn(Result<(), Why>) -> Event,
+    ) {
         let outcome = match part {
             Ok(Some(flows)) => {
-                self.happened(Event::Connections(flows)).await;
+                self.happened(more(flows)).await;
                 // Whoever else has something to do comes first.
                 tokio::task::yield_now().await;
                 return;
@@ -70,54 +73,13 @@ impl Daemon {
             Ok(None) => Ok(()),
             Err(error) => Err(Why::of(error)),
         };
-        self.follow(Event::ConnectionsRead { outcome, now: now() }).await;
+        self.follow(end(outcome)).await;
     }
 
     /// Ends connections.
     pub(super) async fn disconnect(&mut self, flows: &[Flow]) -> Event {
         let forgotten = self.forgetting.forget(flows).await;
         Event::Disconnected { gone: forgotten.gone, refused: forgotten.refused }
-    }
-
-    /// Begins to look which connections lead to some addresses, unless that is being done.
-    pub(super) async fn read_flows(
-        &mut self,
-        to: BTreeSet<IpAddr>,
-        asked: Moment,
-    ) -> Option<Event> {
-        if self.look.is_some() {
-            return None;
-        }
-        match self.looking.start(Wanted::To(to)).await {
-            Ok(()) => {
-                self.look = Some(Look { found: BTreeSet::new(), asked });
-                None
-            }
-            Err(error) => Some(looked(Err(Why::of(error)))),
-        }
-    }
-
-    /// Takes in a part of that.
-    pub(super) async fn take_flows(&mut self, part: Part) {
-        match part {
-            Ok(Some(flows)) => {
-                let ends = |flow: Flow| (flow.source(), flow.packet.destination.into());
-                if let Some(look) = &mut self.look {
-                    look.found.extend(flows.into_iter().map(ends));
-                }
-                tokio::task::yield_now().await;
-            }
-            Ok(None) => {
-                if let Some(Look { found, asked }) = self.look.take() {
-                    self.happened(looked(Ok(()))).await;
-                    self.follow(Event::InUse { flows: found, now: asked }).await;
-                }
-            }
-            Err(error) => {
-                self.look = None;
-                self.follow(looked(Err(Why::of(error)))).await;
-            }
-        }
     }
 
     /// Goes on with what is being ended until all has ended, but not for long.
@@ -132,17 +94,5 @@ impl Daemon {
                 break;
             }
         }
-        let clients = self.world.count_settling();
-        if clients > 0 {
-            warn!(
-                clients,
-                "connections that rules deny may not all have ended; their clients' denied packets \
-                 are dropped until an agent has ended them"
-            );
-        }
     }
-}
-
-fn looked(outcome: Result<(), Why>) -> Event {
-    Event::Tried { task: Task::ReadFlows, outcome, now: now() }
 }

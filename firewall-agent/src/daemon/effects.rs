@@ -1,16 +1,19 @@
-//! Does what the world answers: each effect, and what is left to do after all of them.
+//! Does what the world answers: each effect is a call of an edge, and what comes of that call is an
+//! event again.
 //! Never decides what is to be done.
 
-use tracing::{error, info};
+use tracing::{info, warn};
 
-use super::{Daemon, now};
-use crate::edges::dataplane::DataplaneError;
-use crate::edges::gate::Mode;
-use firewall_core::events::{Effect, Event, Task, Why};
-use firewall_core::told::status::Attachment;
+use super::{Daemon, notices};
+use crate::edges::conntrack::Wanted;
+use crate::edges::memory;
+use firewall_core::events::{Effect, Event, Notice, Task, Why};
+use firewall_core::names::answer::Remembered;
+use firewall_core::told::news::News;
+use firewall_core::told::screen::on_screen;
 
 impl Daemon {
-    /// Does one thing; what came of it can be an event again.
+    /// Does one thing.
     pub(super) async fn perform(&mut self, effect: Effect) -> Option<Event> {
         let maps = &mut self.dataplane.maps;
         match effect {
@@ -20,22 +23,17 @@ impl Daemon {
             }),
             Effect::SetLocals(locals) => Some(tried(Task::Locals, maps.set_locals(locals))),
             Effect::Redirect(redirections) => {
-                if self.gate.redirections != redirections {
-                    self.gate.redirections = redirections;
-                    if self.gate.mode == Mode::Standalone {
-                        self.load_gate().await;
-                    }
-                }
+                self.gate.redirections = redirections;
                 None
             }
+            Effect::LoadGate => Some(Event::GateLoaded(self.gate.load().await.map_err(Why::of))),
             Effect::Put { client, installation, generation } => {
                 Some(match maps.put(client, &installation, generation) {
-                    Ok(()) => done(Task::Put(client)),
+                    Ok(()) => tried(Task::Put(client), Ok::<(), Why>(())),
                     Err(error) => Event::Refused {
                         client,
                         why: error.to_string(),
                         may_pass: error.may_pass(),
-                        now: now(),
                     },
                 })
             }
@@ -46,24 +44,46 @@ impl Daemon {
             Effect::SetConnected(connected) => {
                 Some(tried(Task::Connected, maps.set_connected(connected.into_iter())))
             }
-            Effect::ReadConnections(of) => self.read_connections(of).await,
+            Effect::ReadConnections(of) => {
+                let why = self.cutting.start(Wanted::From(of)).await?;
+                Some(Event::ConnectionsRead(Err(why)))
+            }
             Effect::Disconnect(flows) => Some(self.disconnect(&flows).await),
             Effect::Settled(client) => Some(tried(Task::Settled(client), maps.settle(client))),
-            Effect::Attach { vif, name } => {
-                let outcome = self.dataplane.attach(vif);
-                Some(attached(vif, &name, outcome, "nothing passes"))
+            Effect::Tidy => Some(tried(Task::Tidy, maps.quiesce())),
+            Effect::Prepare => Some(tried(Task::Prepare, maps.prepare())),
+            Effect::Attach { vif, name: _ } => {
+                let outcome = self.dataplane.attach(vif).map_err(Why::of);
+                Some(Event::Attached { link: vif, outcome })
             }
-            Effect::AttachUplink { uplink, name } => {
-                let outcome = self.dataplane.attach_uplink(uplink);
-                Some(attached(uplink, &name, outcome, "clients' addresses are not guarded there"))
+            Effect::AttachUplink { uplink, name: _ } => {
+                let outcome = self.dataplane.attach_uplink(uplink).map_err(Why::of);
+                Some(Event::Attached { link: uplink, outcome })
             }
             Effect::Forget { link } => Some(tried(Task::Forget(link), self.dataplane.forget(link))),
+            Effect::TakenOver(links) => {
+                let ended = maps.take_over();
+                let forgotten = self.dataplane.forget_all_but(&links);
+                Some(tried(Task::TakenOver, forgotten.and(ended.map_err(Into::into))))
+            }
+            Effect::ReadFlows(to) => {
+                let why = self.looking.start(Wanted::To(to)).await?;
+                Some(Event::FlowsRead(Err(why)))
+            }
             Effect::Handled(client) => {
                 self.source.handled(client);
                 None
             }
             Effect::Publish { client, names } => {
                 self.source.publish(client, names);
+                None
+            }
+            Effect::ReloadSource => {
+                self.source.reload();
+                None
+            }
+            Effect::ResyncSource => {
+                self.source.resync();
                 None
             }
             Effect::SetServers(servers) => {
@@ -74,15 +94,22 @@ impl Daemon {
                 self.dns.ask(question);
                 None
             }
-            Effect::ReadFlows { to, now } => self.read_flows(to, now).await,
             Effect::Remember(names) => {
-                self.to_remember = Some(names);
+                self.remember(&names);
                 None
             }
-            Effect::TakenOver => {
-                let ended = self.dataplane.maps.take_over();
-                let forgotten = self.dataplane.forget_all_but(&self.world.links_in_use());
-                Some(tried(Task::TakenOver, forgotten.and(ended.map_err(Into::into))))
+            Effect::Reloading => {
+                self.service.reloading();
+                None
+            }
+            Effect::Ready => {
+                self.service.ready();
+                None
+            }
+            Effect::Denied(denied) => {
+                info!(target: "denied", "{denied}");
+                self.feed.tell(&News::Denied(denied));
+                None
             }
             Effect::Tell(notice) => {
                 self.tell(&notice);
@@ -91,46 +118,23 @@ impl Daemon {
         }
     }
 
-    /// Waits, if somebody has to, until every packet that was judged by what has been replaced
-    /// has gone its way, and makes room in the maps. From then on what clients have open can
-    /// be looked through.
-    pub(super) async fn tidy(&mut self) {
-        let maps = &mut self.dataplane.maps;
-        let is_waited_for = self.world.is_to_become_quiet() || self.world.is_failing(Task::Tidy);
-        if maps.has_retired() || is_waited_for {
-            let outcome = maps.quiesce();
-            self.happened(tried(Task::Tidy, outcome)).await;
-        }
-        let maps = &mut self.dataplane.maps;
-        if !maps.is_prepared() || self.world.is_failing(Task::Prepare) {
-            let outcome = maps.prepare();
-            self.happened(tried(Task::Prepare, outcome)).await;
+    /// Keeps what is known about names for a later agent.
+    fn remember(&self, names: &[Remembered]) {
+        let path = &self.options.memory;
+        if let Err(error) = memory::write(path, names) {
+            warn!(path = %path.display(), %error, "answers of DNS do not outlive this agent");
         }
     }
-}
 
-fn done(task: Task) -> Event {
-    Event::Tried { task, outcome: Ok(()), now: now() }
+    fn tell(&self, notice: &Notice) {
+        notices::log(notice);
+        if let Some(text) = on_screen(notice, self.gate.mode.into()) {
+            self.desktop.tell(self.source.default_user(), text);
+        }
+    }
 }
 
 /// What came of a task, for the world.
 fn tried(task: Task, outcome: Result<(), impl ToString>) -> Event {
-    Event::Tried { task, outcome: outcome.map_err(Why::of), now: now() }
-}
-
-fn attached(
-    link: u32,
-    name: &str,
-    outcome: Result<String, DataplaneError>,
-    otherwise: &str,
-) -> Event {
-    match &outcome {
-        Ok(how) => info!(link = name, how, "attached"),
-        Err(error) => error!(link = name, %error, "not attached: {otherwise}"),
-    }
-    let outcome = outcome.map_err(Why::of).and_then(|how| {
-        let known = Attachment::ALL.iter().find(|it| it.name() == how);
-        known.copied().ok_or_else(|| Why(format!("attached in an unknown way: {how}")))
-    });
-    Event::Attached { link, outcome }
+    Event::Tried { task, outcome: outcome.map_err(Why::of) }
 }

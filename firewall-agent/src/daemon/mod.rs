@@ -2,21 +2,19 @@
 //! Never decides anything itself.
 
 mod answers;
+mod clock;
 mod cutting;
 mod effects;
 pub mod handover;
-mod hits;
 pub mod logging;
 mod notices;
 pub mod prepare;
-mod records;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use nix::time::{ClockId, clock_gettime};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
@@ -35,15 +33,12 @@ use crate::edges::resolv_conf::{self, Resolvers};
 use crate::edges::sources::{Place, Source};
 use crate::edges::systemd::Service;
 use crate::edges::wait::pace::Changes;
-use firewall_core::events::{Effect, Event};
-use firewall_core::names::answer::Remembered;
+use firewall_core::events::{Effect, Event, GateLook, Why};
 use firewall_core::names::rebinding::Guard;
-use firewall_core::time::Moment;
-use firewall_core::world::World;
+use firewall_core::world::{Settings, World};
 
-use self::cutting::{Look, Underway};
-use self::hits::Hits;
-use self::records::Told;
+use self::clock::{milliseconds_since_1970, now, sleep_until};
+use self::cutting::Underway;
 
 /// Everything is read again this often, should a change have gone unnoticed.
 const RESYNC: Duration = Duration::from_secs(10);
@@ -82,67 +77,57 @@ pub async fn run(options: Options) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut hangup = signal(SignalKind::hangup())?;
-    let mut service = Service::find();
+    let service = Service::find();
     let mut listener = Listener::bind(&options.socket).await?;
-    let mut daemon = Daemon::start(options).await?;
+    let mut daemon = Daemon::start(options, service).await?;
     let mut records = Records::new(daemon.dataplane.ebpf())?;
     let mut log = Log::new(daemon.dataplane.ebpf())?;
     let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
     let mut check = interval_at(Instant::now() + CHECK, CHECK);
     check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // Whether the service manager waits for the source to answer.
-    let mut is_loading = true;
     loop {
         tokio::select! {
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => {
-                service.reloading();
-                is_loading = true;
-                daemon.source.reload();
+                daemon.happened(Event::Reload).await;
                 daemon.read_all().await;
                 daemon.follow(Event::AskAll).await;
             }
             _ = resync.tick() => {
-                daemon.remember();
-                daemon.source.resync();
+                daemon.happened(Event::Resync).await;
                 daemon.read_all().await;
-                daemon.look();
-                daemon.write_metrics();
+                daemon.look().await;
                 give_back_memory();
             }
             _ = check.tick() => daemon.check_programs().await,
             () = daemon.gate_changes.next() => daemon.check_gate().await,
-            event = daemon.source.next() => {
-                let is_answer = matches!(event, Event::AllRules(_) | Event::Source(Some(_)));
-                daemon.follow(event).await;
-                if is_answer && std::mem::take(&mut is_loading) {
-                    service.ready();
-                }
-            }
+            event = daemon.source.next() => daemon.follow(event).await,
             () = daemon.resolvers.changed() => daemon.read_resolvers().await,
-            outcomes = daemon.dns.next() => {
-                daemon.follow(Event::Answered { outcomes, now: now() }).await;
-            }
-            () = sleep_until(daemon.world.next_time()) => daemon.follow(Event::Time(now())).await,
+            outcomes = daemon.dns.next() => daemon.follow(Event::Answered(outcomes)).await,
+            () = sleep_until(daemon.world.next_time()) => daemon.follow(Event::Time).await,
             () = daemon.watch.changed() => daemon.read_links().await,
             part = daemon.cutting.next() => daemon.take_connections(part).await,
             part = daemon.looking.next() => daemon.take_flows(part).await,
-            taken = records.next() => daemon.tell_records(&taken?),
+            taken = records.next() => {
+                let denied = Event::Denied { records: taken?, time_ms: milliseconds_since_1970() };
+                daemon.happened(denied).await;
+            }
             (request, answer) = listener.question() => {
                 // Whoever asked may have gone.
                 let _ = answer.send(daemon.answer(&request).await);
             }
             passed = log.pass_on() => passed?,
-            () = service.sign_of_life_due() => service.alive(),
+            () = daemon.service.sign_of_life_due() => daemon.service.alive(),
         }
-        service.status(daemon.summary());
+        daemon.service.status(daemon.world.summary(now()));
     }
-    service.stopping();
-    if !daemon.options.open_on_stop {
+    daemon.service.stopping();
+    let opens = daemon.options.open_on_stop;
+    if !opens {
         daemon.end_last().await;
     }
-    daemon.remember();
+    daemon.happened(Event::Stopping { opens }).await;
     daemon.stop().await
 }
 
@@ -150,10 +135,8 @@ struct Daemon {
     options: Options,
     world: World,
     gate: Gate,
-    gate_problem: Option<String>,
     gate_changes: Changes,
     dataplane: Dataplane,
-    verified_instructions: Option<u32>,
     source: Source,
     resolvers: Resolvers,
     dns: Dns,
@@ -163,20 +146,15 @@ struct Daemon {
     cutting: Underway,
     /// Connections to addresses that names may let go of.
     looking: Underway,
-    /// What was found out of these so far.
-    look: Option<Look>,
+    service: Service,
     desktop: Desktop,
     feed: Feed,
-    told: Told,
-    hits: Hits,
-    /// Answers that a later agent may want, and that are not written yet.
-    to_remember: Option<Vec<Remembered>>,
 }
 
 impl Daemon {
     /// Closes the gate first, then loads the programs. Whatever an earlier agent left in
     /// force goes on until rules and links are known.
-    async fn start(options: Options) -> Result<Self> {
+    async fn start(options: Options, service: Service) -> Result<Self> {
         let gate = options.gate.clone();
         let gate_changes = gate::changes().context("cannot open netlink of nftables")?;
         // What `prepare` has loaded stays: scripts may have added to it since.
@@ -184,8 +162,7 @@ impl Daemon {
             info!(difference, "loading the gate");
             gate.load().await.context("cannot load the gate")?;
         }
-        let mut dataplane = Dataplane::load(options.dataplane.clone())?;
-        let verified_instructions = dataplane.verified_instructions();
+        let dataplane = Dataplane::load(options.dataplane.clone())?;
         let place = options.source.name();
         let source =
             Source::start(&options.source).with_context(|| format!("cannot watch {place}"))?;
@@ -193,17 +170,19 @@ impl Daemon {
             .with_context(|| format!("cannot watch {}", options.resolv_conf.display()))?;
         let watch = Watch::start(options.vifs.clone()).context("cannot open rtnetlink")?;
         let forgetting = Forgetting::open().context("cannot open conntrack's netlink")?;
-        let mut world = World::new(options.guard.clone());
+        let world = World::new(Settings {
+            guard: options.guard.clone(),
+            mode: gate.mode.into(),
+            redirections: gate.redirections.clone(),
+            guards_neighbours: options.dataplane.guard_neighbours,
+        });
         let remembered = memory::read(&options.memory);
-        world.step(Event::Remembered { names: remembered, now: now() });
         let mut daemon = Self {
             options,
             world,
             gate,
-            gate_problem: None,
             gate_changes,
             dataplane,
-            verified_instructions,
             source,
             resolvers,
             dns: Dns::default(),
@@ -211,15 +190,14 @@ impl Daemon {
             forgetting,
             cutting: Underway::default(),
             looking: Underway::default(),
-            look: None,
+            service,
             desktop: Desktop::default(),
             feed: Feed::default(),
-            told: Told::default(),
-            hits: Hits::default(),
-            to_remember: None,
         };
+        daemon.happened(Event::Remembered(remembered)).await;
         daemon.read_all().await;
         let mode = daemon.gate.mode.name();
+        let verified_instructions = daemon.dataplane.verified_instructions();
         info!(rules = %place, mode, verified_instructions, "running");
         Ok(daemon)
     }
@@ -247,17 +225,6 @@ impl Daemon {
         self.gate.remove().await.context("cannot remove the gate")?;
         warn!("stopped; the firewall is OPEN, as --open-on-stop asks");
         Ok(())
-    }
-
-    /// Keeps what is known about names for a later agent.
-    fn remember(&mut self) {
-        let Some(names) = self.to_remember.take() else {
-            return;
-        };
-        let path = &self.options.memory;
-        if let Err(error) = memory::write(path, &names) {
-            warn!(path = %path.display(), %error, "answers of DNS do not outlive this agent");
-        }
     }
 
     async fn read_all(&mut self) {
@@ -288,42 +255,31 @@ impl Daemon {
     /// Does all that comes of an event at once, and begins what takes longer.
     async fn follow(&mut self, event: Event) {
         self.happened(event).await;
-        self.happened(Event::Time(now())).await;
-        self.tidy().await;
+        self.happened(Event::Time).await;
+        let has_replaced = self.dataplane.maps.has_retired();
+        self.happened(Event::Done { has_replaced }).await;
+        let is_prepared = self.dataplane.maps.is_prepared();
+        self.happened(Event::Resting { is_prepared }).await;
     }
 
     /// Tells the world, and does what it answers, and so on until it is content.
     async fn happened(&mut self, event: Event) {
-        let mut effects = VecDeque::from(self.world.step(event));
+        let mut effects = VecDeque::from(self.world.step(now(), event));
         while let Some(effect) = effects.pop_front() {
             // What comes of an effect is done before the next one.
             let event = self.perform(effect).await;
-            let more = event.map(|event| self.world.step(event)).unwrap_or_default();
+            let more = event.map(|event| self.world.step(now(), event)).unwrap_or_default();
             more.into_iter().rev().for_each(|effect| effects.push_front(effect));
         }
     }
 
-    /// Loads the gate again if it is not there: without it, everything is forwarded.
     async fn check_gate(&mut self) {
-        match self.gate.difference().await {
-            Ok(None) => {
-                self.gate_problem = None;
-                return;
-            }
-            Ok(Some(difference)) if self.gate_problem.is_none() => {
-                error!(difference, "somebody removed the gate or a part of it; loading it again");
-            }
-            Ok(Some(_)) => {}
-            Err(error) => error!(%error, "cannot look at the gate; loading it again"),
-        }
-        self.load_gate().await;
-    }
-
-    async fn load_gate(&mut self) {
-        self.gate_problem = self.gate.load().await.err().map(|error| error.to_string());
-        if let Some(problem) = &self.gate_problem {
-            error!(problem, "the gate is not loaded");
-        }
+        let look = match self.gate.difference().await {
+            Ok(None) => GateLook::Whole,
+            Ok(Some(difference)) => GateLook::Changed(difference),
+            Err(error) => GateLook::Unknown(Why::of(error)),
+        };
+        self.happened(Event::Gate(look)).await;
     }
 }
 
@@ -333,20 +289,5 @@ fn give_back_memory() {
     // SAFETY: it touches only what nobody uses.
     unsafe {
         nix::libc::malloc_trim(0);
-    }
-}
-
-/// What time it is: since the machine booted, suspends included (clock_gettime(2)).
-fn now() -> Moment {
-    // A clock that every kernel has; without one nothing would ever be old.
-    let since = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from);
-    since.map(Moment::after_boot).unwrap_or_default()
-}
-
-/// Waits until it is that late; for ever, if there is nothing to wait for.
-async fn sleep_until(time: Option<Moment>) {
-    match time {
-        Some(time) => tokio::time::sleep(time.since(now())).await,
-        None => std::future::pending().await,
     }
 }

@@ -1,66 +1,76 @@
-//! What the daemon tells of news: lines in the log, and a word to the user about the worst.
-//! Never changes anything.
+//! Lines of the log about news.
+//! Never changes anything, and leaves out no news.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use tracing::{error, info, warn};
 
-use super::Daemon;
-use crate::edges::gate::Mode;
 use firewall_core::events::Notice;
 use firewall_core::rules::question::Question;
 
 /// Most addresses of a name in one line of the log.
 const MOST_SHOWN: usize = 8;
 
-impl Daemon {
-    pub(super) fn tell(&mut self, notice: &Notice) {
-        match notice {
-            Notice::Live { client, rules, cells_checked } => {
-                info!(%client, rules, cells_checked, "policy proved");
-            }
-            Notice::Blocked { client, why } => {
-                warn!(%client, why, "blocked");
-                if self.gate.mode == Mode::Qubes {
-                    let user = self.source.default_user();
-                    self.desktop.tell(user, format!("{client} is blocked: {why}"));
-                }
-            }
-            Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
-            Notice::Audited { client, left } => {
-                let seconds = left.as_secs();
-                warn!(%client, seconds, "AUDIT: what its rules deny PASSES");
-            }
-            Notice::AuditEnded { client } => {
-                warn!(%client, "audit ended: what its rules deny is rejected again");
-            }
-            Notice::Ended(ended) => info!(ended, "connections that rules deny now"),
-            Notice::Failing { what, why: Some(why) } => error!(why, "{what}; it is tried again"),
-            Notice::Failing { what, why: None } => info!("over: {what}"),
-            Notice::Detached { link } => {
-                error!(link, "somebody took the programs away; attaching them again");
-            }
-            Notice::Renamed { from, to, was_vif: true, is_vif: false } => warn!(
-                from,
-                to,
-                "renamed, and no vif by that name: it counts as an uplink, so WHAT COMES FROM IT \
-                 IS FORWARDED WITHOUT RULES"
-            ),
-            Notice::Renamed { from, to, was_vif: false, is_vif: true } => {
-                info!(from, to, "renamed, and a vif by that name");
-            }
-            Notice::Renamed { from, to, .. } => info!(from, to, "renamed"),
-            Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
-            Notice::Source(None) => info!("rules can be read again"),
-            Notice::Name { question: Question { name, family }, added, gone } => {
-                info!(name, %family, added = some(added), gone = some(gone), "leads elsewhere");
-            }
-            Notice::NameProblem { question: Question { name, family }, why } => match why {
-                Some(why) => warn!(name, %family, why, "not as it should be"),
-                None => info!(name, %family, "as it should be again"),
-            },
+/// Writes a line.
+pub(super) fn log(notice: &Notice) {
+    match notice {
+        Notice::Live { client, rules, cells_checked } => {
+            info!(%client, rules, cells_checked, "policy proved");
         }
+        Notice::Blocked { client, why } => warn!(%client, why, "blocked"),
+        Notice::Waiting { client } => warn!(%client, "no rules: everything is dropped"),
+        Notice::Audited { client, left } => {
+            let seconds = left.as_secs();
+            warn!(%client, seconds, "AUDIT: what its rules deny PASSES");
+        }
+        Notice::AuditEnded { client } => {
+            warn!(%client, "audit ended: what its rules deny is rejected again");
+        }
+        Notice::Ended(ended) => info!(ended, "connections that rules deny now"),
+        Notice::Failing { what, why: Some(why) } => error!(why, "{what}; it is tried again"),
+        Notice::Failing { what, why: None } => info!("over: {what}"),
+        Notice::Attached { link, how } => info!(link, how = how.name(), "attached"),
+        Notice::NotAttached { link, is_vif: true, why } => {
+            error!(link, error = %why, "not attached: nothing passes");
+        }
+        Notice::NotAttached { link, is_vif: false, why } => {
+            error!(link, error = %why, "not attached: clients' addresses are not guarded there");
+        }
+        Notice::Detached { link } => {
+            error!(link, "somebody took the programs away; attaching them again");
+        }
+        Notice::Renamed { from, to, was_vif: true, is_vif: false } => warn!(
+            from,
+            to,
+            "renamed, and no vif by that name: it counts as an uplink, so WHAT COMES FROM IT \
+                 IS FORWARDED WITHOUT RULES"
+        ),
+        Notice::Renamed { from, to, was_vif: false, is_vif: true } => {
+            info!(from, to, "renamed, and a vif by that name");
+        }
+        Notice::Renamed { from, to, .. } => info!(from, to, "renamed"),
+        Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
+        Notice::Source(None) => info!("rules can be read again"),
+        Notice::Name { question: Question { name, family }, added, gone } => {
+            info!(name, %family, added = some(added), gone = some(gone), "leads elsewhere");
+        }
+        Notice::NameProblem { question: Question { name, family }, why } => match why {
+            Some(why) => warn!(name, %family, why, "not as it should be"),
+            None => info!(name, %family, "as it should be again"),
+        },
+        Notice::GateChanged(difference) => {
+            error!(difference, "somebody removed the gate or a part of it; loading it again");
+        }
+        Notice::GateUnknown(error) => {
+            error!(%error, "cannot look at the gate; loading it again");
+        }
+        Notice::GateNotLoaded(problem) => error!(problem, "the gate is not loaded"),
+        Notice::Unsettled(clients) => warn!(
+            clients,
+            "connections that rules deny may not all have ended; their clients' denied packets \
+                 are dropped until an agent has ended them"
+        ),
     }
 }
 

@@ -8,19 +8,11 @@ use firewall_common::verdict::{Decision, Reason, Verdict};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::protocol::protocol;
 use crate::rules::Action;
 use crate::rules::explain::Aspect;
 use crate::told::status::{Mode, ProblemStatus, State};
 use crate::told::words::{self, Named};
-
-/// IANA's numbers.
-pub const ICMP: u8 = 1;
-/// See [`ICMP`].
-pub const TCP: u8 = 6;
-/// See [`ICMP`].
-pub const UDP: u8 = 17;
-/// See [`ICMP`].
-pub const ICMPV6: u8 = 58;
 
 /// What rules can see of a packet.
 #[derive(
@@ -119,16 +111,6 @@ impl From<&Packet> for PacketStatus {
             later_fragment: packet.fragment.is_later(),
             message,
         }
-    }
-}
-
-/// The protocol with this number, as rules of a family know it.
-pub fn protocol(number: u8, is_ipv4: bool) -> Protocol {
-    match (number, is_ipv4) {
-        (TCP, _) => Protocol::Tcp,
-        (UDP, _) => Protocol::Udp,
-        (ICMP, true) | (ICMPV6, false) => Protocol::Icmp,
-        _ => Protocol::Other,
     }
 }
 

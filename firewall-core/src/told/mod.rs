@@ -7,6 +7,7 @@ pub mod news;
 pub mod remains;
 pub mod report;
 pub mod schema;
+pub mod screen;
 pub mod status;
 pub mod totals;
 pub mod words;

@@ -5,17 +5,13 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use firewall_common::packet::Protocol;
 use firewall_common::verdict::{Reason, Verdict};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::protocol::protocol;
 use crate::told::words::{self, Named};
-
-/// IANA's numbers.
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -93,29 +89,10 @@ pub struct DeniedBy {
 }
 
 impl Denied {
-    /// Its protocol, if rules can name it.
-    pub fn service(&self) -> Service {
-        let is_ipv4 = self.destination.is_some_and(|it| it.is_ipv4());
-        match (self.protocol, is_ipv4) {
-            (TCP, _) => Service::Tcp,
-            (UDP, _) => Service::Udp,
-            (ICMP, true) | (ICMPV6, false) => Service::Icmp,
-            _ => Service::Other,
-        }
+    /// The protocol of the packet, as rules know it.
+    pub fn protocol(&self) -> Protocol {
+        protocol(self.protocol, self.destination.is_some_and(|it| it.is_ipv4()))
     }
-}
-
-/// A protocol as rules know it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Service {
-    /// `proto=tcp`
-    Tcp,
-    /// `proto=udp`
-    Udp,
-    /// `proto=icmp`
-    Icmp,
-    /// Only rules without `proto` match it.
-    Other,
 }
 
 /// In the words that `explain` takes: who, where to, what was done and why.
@@ -130,11 +107,11 @@ impl fmt::Display for Denied {
                     IpAddr::V4(v4) => write!(f, "{v4}:{port}/{name}"),
                     IpAddr::V6(v6) => write!(f, "[{v6}]:{port}/{name}"),
                 };
-                match self.service() {
-                    Service::Tcp => with_port(f, "tcp"),
-                    Service::Udp => with_port(f, "udp"),
-                    Service::Icmp => write!(f, "{destination}/icmp:{port}"),
-                    Service::Other => write!(f, "{destination}/{protocol}"),
+                match self.protocol() {
+                    Protocol::Tcp => with_port(f, "tcp"),
+                    Protocol::Udp => with_port(f, "udp"),
+                    Protocol::Icmp => write!(f, "{destination}/icmp:{port}"),
+                    Protocol::Other => write!(f, "{destination}/{protocol}"),
                 }?;
             }
             _ => write!(f, "a packet of {} bytes", self.length_bytes)?,

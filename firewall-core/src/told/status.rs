@@ -78,10 +78,11 @@ pub struct FailingStatus {
 }
 
 /// Who translates addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Qubes OS.
+    #[default]
     Qubes,
     /// The agent.
     Standalone,

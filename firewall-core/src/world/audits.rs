@@ -1,14 +1,13 @@
 //! Audits. For a while, what a client's rules deny passes, and is counted and told.
 //! Never begins one by itself, and never lets one last for ever.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::{Standing, World};
 use crate::client::ClientId;
 use crate::events::{Effect, Notice};
 use crate::time::Moment;
@@ -35,107 +34,78 @@ pub enum NoAudit {
 
 /// One client's audit.
 #[derive(Debug)]
-pub(super) struct Audit {
+struct Audit {
     /// Its end, in whole seconds, as the kernel knows it: it ends there without an agent too.
     until: Moment,
     /// When the log is told again.
     due: Moment,
 }
 
-impl World {
-    /// Whether an audit of a client would make a difference; if not, why.
-    pub fn can_audit(&self, client: IpAddr) -> Result<(), NoAudit> {
-        let mut present = self.clients.iter().filter(|(id, _)| id.address == client);
-        let is_refused = match present.next() {
-            None => return Err(NoAudit::NoClient(client)),
-            Some((_, in_force)) => in_force.refused.is_some(),
-        };
-        match self.standings.get(&client) {
-            Some(Standing::Live(_)) if !is_refused => Ok(()),
-            Some(Standing::Live(_) | Standing::Blocked(_)) => Err(NoAudit::Blocked(client)),
-            Some(Standing::Waiting) | None => Err(NoAudit::NoRules(client)),
-        }
-    }
+/// Clients that are audited.
+#[derive(Debug, Default)]
+pub(super) struct Audits {
+    audits: BTreeMap<IpAddr, Audit>,
+}
 
-    /// Begins an audit, or ends it with a length of zero.
-    pub(super) fn audit(&mut self, client: IpAddr, length: Duration, now: Moment) -> Vec<Effect> {
-        if length.is_zero() {
-            return self.end_audit(client);
-        }
-        if self.can_audit(client).is_err() {
-            return Vec::new();
-        }
+impl Audits {
+    /// Begins an audit, or makes one longer or shorter.
+    pub(super) fn begin(&mut self, client: IpAddr, length: Duration, now: Moment) -> Effect {
         let until = (now + length.min(LONGEST)).rounded_up();
         self.audits.insert(client, Audit { until, due: now + REMINDER });
-        let mut effects = vec![Effect::Tell(Notice::Audited { client, left: until.since(now) })];
-        effects.extend(self.audit_effects(client));
-        effects
+        Effect::Tell(Notice::Audited { client, left: until.since(now) })
     }
 
-    /// Ends what has lasted as long as it was meant to, and reminds of the others.
-    pub(super) fn audits_due(&mut self, now: Moment) -> Vec<Effect> {
+    /// Ends an audit, if there is one.
+    pub(super) fn end(&mut self, client: IpAddr) -> Option<Effect> {
+        self.audits.remove(&client)?;
+        Some(Effect::Tell(Notice::AuditEnded { client }))
+    }
+
+    /// Clients whose audits have lasted as long as they were meant to.
+    pub(super) fn over(&self, now: Moment) -> Vec<IpAddr> {
         let over = self.audits.iter().filter(|(_, audit)| audit.until <= now);
-        let over: Vec<IpAddr> = over.map(|(client, _)| *client).collect();
-        let mut effects: Vec<Effect> =
-            over.into_iter().flat_map(|client| self.end_audit(client)).collect();
-        for (&client, audit) in self.audits.iter_mut().filter(|(_, audit)| audit.due <= now) {
+        over.map(|(client, _)| *client).collect()
+    }
+
+    /// Reminds of audits that go on.
+    pub(super) fn remind(&mut self, now: Moment) -> Vec<Effect> {
+        let due = self.audits.iter_mut().filter(|(_, audit)| audit.due <= now);
+        let reminders = due.map(|(&client, audit)| {
             audit.due = now + REMINDER;
-            effects.push(Effect::Tell(Notice::Audited { client, left: audit.until.since(now) }));
-        }
-        effects
+            Effect::Tell(Notice::Audited { client, left: audit.until.since(now) })
+        });
+        reminders.collect()
     }
 
-    /// Ends audits of clients that went: whoever comes next with that address was not meant.
-    pub(super) fn end_audits_of_absent(&mut self) -> Vec<Effect> {
-        let present: BTreeSet<IpAddr> = self.clients.keys().map(|client| client.address).collect();
-        let gone = self.audits.keys().filter(|client| !present.contains(client));
-        let gone: Vec<IpAddr> = gone.copied().collect();
-        gone.into_iter().flat_map(|client| self.end_audit(client)).collect()
-    }
-
-    fn end_audit(&mut self, client: IpAddr) -> Vec<Effect> {
-        if self.audits.remove(&client).is_none() {
-            return Vec::new();
-        }
-        let mut effects = vec![Effect::Tell(Notice::AuditEnded { client })];
-        effects.extend(self.audit_effects(client));
-        effects
-    }
-
-    /// What has to be done on all vifs of a client after its audit has changed.
-    fn audit_effects(&mut self, address: IpAddr) -> Vec<Effect> {
-        let clients = self.clients.keys().filter(|client| client.address == address);
-        let clients: Vec<ClientId> = clients.copied().collect();
-        clients.into_iter().map(|client| self.audit_effect(client)).collect()
-    }
-
-    /// Makes the kernel audit a client, or not any more. Either way the client settles.
-    pub(super) fn audit_effect(&mut self, client: ClientId) -> Effect {
-        self.settle(client);
-        audit_effect(client, self.audited_until(client.address).unwrap_or_default())
-    }
-
-    /// What makes the kernel audit a client that is being put in force.
-    pub(super) fn audit_of(&self, client: ClientId) -> Option<Effect> {
-        Some(audit_effect(client, self.audited_until(client.address)?))
+    /// Clients that are audited and not there: whoever comes next with such an address was not
+    /// meant.
+    pub(super) fn absent(&self, present: &BTreeSet<IpAddr>) -> Vec<IpAddr> {
+        self.clients().filter(|client| !present.contains(client)).collect()
     }
 
     /// Until when a client is audited, if it is.
-    pub fn audited_until(&self, client: IpAddr) -> Option<Moment> {
+    pub(super) fn until(&self, client: IpAddr) -> Option<Moment> {
         self.audits.get(&client).map(|audit| audit.until)
     }
 
     /// Clients that are audited.
-    pub fn audited(&self) -> impl Iterator<Item = IpAddr> {
+    pub(super) fn clients(&self) -> impl Iterator<Item = IpAddr> {
         self.audits.keys().copied()
     }
 
     /// When something is to be done about audits, if at all.
-    pub(super) fn next_of_audits(&self) -> Option<Moment> {
+    pub(super) fn next(&self) -> Option<Moment> {
         self.audits.values().map(|audit| audit.until.min(audit.due)).min()
     }
-}
 
-fn audit_effect(client: ClientId, until: Moment) -> Effect {
-    Effect::Audit { client, until: u32::try_from(until.since_boot().as_secs()).unwrap_or(u32::MAX) }
+    /// The end of a client's audit, in seconds since the machine booted; 0: it is not audited.
+    pub(super) fn seconds(&self, client: IpAddr) -> u32 {
+        let until = self.until(client).unwrap_or_default();
+        u32::try_from(until.since_boot().as_secs()).unwrap_or(u32::MAX)
+    }
+
+    /// What makes the kernel audit a client, or not any more.
+    pub(super) fn effect(&self, client: ClientId) -> Effect {
+        Effect::Audit { client, until: self.seconds(client.address) }
+    }
 }

@@ -11,65 +11,48 @@ use firewall_common::packet::{Frame, Packet, Protocol};
 use firewall_common::policy::{Tables, decide};
 use firewall_common::verdict::Reason;
 
-use super::{Live, Standing, World};
+use super::World;
+use super::standings::{Live, Standing};
 use crate::client::ClientId;
+use crate::rules::Ruleset;
 use crate::rules::check::PolicyTables;
 use crate::rules::explain::{Trial, tries};
-use crate::rules::resolve::{self, ResolvedRuleset, Surroundings};
-use crate::rules::{Family, Ruleset};
+use crate::rules::resolve::{ResolvedRuleset, Surroundings};
+use crate::time::Moment;
 use crate::told::explanation::{DifferenceStatus, Explanation, Judgement, TriedStatus};
-use crate::told::status::Mode;
-
-/// What the world does not know by itself.
-#[derive(Clone, Copy)]
-pub struct Circumstances {
-    /// Whether ARP and neighbour discovery are judged.
-    pub guards_neighbours: bool,
-    /// Who translates addresses.
-    pub mode: Mode,
-    /// Whole seconds since the machine booted.
-    pub seconds: u64,
-}
 
 impl World {
     /// What becomes of a packet that a client sends, for each vif that leads to it; or as if
     /// it had one, if it only has rules. Nothing if it is no client.
-    pub fn explain(
-        &self,
-        client: IpAddr,
-        packet: &Packet,
-        circumstances: &Circumstances,
-    ) -> Vec<Explanation> {
-        let live = self.live(client);
-        let standings = self.standings().into_iter().filter(|(address, _)| *address == client);
-        let explanations = standings.map(|(_, present)| {
-            let (state, problem) = self.state(client, present);
-            let vif = present.map(|(vif, _)| vif);
-            let tables = Known { world: self, circumstances, client, vif, live: tables(live) };
+    pub fn explain(&self, now: Moment, client: IpAddr, packet: &Packet) -> Vec<Explanation> {
+        let live = self.standings.live(client);
+        let presences = self.presences().into_iter().filter(|it| it.address == client);
+        let explanations = presences.map(|presence| {
+            let (state, problem) = self.state(presence);
+            let vif = presence.vif;
+            let tables = Known { world: self, now, client, vif, live: tables(live) };
             let decision = decide(&tables, vif.unwrap_or(0), &Ok(Frame::Ip(*packet)));
             let judgement = Judgement::from(&decision);
             let tried = live.filter(|_| is_judged_by_rules(decision.reason)).map(|live| {
-                let family = Family::from(client);
-                let resolved = resolve::resolve(family, &live.ruleset, &self.surroundings);
+                let resolved = self.standings.resolve(client, &live.ruleset);
                 tried(&live.ruleset, &resolved, packet)
             });
-            let is_settling = |vif| self.is_settling(ClientId { vif, address: client });
             Explanation {
                 client,
-                vif: vif.and_then(|vif| self.link_name(vif)).map(str::to_owned),
+                vif: vif.and_then(|vif| self.links.name(vif)).map(str::to_owned),
                 vif_index: vif,
                 state,
                 problem,
-                settling: vif.is_some_and(is_settling),
-                guards_neighbours: circumstances.guards_neighbours,
+                settling: presence.client().is_some_and(|it| self.is_settling(it)),
+                guards_neighbours: self.guards_neighbours,
                 rule: number(live.map(|live| &live.ruleset), &judgement),
                 judgement,
                 tried: tried.unwrap_or_default(),
                 rules: live.map_or(0, |live| live.ruleset.rules.len()),
                 default: live.map(|live| live.ruleset.default),
-                mode: Some(circumstances.mode),
-                to_client: self.connected.contains(&packet.destination.into()),
-                redirected_to: redirected(&self.surroundings, packet),
+                mode: Some(self.gate.mode()),
+                to_client: self.connected.contains(packet.destination.into()),
+                redirected_to: redirected(self.standings.surroundings(), packet),
             }
         });
         explanations.collect()
@@ -118,7 +101,7 @@ fn redirected(surroundings: &Surroundings, packet: &Packet) -> Option<IpAddr> {
 /// The world as the evaluator sees it, for one client.
 struct Known<'a> {
     world: &'a World,
-    circumstances: &'a Circumstances,
+    now: Moment,
     client: IpAddr,
     vif: Option<u32>,
     live: Option<PolicyTables<'a>>,
@@ -127,30 +110,28 @@ struct Known<'a> {
 impl Tables for Known<'_> {
     fn client(&self, key: &ClientKey) -> Option<Client> {
         let id = ClientId { vif: key.vif, address: key.address.into() };
-        let in_force = self.world.clients.get(&id);
-        if in_force.is_none() && (self.vif.is_some() || id.address != self.client) {
+        let installed = self.world.clients.installed();
+        if !installed.is_present(id) && (self.vif.is_some() || id.address != self.client) {
             return None;
         }
-        let state = match self.world.standings.get(&id.address) {
-            _ if in_force.is_some_and(|it| it.refused.is_some()) => STATE_BLOCKED,
-            None | Some(Standing::Waiting) => STATE_WAITING,
-            Some(Standing::Blocked(_)) => STATE_BLOCKED,
-            Some(Standing::Live(_)) => STATE_POLICY,
+        let state = match self.world.standings.of(id.address) {
+            _ if installed.refusal(id).is_some() => STATE_BLOCKED,
+            Standing::Waiting => STATE_WAITING,
+            Standing::Blocked(_) => STATE_BLOCKED,
+            Standing::Live(_) => STATE_POLICY,
         };
         let settling = if self.world.is_settling(id) { SETTLING } else { 0 };
-        let generation = in_force.map_or(0, |it| it.generation);
-        let until =
-            self.world.audited_until(id.address).map_or(0, |until| until.since_boot().as_secs());
-        let audit_until = u32::try_from(until).unwrap_or(u32::MAX);
+        let generation = installed.generation(id).unwrap_or(0);
+        let audit_until = self.world.clients.audits().seconds(id.address);
         Some(Client { state: state | settling, generation, audit_until, ..Client::default() })
     }
 
     fn guards_neighbours(&self) -> bool {
-        self.circumstances.guards_neighbours
+        self.world.guards_neighbours
     }
 
     fn local(&self, address: &Address) -> Option<Local> {
-        self.world.locals.get(&IpAddr::from(*address)).copied()
+        self.world.links.local(IpAddr::from(*address))
     }
 
     fn class_of(&self, policy: u32, address: &Address) -> Option<u32> {
@@ -166,6 +147,6 @@ impl Tables for Known<'_> {
     }
 
     fn seconds(&self) -> u64 {
-        self.circumstances.seconds
+        self.now.since_boot().as_secs()
     }
 }

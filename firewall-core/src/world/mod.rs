@@ -1,467 +1,396 @@
-//! All memory of the agent. It is told what happened and answers what to do.
-//! Never does I/O, never reads a clock, never sleeps.
+//! All memory of the agent, in parts of which each remembers one thing. It is told what happened
+//! and answers what to do.
+//! Never does I/O, never reads a clock, never sleeps; and remembers nothing beside its parts.
 //!
-//! Clients come from links (vif and address), rules come from a source, by address. What
-//! is in force for a client follows from both: no rules yet: waiting; rules that cannot
-//! be used: blocked; else its policy.
+//! | part | remembers |
+//! |---|---|
+//! | `start`, `source` | what is waited for before anything is put in force; whether rules can be read |
+//! | `links`, `connected` | links and what is attached to them; which addresses belong to clients |
+//! | `standings` | rules, and what they come to |
+//! | `clients` | `installed`, `audits`, `settling`: what is in force for each client that is there |
+//! | `naming` | names in rules |
+//! | `gate` | whether the gate is in force, and where it leads DNS |
+//! | `hits`, `denials` | when rules decided last; how many denied packets were told |
+//! | `retries` | what did not work |
+//!
+//! Clients come from links (vif and address), rules come from a source, by address. What is in
+//! force for a client follows from both.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
 
-use firewall_common::abi::{ACTION_ACCEPT, Local};
-use firewall_common::packet::Packet;
-use firewall_common::policy;
-
-use crate::client::{ClientId, Links, Vif};
+use crate::client::{ClientId, Links};
 use crate::events::{Effect, Event, Notice, Task, Why};
-use crate::names::Names;
+use crate::names::answer::Outcome;
 use crate::names::rebinding::Guard;
-use crate::rules::check::{self, PolicyTables, ProvedPolicy};
-use crate::rules::compile;
-use crate::rules::resolve::{self, Surroundings};
-use crate::rules::source::SourceError;
-use crate::rules::{Family, Rule, Ruleset};
-use crate::told::status::{Attachment, ProblemStatus};
+use crate::rules::question::Question;
+use crate::time::Moment;
+use crate::told::status::Mode;
 
 pub mod audits;
+mod clients;
+mod connected;
+mod denials;
+mod denying;
 pub mod explaining;
-mod installing;
+mod gate;
+mod hits;
+mod installed;
+mod judging;
+mod links;
 mod naming;
-mod renaming;
 mod retries;
+mod retrying;
 mod settling;
-mod statuses;
+mod source;
+mod standings;
+mod start;
+mod status;
+mod summary;
 
-use self::installing::InForce;
+use self::audits::NoAudit;
+use self::clients::Clients;
+use self::connected::Connected;
+use self::denials::Denials;
+use self::gate::Gate;
+use self::hits::Hits;
+use self::links::KnownLinks;
+use self::naming::Naming;
 use self::retries::Retries;
-use self::settling::Settling;
+use self::source::Source;
+use self::standings::{Change, Read, Standing, Standings};
+use self::start::Start;
 
-/// What a client's rules come to.
-#[derive(Clone, Debug)]
-enum Standing {
-    Waiting,
-    Blocked(ProblemStatus),
-    Live(Arc<Live>),
-}
-
-#[derive(Debug)]
-struct Live {
-    ruleset: Ruleset,
-    policy: ProvedPolicy,
-}
-
-/// How programs were attached to a link, or why not.
-type Attached = Result<Attachment, Why>;
-
-#[derive(Debug)]
-struct KnownVif {
-    vif: Vif,
-    attached: Option<Attached>,
-}
-
-/// Until both are known, what an earlier agent left in force goes on as it is.
-#[derive(Debug, Default)]
-struct Awaited {
-    rules: bool,
-    links: Option<Links>,
-}
-
-#[derive(Debug)]
-enum Phase {
-    Starting(Awaited),
-    Running,
-}
-
-impl Default for Phase {
-    fn default() -> Self {
-        Self::Starting(Awaited::default())
-    }
+/// What whoever runs the agent wants.
+#[derive(Clone, Debug, Default)]
+pub struct Settings {
+    /// Which names may lead into private networks.
+    pub guard: Guard,
+    /// Who translates addresses.
+    pub mode: Mode,
+    /// Where the gate that is in force leads DNS.
+    pub redirections: Vec<(Ipv4Addr, Ipv4Addr)>,
+    /// Whether ARP and neighbour discovery are judged.
+    pub guards_neighbours: bool,
 }
 
 /// All memory of the agent.
 #[derive(Debug, Default)]
 pub struct World {
-    phase: Phase,
-    source_problem: Option<String>,
-    vifs: BTreeMap<u32, KnownVif>,
-    uplinks: BTreeMap<u32, (String, Option<Attached>)>,
-    locals: BTreeMap<IpAddr, Local>,
-    /// Addresses of clients that the source names.
-    named: BTreeSet<IpAddr>,
-    /// These and those of clients that are there, as the kernel knows them.
-    connected: BTreeSet<IpAddr>,
-    rulesets: BTreeMap<IpAddr, Result<Ruleset, SourceError>>,
-    standings: BTreeMap<IpAddr, Standing>,
-    clients: BTreeMap<ClientId, InForce>,
-    /// Clients that are audited.
-    audits: BTreeMap<IpAddr, audits::Audit>,
-    surroundings: Surroundings,
-    /// DNS servers that the agent asks.
-    servers: Vec<IpAddr>,
-    names: Names,
-    /// Whether other names may matter now.
-    are_names_old: bool,
-    generation: u32,
-    settling: Settling,
+    guards_neighbours: bool,
+    start: Start,
+    source: Source,
+    links: KnownLinks,
+    connected: Connected,
+    standings: Standings,
+    clients: Clients,
+    naming: Naming,
+    gate: Gate,
+    hits: Hits,
+    denials: Denials,
     retries: Retries,
 }
 
 impl World {
-    /// A world that lets these names lead into private networks.
-    pub fn new(guard: Guard) -> Self {
-        Self { names: Names::new(guard), ..Self::default() }
+    /// A world that knows nothing yet.
+    pub fn new(settings: Settings) -> Self {
+        let Settings { guard, mode, redirections, guards_neighbours } = settings;
+        let (naming, gate) = (Naming::new(guard), Gate::new(mode, redirections));
+        Self { guards_neighbours, naming, gate, ..Self::default() }
     }
 
     /// Takes in what happened and answers what to do, in this order.
-    pub fn step(&mut self, event: Event) -> Vec<Effect> {
+    pub fn step(&mut self, now: Moment, event: Event) -> Vec<Effect> {
+        let retries = &mut self.retries;
+        let one = |effect: Option<Effect>| effect.into_iter().collect();
         match event {
-            Event::Links(links) => {
-                let told = self.works(Task::Links);
-                told.into_iter().chain(self.links(links)).collect()
-            }
+            Event::Links(links) => self.links(links),
             Event::AllRules(rules) => self.all_rules(rules),
             Event::Rules { client, rules } => self.rules(client, rules),
             Event::Connected(named) => {
-                self.named = named;
-                self.connected().into_iter().collect()
+                self.connected.name(named);
+                one(self.connect())
             }
-            Event::Source(problem) => self.source(problem),
+            Event::Source(problem) => one(self.source.is_so(problem)),
             Event::Servers { of_clients, own } => self.servers(of_clients, own),
-            Event::Remembered { names, now } => {
-                self.names.recall(names, now);
+            Event::Remembered(names) => {
+                self.naming.recall(names, now);
                 Vec::new()
             }
-            Event::Answered { outcomes, now } => self.answered(outcomes, now),
-            Event::AskAll => self.ask_all().into(),
-            Event::InUse { flows, now } => self.in_use(&flows, now),
-            Event::Connections(flows) => self.connections(flows).into_iter().collect(),
-            Event::ConnectionsRead { outcome, now } => self.connections_read(outcome, now),
+            Event::Answered(outcomes) => self.answered(outcomes, now),
+            Event::AskAll => vec![self.naming.ask_all()],
+            Event::Flows(flows) => {
+                self.naming.found(flows);
+                Vec::new()
+            }
+            Event::FlowsRead(outcome) => self.flows_read(outcome, now),
+            Event::Connections(flows) => {
+                one(self.clients.connections(flows, |client| self.judge_of(client)))
+            }
+            Event::ConnectionsRead(outcome) => self.clients.connections_read(outcome, now, retries),
             Event::Disconnected { gone, refused } => {
-                self.disconnected(gone, refused);
+                self.clients.disconnected(gone, refused);
                 Vec::new()
             }
-            Event::Audit { client, length, now } => self.audit(client, length, now),
-            Event::Time(now) => self.time(now),
-            Event::Attached { link, outcome } => {
-                if let Some(known) = self.vifs.get_mut(&link) {
-                    known.attached = Some(outcome);
-                } else if let Some((_, attached)) = self.uplinks.get_mut(&link) {
-                    *attached = Some(outcome);
-                }
+            Event::Audit { client, length } => self.audit(client, length, now),
+            Event::Time => self.time(now),
+            Event::Attached { link, outcome } => one(self.links.attached(link, outcome)),
+            Event::Detached(links) => self.links.detached(&links),
+            Event::Refused { client, why, may_pass } => {
+                self.clients.refused(client, why, may_pass, now, retries)
+            }
+            Event::Tried { task, outcome } => self.tried(task, outcome, now),
+            Event::Done { has_replaced } => {
+                let is_waited_for =
+                    self.is_to_become_quiet() || self.retries.is_failing(Task::Tidy);
+                one((has_replaced || is_waited_for).then_some(Effect::Tidy))
+            }
+            Event::Resting { is_prepared } => {
+                let is_wanted = !is_prepared || self.retries.is_failing(Task::Prepare);
+                one(is_wanted.then_some(Effect::Prepare))
+            }
+            Event::Gate(look) => self.gate.looked(look),
+            Event::GateLoaded(outcome) => one(self.gate.loaded(outcome)),
+            Event::Denied { records, time_ms } => {
+                records.iter().for_each(|record| self.denials.count(record));
+                let denied = records.iter().map(|record| self.denied(record, time_ms));
+                denied.map(|denied| Effect::Denied(Box::new(denied))).collect()
+            }
+            Event::Counted(counters) => {
+                self.counted(counters, now);
                 Vec::new()
             }
-            Event::Detached(links) => self.detached(&links),
-            Event::Refused { client, why, may_pass, now } => {
-                self.refused(client, why, may_pass, now)
+            Event::Reload => self.source.reload().into(),
+            Event::Resync => {
+                self.naming.write().into_iter().chain([Effect::ResyncSource]).collect()
             }
-            Event::Tried { task, outcome, now } => self.tried(task, outcome, now),
+            Event::Stopping { opens } => self.stopping(opens),
+        }
+    }
+
+    /// When something is to be done about names, audits, or what did not work, if at all:
+    /// [`Event::Time`].
+    pub fn next_time(&self) -> Option<Moment> {
+        let audits = self.clients.audits().next();
+        [self.naming.next(), audits, self.retries.next()].into_iter().flatten().min()
+    }
+
+    /// Whether packets that were judged by what was in force before may still be on their way.
+    pub fn is_to_become_quiet(&self) -> bool {
+        self.clients.settling().is_to_become_quiet()
+    }
+
+    /// How many clients settle.
+    pub fn count_settling(&self) -> usize {
+        self.clients.settling().count()
+    }
+
+    /// Whether an audit of a client would make a difference; if not, why. An end is never refused.
+    pub fn may_audit(&self, client: IpAddr, length: Duration) -> Result<(), NoAudit> {
+        let installed = self.clients.installed();
+        let present = installed.of(client);
+        match (present.first(), self.standings.of(client)) {
+            _ if length.is_zero() => Ok(()),
+            (None, _) => Err(NoAudit::NoClient(client)),
+            (_, Standing::Waiting) => Err(NoAudit::NoRules(client)),
+            (Some(first), Standing::Live(_)) if installed.refusal(*first).is_none() => Ok(()),
+            (_, Standing::Live(_) | Standing::Blocked(_)) => Err(NoAudit::Blocked(client)),
+        }
+    }
+
+    fn audit(&mut self, client: IpAddr, length: Duration, now: Moment) -> Vec<Effect> {
+        match self.may_audit(client, length) {
+            Ok(()) => self.clients.audit(client, length, now, &mut self.retries),
+            Err(_) => Vec::new(),
         }
     }
 
     fn links(&mut self, links: Links) -> Vec<Effect> {
-        match &mut self.phase {
-            Phase::Starting(awaited) => {
-                awaited.links = Some(links);
-                self.take_over()
-            }
-            Phase::Running => self.follow_links(links),
-        }
+        let told = self.retries.works(Task::Links);
+        let effects = match self.start.links(links) {
+            Some(links) => self.follow_links(links),
+            None => self.take_over(),
+        };
+        told.into_iter().chain(effects).collect()
     }
 
-    /// Begins to put things in force, once it is known what. A vif that was policed by an
-    /// earlier agent is not to be without its rules until then.
+    /// Begins to put things in force, once it is known what.
     fn take_over(&mut self) -> Vec<Effect> {
-        let Phase::Starting(Awaited { rules: true, links }) = &mut self.phase else {
+        let Some(links) = self.start.take() else {
             return Vec::new();
         };
-        let Some(links) = links.take() else {
-            return Vec::new();
-        };
-        self.phase = Phase::Running;
         let mut effects = self.follow_links(links);
-        effects.push(Effect::TakenOver);
+        effects.push(Effect::TakenOver(self.links.in_use()));
         effects
     }
 
     fn follow_links(&mut self, links: Links) -> Vec<Effect> {
-        let mut effects = self.renamed(&links);
-        if links.locals != self.locals {
-            self.locals = links.locals;
-            self.names.retry();
-            effects.push(Effect::SetLocals(self.locals.clone()));
+        let mut effects = self.links.rename(&links);
+        if let Some(effect) = self.links.set_locals(&links.locals) {
+            self.naming.retry();
+            effects.push(effect);
         }
-        let wanted = |vif: &Vif| {
-            let index = vif.index;
-            let clients = vif.addresses.iter();
-            clients.map(move |&address| ClientId { vif: index, address }).collect::<Vec<_>>()
-        };
-        let now: BTreeSet<ClientId> = links.vifs.iter().flat_map(wanted).collect();
-        let gone: Vec<ClientId> =
-            self.clients.keys().filter(|client| !now.contains(client)).copied().collect();
-        let has_room = !gone.is_empty();
-        for client in gone {
-            self.forget(client);
-            effects.push(Effect::Remove(client));
-        }
-        effects.extend(self.handled_by_now());
-        effects.extend(self.end_audits_of_absent());
-        let present: BTreeSet<u32> = links.vifs.iter().map(|vif| vif.index).collect();
-        self.vifs.retain(|&link, _| {
-            let stays = present.contains(&link);
-            if !stays {
-                effects.push(Effect::Forget { link });
-            }
-            stays
-        });
-        self.uplinks.retain(|&link, _| {
-            let stays = links.uplinks.contains_key(&link);
-            if !stays {
-                effects.push(Effect::Forget { link });
-            }
-            stays
-        });
-        for (uplink, name) in links.uplinks {
-            let known = self.uplinks.get(&uplink);
-            // What could not be attached is tried again whenever links are read.
-            if known.is_none_or(|(_, attached)| matches!(attached, Some(Err(_)))) {
-                effects.push(Effect::AttachUplink { uplink, name: name.clone() });
-                self.uplinks.insert(uplink, (name, None));
-            }
-        }
+        let present = links.clients();
+        let removed = self.clients.leave(&present, &mut self.retries);
+        let has_room = !removed.is_empty();
+        effects.extend(removed);
+        effects.extend(self.clients.handled_by_now());
+        effects.extend(self.clients.end_audits_of_absent(&mut self.retries));
+        effects.extend(self.links.leave(&links));
+        effects.extend(self.links.guard(links.uplinks));
         // First what is in force, then the program: one that takes over from an earlier
         // agent's knows its clients from its first packet on.
-        for client in now {
-            let known = self.clients.get(&client);
-            if known.is_none_or(|in_force| has_room && in_force.refused.is_some()) {
+        for client in present {
+            let installed = self.clients.installed();
+            let is_new = !installed.is_present(client);
+            if is_new || has_room && installed.refusal(client).is_some() {
                 effects.extend(self.put(client));
             }
         }
-        effects.extend(self.connected());
-        for vif in links.vifs {
-            let known = self.vifs.remove(&vif.index);
-            let attached = match known.map(|known| known.attached) {
-                Some(attached @ (None | Some(Ok(_)))) => attached,
-                None | Some(Some(Err(_))) => {
-                    effects.push(Effect::Attach { vif: vif.index, name: vif.name.clone() });
-                    None
-                }
-            };
-            self.vifs.insert(vif.index, KnownVif { vif, attached });
-        }
+        effects.extend(self.connect());
+        effects.extend(self.links.police(links.vifs));
         effects
     }
 
-    fn all_rules(&mut self, rules: BTreeMap<IpAddr, Result<Ruleset, SourceError>>) -> Vec<Effect> {
-        let gone = self.rulesets.keys().filter(|client| !rules.contains_key(client));
-        let gone: Vec<IpAddr> = gone.copied().collect();
+    /// Which addresses belong to clients may have changed.
+    fn connect(&mut self) -> Option<Effect> {
+        let effect = self.connected.update(&self.clients.installed().addresses())?;
+        self.naming.grow_old();
+        Some(effect)
+    }
+
+    fn all_rules(&mut self, rules: BTreeMap<IpAddr, Read>) -> Vec<Effect> {
+        self.source.answered();
+        let gone = self.standings.addresses().filter(|client| !rules.contains_key(client));
+        let gone: Vec<IpAddr> = gone.collect();
         let mut effects: Vec<Effect> =
             gone.into_iter().flat_map(|client| self.replace_rules(client, None)).collect();
         for (client, rules) in rules {
-            effects.extend(self.replace_rules(client, Some(rules)));
-            effects.extend(self.handled(client));
+            effects.extend(self.rules(client, Some(rules)));
         }
-        if let Phase::Starting(awaited) = &mut self.phase {
-            awaited.rules = true;
-        }
+        self.start.rules_are_known();
         effects.extend(self.take_over());
         effects
     }
 
-    fn rules(
-        &mut self,
-        client: IpAddr,
-        rules: Option<Result<Ruleset, SourceError>>,
-    ) -> Vec<Effect> {
+    fn rules(&mut self, client: IpAddr, rules: Option<Read>) -> Vec<Effect> {
         let mut effects = self.replace_rules(client, rules);
-        effects.extend(self.handled(client));
+        effects.push(self.publish(client));
+        effects.extend(self.clients.handled(client));
         effects
     }
 
-    fn replace_rules(
-        &mut self,
-        client: IpAddr,
-        rules: Option<Result<Ruleset, SourceError>>,
-    ) -> Vec<Effect> {
-        if self.rulesets.get(&client) == rules.as_ref() {
+    fn replace_rules(&mut self, client: IpAddr, rules: Option<Read>) -> Vec<Effect> {
+        let Some(change) = self.standings.replace(client, rules) else {
+            return Vec::new();
+        };
+        self.naming.grow_old();
+        self.follow_changes(vec![change])
+    }
+
+    /// Puts what clients' rules come to in force on all their vifs.
+    fn follow_changes(&mut self, changes: Vec<Change>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        for Change { client, notice, is_to_be_put } in changes {
+            effects.push(Effect::Tell(notice));
+            let clients = self.clients.installed().of(client).into_iter();
+            let clients = clients.filter(|_| is_to_be_put);
+            effects.extend(clients.flat_map(|client| self.put(client)));
+        }
+        effects
+    }
+
+    fn put(&mut self, client: ClientId) -> Vec<Effect> {
+        let installation = self.standings.installation(client.address);
+        self.clients.put(client, installation, &mut self.retries)
+    }
+
+    /// What the source is told about names in a client's rules.
+    fn publish(&self, client: IpAddr) -> Effect {
+        Effect::Publish { client, names: self.standings.resolved_names(client) }
+    }
+
+    fn servers(&mut self, of_clients: Vec<IpAddr>, own: Vec<IpAddr>) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let are_others = self.standings.surroundings().resolvers != of_clients;
+        // Behind a stub that stays the same, servers may be other ones now.
+        if are_others || self.naming.asks_others(&own) {
+            effects.push(self.naming.ask_others(own));
+        }
+        if are_others {
+            let changes = self.standings.set_resolvers(of_clients);
+            let redirections = self.standings.surroundings().redirections();
+            effects.extend(self.gate.redirect(redirections));
+            effects.extend(self.follow_changes(changes));
+        }
+        effects
+    }
+
+    fn time(&mut self, now: Moment) -> Vec<Effect> {
+        let mut effects = self.clients.audits_due(now, &mut self.retries);
+        for task in self.retries.take_due(now) {
+            effects.extend(self.retry(task, now));
+        }
+        effects.extend(self.clients.begin(&mut self.retries));
+        let mut changed = BTreeSet::new();
+        if self.naming.take_old() {
+            let wanted = self.standings.wanted_names(|client| self.connected.contains(client));
+            changed.extend(self.naming.want(&wanted));
+        }
+        changed.extend(self.naming.age(now));
+        effects.extend(self.learn(&changed));
+        effects.extend(self.naming.ask(now));
+        effects.extend(self.naming.look_if_due(now));
+        effects.extend(self.source.ready());
+        effects
+    }
+
+    fn answered(&mut self, outcomes: Vec<(Question, Outcome)>, now: Moment) -> Vec<Effect> {
+        let (mut effects, changed) = self.naming.answered(outcomes, now);
+        effects.extend(self.learn(&changed));
+        effects
+    }
+
+    fn flows_read(&mut self, outcome: Result<(), Why>, now: Moment) -> Vec<Effect> {
+        if let Err(why) = outcome {
+            self.naming.give_up();
+            return self.retries.fails(Task::ReadFlows, why, now).into_iter().collect();
+        }
+        let mut effects = Vec::from_iter(self.retries.works(Task::ReadFlows));
+        let changed = self.naming.leave(|question| self.standings.users(question));
+        effects.extend(self.learn(&changed));
+        effects
+    }
+
+    /// Names lead elsewhere: what uses them is worked out anew.
+    fn learn(&mut self, changed: &BTreeSet<Question>) -> Vec<Effect> {
+        if changed.is_empty() {
             return Vec::new();
         }
-        match rules {
-            Some(rules) => self.rulesets.insert(client, rules),
-            None => self.rulesets.remove(&client),
-        };
-        self.are_names_old = true;
-        let standing = self.standing(client);
-        self.stand(client, standing)
-    }
-
-    fn source(&mut self, problem: Option<String>) -> Vec<Effect> {
-        if self.source_problem == problem {
-            return Vec::new();
-        }
-        self.source_problem.clone_from(&problem);
-        vec![Effect::Tell(Notice::Source(problem))]
-    }
-
-    /// Which addresses belong to clients: those behind vifs, and those that the source
-    /// names, which knows of clients that are not running too.
-    fn connected(&mut self) -> Option<Effect> {
-        let present = self.clients.keys().map(|client| client.address);
-        let connected: BTreeSet<IpAddr> = present.chain(self.named.iter().copied()).collect();
-        if connected == self.connected {
-            return None;
-        }
-        self.connected = connected;
-        self.are_names_old = true;
-        Some(Effect::SetConnected(self.connected.clone()))
-    }
-
-    /// Works out anew what some clients' rules come to, and puts in force what changed.
-    fn reconsider(&mut self, which: impl Fn(IpAddr, &Ruleset) -> bool) -> Vec<Effect> {
-        let usable = self.rulesets.iter().filter_map(|(client, rules)| match rules {
-            Ok(rules) if which(*client, rules) => Some(*client),
-            Ok(_) | Err(_) => None,
-        });
         let mut effects = Vec::new();
-        for client in usable.collect::<Vec<_>>() {
-            let standing = self.standing(client);
-            let is_unchanged = match (&standing, self.standings.get(&client)) {
-                (Standing::Live(now), Some(Standing::Live(before))) => {
-                    now.policy.policy() == before.policy.policy()
-                }
-                _ => false,
-            };
-            if !is_unchanged {
-                effects.extend(self.stand(client, standing));
-            }
+        for question in changed {
+            let before = self.standings.set_name(question, self.naming.addresses(question));
+            effects.extend(self.naming.moved(question, before.as_ref()));
         }
+        let changes = self.standings.names_changed(changed);
+        effects.extend(self.follow_changes(changes));
+        let users = self.standings.users_of(changed).into_iter();
+        effects.extend(users.map(|client| self.publish(client)));
         effects
     }
 
-    fn detached(&mut self, links: &BTreeSet<u32>) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        for &link in links {
-            if let Some(known) = self.vifs.get_mut(&link) {
-                known.attached = None;
-                let name = known.vif.name.clone();
-                effects.push(Effect::Tell(Notice::Detached { link: name.clone() }));
-                effects.push(Effect::Attach { vif: link, name });
-            } else if let Some((name, attached)) = self.uplinks.get_mut(&link) {
-                *attached = None;
-                effects.push(Effect::Tell(Notice::Detached { link: name.clone() }));
-                effects.push(Effect::AttachUplink { uplink: link, name: name.clone() });
-            }
-        }
-        effects
+    fn counted(&mut self, counters: BTreeMap<ClientId, Vec<u64>>, now: Moment) {
+        let (standings, installed) = (&self.standings, self.clients.installed());
+        let generation_of = |client: ClientId| {
+            standings.live(client.address).and_then(|_| installed.generation(client))
+        };
+        self.hits.look(counters, generation_of, now);
     }
 
-    /// A client is gone, and with it all that was to be done for it but its removal.
-    fn forget(&mut self, client: ClientId) {
-        self.clients.remove(&client);
-        self.settle_no_more(client);
-        self.retries.done(Task::Put(client));
-        self.retries.done(Task::Audit(client));
-    }
-
-    /// Puts what a client's rules come to in force on all its vifs.
-    fn stand(&mut self, address: IpAddr, standing: Standing) -> Vec<Effect> {
-        let notice = match &standing {
-            Standing::Waiting => Notice::Waiting { client: address },
-            Standing::Blocked(problem) => {
-                let ProblemStatus { origin, reason, .. } = problem;
-                Notice::Blocked { client: address, why: format!("{origin}: {reason}") }
-            }
-            Standing::Live(live) => Notice::Live {
-                client: address,
-                rules: live.ruleset.rules.len(),
-                cells_checked: live.policy.proof().cells_checked,
-            },
-        };
-        let is_blocked = matches!(standing, Standing::Blocked(_));
-        let before = match standing {
-            // No client is remembered for having had rules once.
-            Standing::Waiting => self.standings.remove(&address),
-            Standing::Blocked(_) | Standing::Live(_) => self.standings.insert(address, standing),
-        };
-        let mut effects = vec![Effect::Tell(notice)];
-        if is_blocked && matches!(before, Some(Standing::Blocked(_))) {
-            // For another reason, but in force is the same.
-            return effects;
-        }
-        let clients = self.clients.keys().filter(|client| client.address == address);
-        let clients: Vec<ClientId> = clients.copied().collect();
-        effects.extend(clients.into_iter().flat_map(|client| self.put(client)));
-        effects
-    }
-
-    fn standing(&self, address: IpAddr) -> Standing {
-        let ruleset = match self.rulesets.get(&address) {
-            None => return Standing::Waiting,
-            Some(Err(SourceError { origin, error })) => {
-                return Standing::Blocked(ProblemStatus {
-                    origin: origin.clone(),
-                    line: error.line,
-                    text: error.text.clone(),
-                    reason: error.problem.to_string(),
-                });
-            }
-            Some(Ok(ruleset)) => ruleset,
-        };
-        let blocked = |reason: String| {
-            let origin = format!("rules of {address}");
-            Standing::Blocked(ProblemStatus { origin, line: None, text: String::new(), reason })
-        };
-        let resolved = resolve::resolve(Family::from(address), ruleset, &self.surroundings);
-        let policy = match compile::compile(&resolved) {
-            Ok(policy) => policy,
-            Err(error) => return blocked(error.to_string()),
-        };
-        match check::prove(&resolved, policy) {
-            Ok(policy) => Standing::Live(Arc::new(Live { ruleset: ruleset.clone(), policy })),
-            Err(error) => blocked(error.to_string()),
-        }
-    }
-
-    /// Whether what is in force for a client now denies a packet of it, by the function
-    /// that the kernel runs. What is not the rules' business is not denied.
-    pub fn judge_of(&self, client: ClientId) -> impl Fn(&Packet) -> bool {
-        let refused = self.clients.get(&client).is_none_or(|it| it.refused.is_some());
-        let live = match self.standings.get(&client.address) {
-            Some(Standing::Live(live)) if !refused => Some(live),
-            Some(Standing::Waiting | Standing::Blocked(_) | Standing::Live(_)) | None => None,
-        };
-        let tables = live.map(|live| PolicyTables::new(live.policy.policy()));
-        let is_audited = live.is_some() && self.audits.contains_key(&client.address);
-        move |packet| {
-            let destination = IpAddr::from(packet.destination);
-            let is_own =
-                packet.destination.is_multicast() || self.locals.contains_key(&destination);
-            if is_own || is_audited {
-                return false;
-            }
-            let answer = tables.as_ref().and_then(|tables| policy::answer(tables, 0, packet));
-            answer.is_none_or(|answer| answer.action != ACTION_ACCEPT)
-        }
-    }
-
-    /// Name of a link.
-    pub fn link_name(&self, link: u32) -> Option<&str> {
-        let vif = self.vifs.get(&link).map(|known| known.vif.name.as_str());
-        vif.or_else(|| self.uplinks.get(&link).map(|(name, _)| name.as_str()))
-    }
-
-    /// A rule, given its index and the generation of the policy it is in.
-    pub fn rule(&self, vif: u32, address: IpAddr, generation: u32, index: u32) -> Option<&Rule> {
-        let in_force = self.clients.get(&ClientId { vif, address })?;
-        let Some(Standing::Live(live)) = self.standings.get(&address) else {
-            return None;
-        };
-        let rule = live.ruleset.rules.get(usize::try_from(index).ok()?)?;
-        (in_force.generation == generation).then_some(rule)
-    }
-
-    /// Interface indices of all links that programs are attached to.
-    pub fn links_in_use(&self) -> Vec<u32> {
-        self.vifs.keys().chain(self.uplinks.keys()).copied().collect()
+    fn stopping(&mut self, opens: bool) -> Vec<Effect> {
+        let settling = self.count_settling();
+        let told = (!opens && settling > 0).then_some(Effect::Tell(Notice::Unsettled(settling)));
+        told.into_iter().chain(self.naming.write()).collect()
     }
 }

@@ -1,115 +1,206 @@
-//! Names in clients' rules: which matter, and what comes of answers.
-//! Never asks; see `names.rs` for what is known about each.
+//! Names in clients' rules: which matter, who is asked, what is not written for a later agent yet,
+//! and what the kernel is asked about addresses that may leave.
+//! Never knows a rule.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::{Standing, World};
+use crate::connection::Flow;
 use crate::events::{Effect, Notice};
-use crate::names::MOST_ADDRESSES;
-use crate::names::answer::Outcome;
-use crate::rules::question::Addresses;
-use crate::rules::question::Question;
-use crate::rules::{Destination, Family, Ruleset, relevant};
+use crate::names::answer::{Outcome, Remembered};
+use crate::names::rebinding::Guard;
+use crate::names::{MOST_ADDRESSES, Names};
+use crate::rules::question::{Addresses, Question};
 use crate::time::Moment;
+use crate::told::status::{NameAddress, NameStatus};
 
-impl World {
-    pub(super) fn servers(&mut self, of_clients: Vec<IpAddr>, own: Vec<IpAddr>) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        // Behind a stub that stays the same, servers may be other ones now.
-        if self.servers != own || self.surroundings.resolvers != of_clients {
-            self.servers = own;
-            effects.extend(self.ask_all());
-        }
-        if self.surroundings.resolvers != of_clients {
-            self.surroundings.resolvers = of_clients;
-            effects.push(Effect::Redirect(self.surroundings.redirections()));
-            effects.extend(self.reconsider(|_, _| true));
-        }
-        effects
+/// Who of the clients uses a name, with the numbers of the rules.
+type Users = BTreeMap<IpAddr, Vec<u16>>;
+
+/// What is found out about connections to addresses that may leave.
+#[derive(Debug)]
+struct Look {
+    /// When the kernel was asked.
+    asked: Moment,
+    /// Who opened connections so far, and to where.
+    found: BTreeSet<(IpAddr, IpAddr)>,
+}
+
+/// Names in rules.
+#[derive(Debug, Default)]
+pub(super) struct Naming {
+    names: Names,
+    /// DNS servers that the agent asks.
+    servers: Vec<IpAddr>,
+    /// Whether other names may matter now.
+    are_names_old: bool,
+    /// Whether a later agent would not find what is known now.
+    is_unwritten: bool,
+    look: Option<Look>,
+}
+
+impl Naming {
+    /// Nothing is known yet.
+    pub(super) fn new(guard: Guard) -> Self {
+        Self { names: Names::new(guard), ..Self::default() }
+    }
+
+    /// Takes over what an earlier agent knew.
+    pub(super) fn recall(&mut self, remembered: Vec<Remembered>, now: Moment) {
+        self.names.recall(remembered, now);
+    }
+
+    /// The network changed: what failed is worth another attempt at once.
+    pub(super) fn retry(&mut self) {
+        self.names.retry();
+    }
+
+    /// Whether others are asked than these.
+    pub(super) fn asks_others(&self, servers: &[IpAddr]) -> bool {
+        self.servers != servers
+    }
+
+    /// These are asked from now on, about all names.
+    pub(super) fn ask_others(&mut self, servers: Vec<IpAddr>) -> Effect {
+        self.servers = servers;
+        self.ask_all()
     }
 
     /// Names are asked anew, and what was asked before is forgotten.
-    pub(super) fn ask_all(&mut self) -> [Effect; 1] {
+    pub(super) fn ask_all(&mut self) -> Effect {
         self.names.ask_all();
-        [Effect::SetServers(self.servers.clone())]
+        Effect::SetServers(self.servers.clone())
     }
 
-    pub(super) fn time(&mut self, now: Moment) -> Vec<Effect> {
-        let mut effects = self.audits_due(now);
-        effects.extend(self.retry(now));
-        effects.extend(self.begin());
-        let mut changed = BTreeSet::new();
-        if std::mem::take(&mut self.are_names_old) {
-            let wanted = self.wanted_names();
-            changed.extend(self.names.want(&wanted));
-        }
-        changed.extend(self.names.age(now));
-        effects.extend(self.learn(&changed));
-        effects.extend(self.names.take_due(now).into_iter().map(Effect::Ask));
-        if self.names.take_look(now) {
-            effects.extend(self.look(now));
-        }
-        effects
+    /// Rules or clients changed: other names may matter.
+    pub(super) fn grow_old(&mut self) {
+        self.are_names_old = true;
     }
 
-    /// Finds out which addresses that have been away long enough are in use.
-    pub(super) fn look(&self, now: Moment) -> Option<Effect> {
+    /// Whether other names may matter. From then on those count that are wanted next.
+    pub(super) fn take_old(&mut self) -> bool {
+        std::mem::take(&mut self.are_names_old)
+    }
+
+    /// Says which names matter from now on. Returns those that lead elsewhere by that.
+    pub(super) fn want(&mut self, wanted: &BTreeSet<Question>) -> BTreeSet<Question> {
+        self.names.want(wanted)
+    }
+
+    /// Lets answers grow old. Returns the names that lead elsewhere by that.
+    pub(super) fn age(&mut self, now: Moment) -> BTreeSet<Question> {
+        self.names.age(now)
+    }
+
+    /// Asks what is to be asked now.
+    pub(super) fn ask(&mut self, now: Moment) -> Vec<Effect> {
+        self.names.take_due(now).into_iter().map(Effect::Ask).collect()
+    }
+
+    /// Finds out, if it is time, which addresses that have been away long enough are in use.
+    pub(super) fn look_if_due(&mut self, now: Moment) -> Option<Effect> {
+        if self.names.take_look(now) { self.look(now) } else { None }
+    }
+
+    /// Finds out which addresses that have been away long enough are in use, unless that is
+    /// being done.
+    pub(super) fn look(&mut self, now: Moment) -> Option<Effect> {
         let to: BTreeSet<IpAddr> = self.names.late(now).map(|(_, address)| address).collect();
-        (!to.is_empty()).then_some(Effect::ReadFlows { to, now })
+        if self.is_looking() || to.is_empty() {
+            return None;
+        }
+        self.look = Some(Look { asked: now, found: BTreeSet::new() });
+        Some(Effect::ReadFlows(to))
     }
 
-    /// The names that make a difference to some client that is there, or that the source
-    /// says may come. Rules of clients that are gone stay in QubesDB for good.
-    fn wanted_names(&self) -> BTreeSet<Question> {
-        let rulesets = self.rulesets.iter().filter(|(client, _)| self.connected.contains(client));
-        let usable = rulesets.filter_map(|(client, rules)| Some((client, rules.as_ref().ok()?)));
-        let names = usable.flat_map(|(client, rules)| {
-            let family = Family::from(*client);
-            let names = relevant::names(rules).into_iter();
-            names.map(move |name| Question { name: name.to_owned(), family })
-        });
-        names.collect()
+    /// Whether it is being found out which addresses are in use.
+    pub(super) fn is_looking(&self) -> bool {
+        self.look.is_some()
     }
 
+    /// Takes in a part of what is in use.
+    pub(super) fn found(&mut self, flows: Vec<Flow>) {
+        if let Some(look) = &mut self.look {
+            let ends = |flow: Flow| (flow.source(), flow.packet.destination.into());
+            look.found.extend(flows.into_iter().map(ends));
+        }
+    }
+
+    /// Nobody finds out any more what is in use.
+    pub(super) fn give_up(&mut self) {
+        self.look = None;
+    }
+
+    /// All that is in use was told. An address stays as long as a client whose rules have the
+    /// name is connected to it. Returns the names that lost an address.
+    pub(super) fn leave(&mut self, users: impl Fn(&Question) -> Users) -> BTreeSet<Question> {
+        let Some(Look { asked, found }) = self.look.take() else {
+            return BTreeSet::new();
+        };
+        let is_used = |(question, address): &(&Question, IpAddr)| {
+            users(question).keys().any(|client| found.contains(&(*client, *address)))
+        };
+        let used = self.names.late(asked).filter(is_used);
+        let used = used.map(|(question, address)| (question.clone(), address)).collect();
+        self.names.leave(&used, asked)
+    }
+
+    /// Takes in what came of questions. Returns what is told of that, and the names that lead
+    /// elsewhere.
     pub(super) fn answered(
         &mut self,
         outcomes: Vec<(Question, Outcome)>,
         now: Moment,
-    ) -> Vec<Effect> {
+    ) -> (Vec<Effect>, BTreeSet<Question>) {
         let mut effects = Vec::new();
         let mut changed = BTreeSet::new();
         for (question, outcome) in outcomes {
-            let problem = self.name_problem(&question);
+            let problem = self.problem(&question);
             if self.names.answered(&question, outcome, now) {
                 changed.insert(question.clone());
             }
-            let why = self.name_problem(&question);
+            let why = self.problem(&question);
             if why != problem {
                 effects.push(Effect::Tell(Notice::NameProblem { question, why }));
             }
         }
-        effects.extend(self.learn(&changed));
-        effects
+        (effects, changed)
     }
 
-    /// Addresses stay as long as a client whose rules have the name is connected to them.
-    pub(super) fn in_use(
+    /// Takes note that a name leads elsewhere, and tells so, if it matters.
+    pub(super) fn moved(
         &mut self,
-        flows: &BTreeSet<(IpAddr, IpAddr)>,
-        now: Moment,
-    ) -> Vec<Effect> {
-        let is_used = |(question, address): &(&Question, IpAddr)| {
-            self.users(question).keys().any(|client| flows.contains(&(*client, *address)))
-        };
-        let used = self.names.late(now).filter(is_used);
-        let used = used.map(|(question, address)| (question.clone(), address)).collect();
-        let changed = self.names.leave(&used, now);
-        self.learn(&changed)
+        question: &Question,
+        before: Option<&Addresses>,
+    ) -> Option<Effect> {
+        self.is_unwritten = true;
+        let before = before.map(all).unwrap_or_default();
+        let now = self.addresses(question).as_ref().map(all).unwrap_or_default();
+        if before == now || self.names.get(question).is_none() {
+            return None;
+        }
+        let (added, gone) = (&now - &before, &before - &now);
+        Some(Effect::Tell(Notice::Name { question: question.clone(), added, gone }))
+    }
+
+    /// Writes what is known for a later agent, if that changed.
+    pub(super) fn write(&mut self) -> Option<Effect> {
+        let is_unwritten = std::mem::take(&mut self.is_unwritten);
+        is_unwritten.then(|| Effect::Remember(self.names.to_remember()))
+    }
+
+    /// What rules with a name match; nothing if it is unresolved.
+    pub(super) fn addresses(&self, question: &Question) -> Option<Addresses> {
+        self.names.addresses(question)
+    }
+
+    /// When something is to be done about names, if at all.
+    pub(super) fn next(&self) -> Option<Moment> {
+        self.names.next()
     }
 
     /// What is wrong with a name, if anything is.
-    pub(super) fn name_problem(&self, question: &Question) -> Option<String> {
+    fn problem(&self, question: &Question) -> Option<String> {
         let name = self.names.get(question)?;
         if let Some(problem) = &name.problem {
             return Some(problem.clone());
@@ -126,79 +217,38 @@ impl World {
         (!list.is_empty()).then(|| format!("no public address: {list}; accept rules leave it out"))
     }
 
-    /// Names lead elsewhere: what uses them is worked out anew.
-    fn learn(&mut self, changed: &BTreeSet<Question>) -> Vec<Effect> {
-        if changed.is_empty() {
-            return Vec::new();
-        }
-        let mut effects = Vec::new();
-        for question in changed {
-            let addresses = self.names.addresses(question);
-            let before = self.surroundings.names.get(question).map(all).unwrap_or_default();
-            let now = addresses.as_ref().map(all).unwrap_or_default();
-            if before != now && self.names.get(question).is_some() {
-                let (added, gone) = (&now - &before, &before - &now);
-                let question = question.clone();
-                effects.push(Effect::Tell(Notice::Name { question, added, gone }));
+    /// All names that matter, as they are at a time.
+    pub(super) fn statuses(
+        &self,
+        now: Moment,
+        users: impl Fn(&Question) -> Users,
+    ) -> Vec<NameStatus> {
+        let seconds = |before: Moment| now.since(before).as_secs();
+        let statuses = self.names.iter().map(|(question, name)| {
+            let refused = self.names.refused(question);
+            let addresses = name.seen.iter().map(|(&address, &seen)| NameAddress {
+                address,
+                age_seconds: seconds(seen),
+                in_answer: name.is_current(&address),
+                usable: !refused.contains(&address),
+            });
+            NameStatus {
+                name: question.name.clone(),
+                family: question.family,
+                addresses: addresses.collect(),
+                answered_seconds_ago: name.answer.as_ref().map(|answer| seconds(answer.at)),
+                next_seconds_left: name.due.since(now).as_secs(),
+                failures: name.failures,
+                problem: self.problem(question),
+                refused: name.refused,
+                users: users(question),
             }
-            match addresses {
-                Some(addresses) => self.surroundings.names.insert(question.clone(), addresses),
-                None => self.surroundings.names.remove(question),
-            };
-        }
-        let uses = |client: IpAddr, rules: &Ruleset| {
-            let family = Family::from(client);
-            let mut names = names(rules);
-            names.any(|name| changed.contains(&Question { name: name.to_owned(), family }))
-        };
-        effects.extend(self.reconsider(uses));
-        let users = self.rulesets.iter().filter_map(|(client, rules)| {
-            rules.as_ref().is_ok_and(|rules| uses(*client, rules)).then_some(*client)
         });
-        effects.extend(users.map(|client| self.publish(client)));
-        effects.push(Effect::Remember(self.names.to_remember()));
-        effects
-    }
-
-    /// What the source is told about names in a client's rules.
-    pub(super) fn publish(&self, client: IpAddr) -> Effect {
-        let rules = match self.standings.get(&client) {
-            Some(Standing::Live(live)) => Some(&live.ruleset),
-            Some(Standing::Waiting | Standing::Blocked(_)) | None => None,
-        };
-        let family = Family::from(client);
-        let resolved = rules.into_iter().flat_map(names).filter_map(|name| {
-            let question = Question { name: name.to_owned(), family };
-            let addresses = self.surroundings.names.get(&question)?;
-            Some((question.name, addresses.accept.clone()))
-        });
-        Effect::Publish { client, names: resolved.collect::<BTreeMap<_, _>>() }
-    }
-
-    /// Names in rules that may lead to an address.
-    pub fn names_of(&self, address: IpAddr) -> Vec<&str> {
-        let family = Family::from(address);
-        let names = self.surroundings.names.iter().filter(|(question, addresses)| {
-            question.family == family && addresses.accept.contains(&address)
-        });
-        names.map(|(question, _)| question.name.as_str()).collect()
-    }
-
-    /// When something is to be done about names, audits, or what did not work, if at all:
-    /// [`crate::events::Event::Time`].
-    pub fn next_time(&self) -> Option<Moment> {
-        [self.names.next(), self.next_of_audits(), self.retries.next()].into_iter().flatten().min()
+        statuses.collect()
     }
 }
 
 /// Every address of a name, whether a rule may use it or not.
 fn all(addresses: &Addresses) -> BTreeSet<IpAddr> {
     addresses.accept.iter().chain(addresses.drop.iter().flatten()).copied().collect()
-}
-
-fn names(rules: &Ruleset) -> impl Iterator<Item = &str> {
-    rules.rules.iter().filter_map(|rule| match &rule.destination {
-        Destination::Name(name) => Some(name.as_str()),
-        Destination::Any | Destination::Network(_) => None,
-    })
 }

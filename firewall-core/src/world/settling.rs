@@ -8,7 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::World;
+use firewall_common::packet::Packet;
+
+use super::retries::Retries;
 use crate::client::ClientId;
 use crate::connection::Flow;
 use crate::events::{Effect, Notice, Task, Why};
@@ -45,68 +47,71 @@ pub(super) struct Settling {
     handled: BTreeMap<IpAddr, usize>,
 }
 
-impl World {
+impl Settling {
     /// A client begins to settle, or begins anew.
-    pub(super) fn settle(&mut self, client: ClientId) {
-        self.settling.clients.insert(client, Stage::Fresh);
-        if let Some(pass) = &mut self.settling.pass {
+    pub(super) fn settle(&mut self, client: ClientId, retries: &mut Retries) {
+        self.clients.insert(client, Stage::Fresh);
+        if let Some(pass) = &mut self.pass {
             pass.clients.remove(&client);
         }
-        self.retries.done(Task::Cut(client));
+        retries.done(Task::Cut(client));
         // It would end what has just begun.
-        self.retries.done(Task::Settled(client));
+        retries.done(Task::Settled(client));
     }
 
     /// A client is gone, and with it the need to settle.
-    pub(super) fn settle_no_more(&mut self, client: ClientId) {
-        self.settle(client);
-        self.settling.clients.remove(&client);
+    pub(super) fn forget(&mut self, client: ClientId, retries: &mut Retries) {
+        self.settle(client, retries);
+        self.clients.remove(&client);
     }
 
-    /// Whether a client's denied packets are dropped, because it settles.
-    pub fn is_settling(&self, client: ClientId) -> bool {
-        self.settling.clients.contains_key(&client)
-            || self.retries.is_failing(Task::Settled(client))
+    /// Whether a client settles.
+    pub(super) fn contains(&self, client: ClientId) -> bool {
+        self.clients.contains_key(&client)
     }
 
     /// How many clients settle.
-    pub fn count_settling(&self) -> usize {
-        self.settling.clients.len()
+    pub(super) fn count(&self) -> usize {
+        self.clients.len()
     }
 
     /// Whether packets that were judged by what was in force before may still be on their way.
-    pub fn is_to_become_quiet(&self) -> bool {
-        self.settling.clients.values().any(|stage| *stage == Stage::Fresh)
+    pub(super) fn is_to_become_quiet(&self) -> bool {
+        self.clients.values().any(|stage| *stage == Stage::Fresh)
     }
 
     /// What was put in force is all that packets have been judged by for a moment.
-    pub(super) fn quiet(&mut self) -> Option<Effect> {
-        self.settling.clients.values_mut().for_each(|stage| *stage = Stage::Quiet);
-        self.begin()
+    pub(super) fn quiet(&mut self, retries: &mut Retries) -> Option<Effect> {
+        self.clients.values_mut().for_each(|stage| *stage = Stage::Quiet);
+        self.begin(retries)
     }
 
     /// Begins to look through connections, if somebody waits for that.
-    pub(super) fn begin(&mut self) -> Option<Effect> {
-        if self.settling.clients.is_empty() {
-            self.retries.done(Task::ReadConnections);
+    pub(super) fn begin(&mut self, retries: &mut Retries) -> Option<Effect> {
+        if self.clients.is_empty() {
+            retries.done(Task::ReadConnections);
         }
-        if self.settling.pass.is_some() || self.retries.waits(Task::ReadConnections) {
+        if self.pass.is_some() || retries.waits(Task::ReadConnections) {
             return None;
         }
-        let all = self.settling.clients.iter();
+        let all = self.clients.iter();
         let quiet = all.filter(|(_, stage)| **stage == Stage::Quiet).map(|(client, _)| *client);
         let clients: BTreeSet<ClientId> = quiet.collect();
-        if clients.iter().all(|client| self.retries.waits(Task::Cut(*client))) {
+        if clients.iter().all(|client| retries.waits(Task::Cut(*client))) {
             return None;
         }
         let addresses = clients.iter().map(|client| client.address).collect();
-        self.settling.pass = Some(Pass { clients, ..Pass::default() });
+        self.pass = Some(Pass { clients, ..Pass::default() });
         Some(Effect::ReadConnections(addresses))
     }
 
-    /// Judges a part of the table, by what is in force now.
-    pub(super) fn connections(&self, flows: Vec<Flow>) -> Option<Effect> {
-        let pass = self.settling.pass.as_ref()?;
+    /// Judges a part of the table, by what is in force for each client now.
+    pub(super) fn connections<Denied: Fn(&Packet) -> bool>(
+        &self,
+        flows: Vec<Flow>,
+        judge_of: impl Fn(ClientId) -> Denied,
+    ) -> Option<Effect> {
+        let pass = self.pass.as_ref()?;
         let mut by_source: BTreeMap<IpAddr, Vec<Flow>> = BTreeMap::new();
         for flow in flows {
             by_source.entry(flow.source()).or_default().push(flow);
@@ -114,7 +119,7 @@ impl World {
         let mut denied = Vec::new();
         for client in &pass.clients {
             if let Some(flows) = by_source.get_mut(&client.address) {
-                let is_denied = self.judge_of(*client);
+                let is_denied = judge_of(*client);
                 denied.extend(flows.extract_if(.., |flow| is_denied(&flow.packet)));
             }
         }
@@ -123,7 +128,7 @@ impl World {
 
     /// Takes in how many connections have ended, and which have not.
     pub(super) fn disconnected(&mut self, gone: usize, refused: BTreeMap<IpAddr, String>) {
-        if let Some(pass) = &mut self.settling.pass {
+        if let Some(pass) = &mut self.pass {
             pass.ended = pass.ended.saturating_add(gone);
             pass.refused.extend(refused);
         }
@@ -134,8 +139,9 @@ impl World {
         &mut self,
         outcome: Result<(), Why>,
         now: Moment,
+        retries: &mut Retries,
     ) -> Vec<Effect> {
-        let Some(Pass { clients, ended, refused }) = self.settling.pass.take() else {
+        let Some(Pass { clients, ended, refused }) = self.pass.take() else {
             return Vec::new();
         };
         let mut effects = Vec::new();
@@ -144,34 +150,32 @@ impl World {
         }
         let is_whole = outcome.is_ok();
         effects.extend(match outcome {
-            Ok(()) => self.works(Task::ReadConnections),
-            Err(Why(why)) => self.fails(Task::ReadConnections, why, now),
+            Ok(()) => retries.works(Task::ReadConnections),
+            Err(why) => retries.fails(Task::ReadConnections, why, now),
         });
         for client in clients.into_iter().filter(|_| is_whole) {
             if let Some(why) = refused.get(&client.address) {
-                effects.extend(self.fails(Task::Cut(client), why.clone(), now));
+                effects.extend(retries.fails(Task::Cut(client), Why(why.clone()), now));
             } else {
-                self.settling.clients.remove(&client);
-                effects.extend(self.works(Task::Cut(client)));
+                self.clients.remove(&client);
+                effects.extend(retries.works(Task::Cut(client)));
                 effects.push(Effect::Settled(client));
             }
         }
         effects.extend(self.handled_by_now());
-        effects.extend(self.begin());
+        effects.extend(self.begin(retries));
         effects
     }
 
     /// A client's rules were handled. The source is told when what they deny has ended.
     pub(super) fn handled(&mut self, client: IpAddr) -> Vec<Effect> {
-        *self.settling.handled.entry(client).or_default() += 1;
-        let mut effects = vec![self.publish(client)];
-        effects.extend(self.handled_by_now());
-        effects
+        *self.handled.entry(client).or_default() += 1;
+        self.handled_by_now()
     }
 
     /// Tells the source of the clients that have settled since.
     pub(super) fn handled_by_now(&mut self) -> Vec<Effect> {
-        let Settling { clients, handled, .. } = &mut self.settling;
+        let Self { clients, handled, .. } = self;
         let settling: BTreeSet<IpAddr> = clients.keys().map(|client| client.address).collect();
         let settled = handled.extract_if(.., |client, _| !settling.contains(client));
         // Each time that rules were written is told: somebody may count.

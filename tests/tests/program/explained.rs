@@ -17,9 +17,7 @@ use firewall_core::events::{Effect, Event, Task};
 use firewall_core::rules::source::SourceError;
 use firewall_core::time::Moment;
 use firewall_core::told::explanation::{Explanation, Judgement, PacketStatus};
-use firewall_core::told::status::Mode;
 use firewall_core::world::World;
-use firewall_core::world::explaining::Circumstances;
 use firewall_tests::oracle::Ruleset;
 use firewall_tests::oracle::generate::Generator;
 use firewall_tests::packets;
@@ -63,15 +61,14 @@ impl Scene {
 
     /// Does what the daemon would, as far as it is about tables.
     fn happens(&mut self, event: Event) -> Result<()> {
-        let now = now();
         self.perform(event)?;
-        self.perform(Event::Tried { task: Task::Tidy, outcome: Ok(()), now })?;
-        self.perform(Event::ConnectionsRead { outcome: Ok(()), now })
+        self.perform(Event::Tried { task: Task::Tidy, outcome: Ok(()) })?;
+        self.perform(Event::ConnectionsRead(Ok(())))
     }
 
     fn perform(&mut self, event: Event) -> Result<()> {
         let maps = &mut self.program.maps;
-        for effect in self.world.step(event) {
+        for effect in self.world.step(now(), event) {
             match effect {
                 Effect::Put { client, installation, generation } => {
                     maps.put(client, &installation, generation)?;
@@ -95,12 +92,7 @@ impl Scene {
     }
 
     fn explain(&self, client: IpAddr, packet: &PacketStatus) -> Result<Explanation> {
-        let circumstances = Circumstances {
-            guards_neighbours: false,
-            mode: Mode::Qubes,
-            seconds: now().since_boot().as_secs(),
-        };
-        let explained = self.world.explain(client, &packet.packet(), &circumstances);
+        let explained = self.world.explain(now(), client, &packet.packet());
         explained.into_iter().next().context("no client")
     }
 
@@ -171,7 +163,7 @@ fn explain_and_kernel_agree_on_a_hundred_thousand_random_packets() -> Result<()>
                 8 => scene.rules(client, Some("policy = drop\n"))?,
                 _ => scene.rules(client, Some(&rules.file()))?,
             }
-            scene.happens(Event::Audit { client, length, now: now() })?;
+            scene.happens(Event::Audit { client, length })?;
             for _ in 0..200 {
                 let frame = frame(&mut generator, &mut random, client, &rules);
                 let judgement = scene.check(client, &frame)?;

@@ -21,15 +21,15 @@ fn at(second: u64) -> Moment {
     Moment::after_boot(seconds(second))
 }
 
-fn audit(length: u64, now: u64) -> Event {
-    Event::Audit { client: address(CLIENT), length: seconds(length), now: at(now) }
+fn audit(length: u64, now: u64) -> When {
+    When(at(now), Event::Audit { client: address(CLIENT), length: seconds(length) })
 }
 
 /// A world with one client, which has these rules.
 fn with(text: &str) -> World {
     let mut world = running();
-    world.step(links(&[(7, "vif1.0", &[CLIENT])]));
-    world.step(rules(CLIENT, text));
+    step(&mut world, links(&[(7, "vif1.0", &[CLIENT])]));
+    step(&mut world, rules(CLIENT, text));
     settle(&mut world);
     world
 }
@@ -47,19 +47,19 @@ fn told(effects: &[Effect]) -> Vec<Option<u64>> {
 #[test]
 fn an_audit_begins_reminds_and_ends_by_itself() {
     let mut world = with(DROP);
-    let effects = world.step(audit(90, 1000));
+    let effects = step(&mut world, audit(90, 1000));
     assert_eq!(short(&effects), ["audit 10.137.0.1 1090"]);
     assert_eq!(told(&effects), [Some(90)]);
     assert_eq!(world.next_time(), Some(at(1060)));
-    let effects = world.step(Event::Time(at(1060)));
+    let effects = step(&mut world, When(at(1060), Event::Time));
     assert_eq!((short(&effects), told(&effects)), (vec![], vec![Some(30)]));
     assert_eq!(world.next_time(), Some(at(1090)));
-    let effects = world.step(Event::Time(at(1090)));
+    let effects = step(&mut world, When(at(1090), Event::Time));
     assert_eq!(short(&effects), ["audit 10.137.0.1 0"]);
     assert_eq!(told(&effects), [None]);
     assert!(world.is_to_become_quiet(), "what it had open is not ended");
     assert_eq!(world.next_time(), None);
-    assert_eq!(world.audited().count(), 0);
+    assert_eq!(clients(&world)[0].audit_seconds_left, None);
 }
 
 #[test]
@@ -77,37 +77,37 @@ fn an_audit_lasts_a_day_at_most_and_whole_seconds_at_least() {
     let longest = 1000 + LONGEST.as_secs();
     check(&mut world, audit(u64::from(u32::MAX), 1000), &[&format!("audit {CLIENT} {longest}")]);
     let (length, now) = (Duration::from_millis(1500), at(1000) + Duration::from_millis(300));
-    let event = Event::Audit { client: address(CLIENT), length, now };
-    check(&mut world, event, &["audit 10.137.0.1 1002"]);
+    let event = Event::Audit { client: address(CLIENT), length };
+    check(&mut world, When(now, event), &["audit 10.137.0.1 1002"]);
 }
 
 #[test]
 fn who_has_no_policy_is_not_audited() {
     for text in [None, Some(BROKEN)] {
         let mut world = running();
-        assert!(world.can_audit(address(CLIENT)).is_err(), "{CLIENT} is not there");
+        assert!(world.may_audit(address(CLIENT), seconds(90)).is_err(), "{CLIENT} is not there");
         check(&mut world, audit(90, 1000), &[]);
-        world.step(links(&[(7, "vif1.0", &[CLIENT])]));
+        step(&mut world, links(&[(7, "vif1.0", &[CLIENT])]));
         if let Some(text) = text {
-            world.step(rules(CLIENT, text));
+            step(&mut world, rules(CLIENT, text));
         }
-        assert!(world.can_audit(address(CLIENT)).is_err(), "{text:?}");
+        assert!(world.may_audit(address(CLIENT), seconds(90)).is_err(), "{text:?}");
         check(&mut world, audit(90, 1000), &[]);
         assert_eq!(world.next_time(), None);
     }
-    assert_eq!(with(DROP).can_audit(address(CLIENT)), Ok(()));
+    assert_eq!(with(DROP).may_audit(address(CLIENT), seconds(90)), Ok(()));
 }
 
 #[test]
 fn new_rules_are_audited_as_well_and_a_client_that_comes_again_is_not() {
     let mut world = with(DROP);
-    world.step(audit(90, 1000));
+    step(&mut world, audit(90, 1000));
     let expected = ["policy 7 10.137.0.1", "audit 10.137.0.1 1090"];
     check(&mut world, rules(CLIENT, ACCEPT), &expected);
     let both = links(&[(7, "vif1.0", &[CLIENT]), (8, "vif1.1", &[CLIENT])]);
     let expected = ["policy 8 10.137.0.1", "audit 10.137.0.1 1090", "attach 8 vif1.1"];
     check(&mut world, both, &expected);
-    let effects = world.step(links(&[]));
+    let effects = step(&mut world, links(&[]));
     assert_eq!(told(&effects), [None]);
     check(
         &mut world,
@@ -126,12 +126,12 @@ fn while_a_client_is_audited_nothing_that_rules_deny_is_cut() {
         ..Packet::of_addresses(client.address.into(), address("198.51.100.7").into())
     };
     assert!(world.judge_of(client)(&packet));
-    world.step(audit(90, 1000));
+    step(&mut world, audit(90, 1000));
     assert!(!world.judge_of(client)(&packet));
-    world.step(rules(CLIENT, BROKEN));
+    step(&mut world, rules(CLIENT, BROKEN));
     assert!(world.judge_of(client)(&packet), "blocked is not audited");
-    world.step(rules(CLIENT, DROP));
+    step(&mut world, rules(CLIENT, DROP));
     assert!(!world.judge_of(client)(&packet));
-    world.step(Event::Time(at(1090)));
+    step(&mut world, When(at(1090), Event::Time));
     assert!(world.judge_of(client)(&packet));
 }

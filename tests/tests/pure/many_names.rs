@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::names::{Stage, address, seconds};
+use super::names::{Stage, address, flow, seconds};
 
 /// A rule of the random test, and what its name means as naively as can be.
 #[derive(Clone)]
@@ -91,8 +91,9 @@ fn five_hundred_names_over_fifty_clients_never_make_a_client_wider_than_its_rule
             2 => {
                 let client = all[random.random_range(0..all.len())];
                 let used = pool.iter().filter(|_| random.random_bool(0.3));
-                let flows = used.map(|to| (address(client), *to)).collect();
-                stage.step(Event::InUse { flows, now: stage.now });
+                let flows = used.map(|to| flow(address(client), *to)).collect();
+                stage.step(Event::Flows(flows));
+                stage.step(Event::FlowsRead(Ok(())));
             }
             3 => {
                 let client = random.random_range(0..all.len());
@@ -104,8 +105,7 @@ fn five_hundred_names_over_fifty_clients_never_make_a_client_wider_than_its_rule
                 let count = random.random_range(0..4);
                 let some: Vec<IpAddr> = pool.choose_multiple(&mut random, count).copied().collect();
                 let texts: Vec<String> = some.iter().map(IpAddr::to_string).collect();
-                let is_wanted =
-                    stage.world.name_statuses(stage.now).iter().any(|it| it.name == name);
+                let is_wanted = stage.names().iter().any(|it| it.name == name);
                 stage.answer(&name, &texts.iter().map(String::as_str).collect::<Vec<_>>(), 60);
                 if is_wanted {
                     said[index].ever.extend(&some);
@@ -114,8 +114,7 @@ fn five_hundred_names_over_fifty_clients_never_make_a_client_wider_than_its_rule
             }
         }
         // What nobody wants is forgotten, and begins anew.
-        let wanted: BTreeSet<String> =
-            stage.world.name_statuses(stage.now).into_iter().map(|it| it.name).collect();
+        let wanted: BTreeSet<String> = stage.names().into_iter().map(|it| it.name).collect();
         for (index, said) in said.iter_mut().enumerate() {
             if !wanted.contains(&format!("n{index}.example")) {
                 *said = Said::default();

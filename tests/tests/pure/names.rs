@@ -7,17 +7,19 @@ use std::time::Duration;
 use firewall_common::abi::Local;
 
 use firewall_agent::edges::sources::rule_files;
-use firewall_common::packet;
+use firewall_common::packet::{self, Packet};
 use firewall_common::policy::decide;
 use firewall_common::verdict::Verdict;
 use firewall_core::client::{ClientId, Links, Vif};
+use firewall_core::connection::Flow;
 use firewall_core::events::{Effect, Event, Installation, Notice};
 use firewall_core::names::answer::{Answer, Failure, Outcome, Remembered};
-use firewall_core::names::rebinding::Guard;
+use firewall_core::readings::Readings;
 use firewall_core::rules::check::PolicyTables;
 use firewall_core::rules::question::Question;
 use firewall_core::rules::{Family, relevant};
 use firewall_core::time::Moment;
+use firewall_core::told::status::NameStatus;
 use firewall_core::world::World;
 use firewall_tests::packets;
 
@@ -27,6 +29,12 @@ pub fn address(text: &str) -> IpAddr {
 
 pub fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
+}
+
+/// A connection.
+pub fn flow(from: IpAddr, to: IpAddr) -> Flow {
+    let packet = Packet::of_addresses(from.into(), to.into());
+    Flow { packet, answer: None, family: 2, name: Vec::new() }
 }
 
 /// A world, and what its kernel would have in force.
@@ -46,7 +54,7 @@ pub struct Stage {
 impl Stage {
     pub fn new(clients: &[&str]) -> Self {
         let mut stage = Self {
-            world: World::new(Guard::default()),
+            world: World::default(),
             in_force: BTreeMap::new(),
             asked: Vec::new(),
             published: BTreeMap::new(),
@@ -66,8 +74,8 @@ impl Stage {
     }
 
     pub fn step(&mut self, event: Event) {
-        let effects = self.world.step(event);
-        let effects = effects.into_iter().chain(self.world.step(Event::Time(self.now)));
+        let effects = self.world.step(self.now, event);
+        let effects = effects.into_iter().chain(self.world.step(self.now, Event::Time));
         for effect in effects.collect::<Vec<_>>() {
             match effect {
                 Effect::Put { client, installation, .. } => {
@@ -78,7 +86,7 @@ impl Stage {
                     self.asked.push(format!("{name} {family}"));
                 }
                 Effect::Publish { client, names } => drop(self.published.insert(client, names)),
-                Effect::ReadFlows { .. } => self.reads_flows = true,
+                Effect::ReadFlows(_) => self.reads_flows = true,
                 Effect::SetServers(servers) => self.servers.push(servers),
                 Effect::Tell(Notice::Name { question, added, gone }) => {
                     self.told.push(format!("{}: +{added:?} -{gone:?}", question.name));
@@ -112,19 +120,24 @@ impl Stage {
 
     pub fn outcome(&mut self, name: &str, outcome: Outcome) {
         let question = Question { name: name.to_owned(), family: Family::V4 };
-        self.step(Event::Answered { outcomes: vec![(question, outcome)], now: self.now });
+        self.step(Event::Answered(vec![(question, outcome)]));
     }
 
     /// What the kernel says is open, by a client.
     pub fn in_use(&mut self, client: &str, destinations: &[&str]) {
-        let flow = |it: &&str| (address(client), address(it));
-        let flows = destinations.iter().map(flow).collect();
-        self.step(Event::InUse { flows, now: self.now });
+        let flow = |it: &&str| flow(address(client), address(it));
+        self.step(Event::Flows(destinations.iter().map(flow).collect()));
+        self.step(Event::FlowsRead(Ok(())));
     }
 
     pub fn pass(&mut self, time: Duration) {
         self.now += time;
-        self.step(Event::Time(self.now));
+        self.step(Event::Time);
+    }
+
+    /// All names that matter.
+    pub fn names(&self) -> Vec<NameStatus> {
+        self.world.status(self.now, &Readings::default(), None).names
     }
 
     pub fn take_asked(&mut self) -> Vec<String> {
@@ -323,7 +336,7 @@ fn a_public_name_opens_no_private_network_and_closes_it_all_the_same() {
     let expected = [("192.168.1.1", 80, false), ("10.137.0.2", 80, false)];
     stage.check(CLIENT, &expected);
     stage.check(CLIENT, &[("198.51.100.7", 80, true)]);
-    let names = stage.world.name_statuses(stage.now);
+    let names = stage.names();
     let problem = names[0].problem.as_deref().expect("a problem");
     assert_eq!(problem, "no public address: 10.137.0.2, 192.168.1.1; accept rules leave it out");
     stage.rules(CLIENT, &["action=drop dsthost=a.example", "action=accept dst4=0.0.0.0/0"]);
@@ -376,7 +389,7 @@ fn what_an_earlier_agent_knew_is_used_until_something_newer_is_known() {
         // One of them left in the future: nobody wrote that but by mistake.
         let leaving = [(address("192.0.2.6"), at), (address("192.0.2.5"), Moment::NEVER)].into();
         let known = Remembered { question, addresses: [address("192.0.2.7")].into(), at, leaving };
-        stage.step(Event::Remembered { names: vec![known], now: stage.now });
+        stage.step(Event::Remembered(vec![known]));
         stage.rules(CLIENT, &["action=accept dsthost=a.example"]);
         assert_eq!(stage.take_asked(), ["a.example IPv4"], "what is old is asked at once");
         stage.fail("a.example");
@@ -398,5 +411,5 @@ fn names_of_clients_that_are_gone_are_not_asked() {
     stage.step(Event::Connected([address("10.138.0.9")].into()));
     assert_eq!(stage.take_asked(), ["b.example IPv4"], "one that may come is prepared for");
     stage.step(Event::Connected(BTreeSet::new()));
-    assert_eq!(stage.world.name_statuses(stage.now).len(), 0);
+    assert_eq!(stage.names().len(), 0);
 }

@@ -85,7 +85,7 @@ fn a_name_that_leads_everywhere_takes_little_memory_and_opens_little() {
     let mut stage = Stage::new(&[CLIENT]);
     stage.rules(CLIENT, &[DROP, ACCEPT, ALL]);
     let known = |stage: &Stage| -> BTreeSet<_> {
-        stage.world.name_statuses(stage.now)[0].addresses.iter().map(|it| it.address).collect()
+        stage.names()[0].addresses.iter().map(|it| it.address).collect()
     };
     for round in 0..20 {
         let some: Vec<String> = (0..100).map(|it| format!("198.51.{round}.{it}")).collect();
@@ -99,7 +99,7 @@ fn a_name_that_leads_everywhere_takes_little_memory_and_opens_little() {
     assert!(known(&stage).contains(&address("198.51.18.0")));
     assert!(!known(&stage).contains(&address("198.51.0.0")));
     stage.check(CLIENT, &[("192.0.2.9", 25, false), ("192.0.2.9", 80, true)]);
-    let problem = |stage: &Stage| stage.world.name_statuses(stage.now)[0].problem.clone();
+    let problem = |stage: &Stage| stage.names()[0].problem.clone();
     assert!(problem(&stage).is_some_and(|it| it.starts_with("more than 256 addresses")));
     stage.answer("a.example", &["198.51.19.0"], 3600);
     silence(&mut stage, GRACE);
@@ -134,7 +134,7 @@ fn what_changes_about_a_name_is_told_once() {
     check(&mut stage, &[refused, "a.example: +{10.0.0.1} -{}"]);
     stage.answer("a.example", &["10.0.0.1", "192.0.2.2"], 60);
     check(&mut stage, &[]);
-    assert_eq!(stage.world.name_statuses(stage.now)[0].refused, 2);
+    assert_eq!(stage.names()[0].refused, 2);
 }
 
 #[test]

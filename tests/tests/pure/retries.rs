@@ -22,26 +22,26 @@ fn at(second: u64) -> Moment {
     Moment::after_boot(Duration::from_secs(second))
 }
 
-fn time(now: u64) -> Event {
-    Event::Time(at(now))
+fn time(now: u64) -> When {
+    When(at(now), Event::Time)
 }
 
-fn tried(task: Task, outcome: Result<(), &str>, now: u64) -> Event {
-    Event::Tried { task, outcome: outcome.map_err(Why::of), now: at(now) }
+fn tried(task: Task, outcome: Result<(), &str>, now: u64) -> When {
+    When(at(now), Event::Tried { task, outcome: outcome.map_err(Why::of) })
 }
 
 /// A world with one client, which may do anything.
 fn one() -> World {
     let mut world = running();
-    world.step(links(&[(7, "vif1.0", &[CLIENT])]));
-    world.step(rules(CLIENT, ACCEPT));
+    step(&mut world, links(&[(7, "vif1.0", &[CLIENT])]));
+    step(&mut world, rules(CLIENT, ACCEPT));
     settle(&mut world);
-    world.step(time(0));
+    step(&mut world, time(0));
     world
 }
 
 fn reason(world: &World) -> String {
-    let problem = world.client_statuses()[0].problem.clone();
+    let problem = clients(world)[0].problem.clone();
     problem.map(|problem| problem.reason).unwrap_or_default()
 }
 
@@ -60,28 +60,28 @@ fn told(effects: &[Effect]) -> Vec<String> {
 fn a_client_that_the_kernel_refuses_for_now_is_blocked_and_tried_again_until_it_works() {
     let mut world = one();
     check(&mut world, rules(CLIENT, DROP), &["policy 7 10.137.0.1"]);
-    let effects = world.step(refused(client(), "no memory", true, 100));
+    let effects = step(&mut world, refused(client(), "no memory", true, 100));
     assert_eq!(short(&effects), ["blocked 7 10.137.0.1"]);
     assert_eq!(told(&effects), ["blocked: no memory; it is tried again"]);
     // That worked; it is not what was wanted.
     check(&mut world, tried(Task::Put(client()), Ok(()), 100), &[]);
     let mut now = 100;
     for pause in [1, 2, 4, 8, 16, 32, 60, 60] {
-        assert_eq!(world.client_statuses()[0].state, State::Blocked);
+        assert_eq!(clients(&world)[0].state, State::Blocked);
         assert_eq!(reason(&world), "no memory; it is tried again");
         assert_eq!(world.next_time(), Some(at(now + pause)));
         check(&mut world, time(now + pause - 1), &[]);
         now += pause;
         check(&mut world, time(now), &["policy 7 10.137.0.1"]);
         // It still is blocked in the kernel, and the log knows.
-        let effects = world.step(refused(client(), "no memory", true, now));
+        let effects = step(&mut world, refused(client(), "no memory", true, now));
         assert_eq!((short(&effects), told(&effects)), (vec![], vec![]));
     }
     now += 60;
     check(&mut world, time(now), &["policy 7 10.137.0.1"]);
-    let effects = world.step(tried(Task::Put(client()), Ok(()), now));
+    let effects = step(&mut world, tried(Task::Put(client()), Ok(()), now));
     assert_eq!(told(&effects), ["works"]);
-    assert_eq!(world.client_statuses()[0].state, State::Live);
+    assert_eq!(clients(&world)[0].state, State::Live);
     assert_eq!(world.next_time(), None);
     // The next time it was live before: it must not stay so.
     check(&mut world, rules(CLIENT, ACCEPT), &["policy 7 10.137.0.1"]);
@@ -98,7 +98,7 @@ fn what_is_the_rules_own_fault_is_tried_again_when_they_change() {
     assert_eq!(world.next_time(), None);
     check(&mut world, time(100_000), &[]);
     check(&mut world, rules(CLIENT, ACCEPT), &["policy 7 10.137.0.1"]);
-    assert_eq!(world.client_statuses()[0].state, State::Live);
+    assert_eq!(clients(&world)[0].state, State::Live);
 }
 
 #[test]
@@ -110,7 +110,7 @@ fn where_not_even_reject_all_fits_the_kernel_knows_no_client_until_its_rules_fit
     // Nor can it be removed: then that is tried again, until it can, or something fits.
     check(&mut world, tried(Task::Remove(client()), Err("no memory"), 100), &[]);
     let again = ["policy 7 10.137.0.1", "remove 7 10.137.0.1"];
-    let effects = world.step(time(101));
+    let effects = step(&mut world, time(101));
     // Only one of the two comes first; whatever comes of it, the client is not what it was.
     assert_eq!(short(&effects), [again[0]], "{effects:?}");
     check(&mut world, refused(client(), "no memory", true, 101), &["blocked 7 10.137.0.1"]);
@@ -147,17 +147,16 @@ fn whatever_is_not_done_is_told_and_done_again_until_it_works() {
         ..Links::default()
     };
     let mut world = one();
-    world.step(Event::Links(locals()));
-    world.step(Event::Audit {
-        client: address(CLIENT),
-        length: Duration::from_secs(1000),
-        now: at(100),
-    });
+    step(&mut world, Event::Links(locals()));
+    step(
+        &mut world,
+        When(at(100), Event::Audit { client: address(CLIENT), length: Duration::from_secs(1000) }),
+    );
     let is_locals = |effect: &Effect| matches!(effect, Effect::SetLocals(it) if it.len() == 1);
     let is_connected = |effect: &Effect| matches!(effect, Effect::SetConnected(_));
     let is_audit = |effect: &Effect| matches!(effect, Effect::Audit { until: 1100, .. });
     let is_forget = |effect: &Effect| matches!(effect, Effect::Forget { link: 9 });
-    let is_taken = |effect: &Effect| matches!(effect, Effect::TakenOver);
+    let is_taken = |effect: &Effect| matches!(effect, Effect::TakenOver(_));
     let is_settled = |effect: &Effect| matches!(effect, Effect::Settled(_));
     let gone = ClientId { vif: 9, address: address("10.137.0.9") };
     let is_remove = |effect: &Effect| matches!(effect, Effect::Remove(it) if *it == gone);
@@ -175,9 +174,9 @@ fn whatever_is_not_done_is_told_and_done_again_until_it_works() {
     ];
     for (task, is_it) in cases {
         settle(&mut world);
-        let effects = world.step(tried(task, Err("busy"), 200));
+        let effects = step(&mut world, tried(task, Err("busy"), 200));
         assert_eq!(told(&effects), ["busy"], "{task:?}");
-        let failing = world.failing_statuses(at(200));
+        let failing = status_at(&world, at(200)).agent.failing;
         assert_eq!(failing.len(), 1, "{failing:?}");
         assert_eq!(
             (failing[0].why.as_str(), failing[0].next_seconds_left),
@@ -185,15 +184,19 @@ fn whatever_is_not_done_is_told_and_done_again_until_it_works() {
             "{task:?}"
         );
         assert_eq!(world.next_time().map(|it| it <= at(201)), Some(true), "{task:?}");
-        let effects = world.step(time(201));
+        let effects = step(&mut world, time(201));
         assert_eq!(effects.iter().filter(|it| is_it(it)).count(), 1, "{task:?}: {effects:?}");
         // The same again is no news, and waits longer.
-        assert_eq!(told(&world.step(tried(task, Err("busy"), 201))), [""; 0], "{task:?}");
-        assert!(!world.step(time(202)).iter().any(is_it), "{task:?}");
-        assert_eq!(world.step(time(203)).iter().filter(|it| is_it(it)).count(), 1, "{task:?}");
-        assert_eq!(told(&world.step(tried(task, Ok(()), 203))), ["works"], "{task:?}");
-        assert_eq!(world.failing_statuses(at(203)), [], "{task:?}");
-        assert!(!world.step(time(300)).iter().any(is_it), "{task:?}");
+        assert_eq!(told(&step(&mut world, tried(task, Err("busy"), 201))), [""; 0], "{task:?}");
+        assert!(!step(&mut world, time(202)).iter().any(is_it), "{task:?}");
+        assert_eq!(
+            step(&mut world, time(203)).iter().filter(|it| is_it(it)).count(),
+            1,
+            "{task:?}"
+        );
+        assert_eq!(told(&step(&mut world, tried(task, Ok(()), 203))), ["works"], "{task:?}");
+        assert_eq!(status_at(&world, at(203)).agent.failing, [], "{task:?}");
+        assert!(!step(&mut world, time(300)).iter().any(is_it), "{task:?}");
     }
 }
 
@@ -201,21 +204,21 @@ fn whatever_is_not_done_is_told_and_done_again_until_it_works() {
 fn what_nobody_needs_any_more_is_not_tried_again() {
     let mut world = one();
     // A client that came again has what it is to have; removing it would be wrong.
-    world.step(tried(Task::Remove(client()), Err("busy"), 100));
+    step(&mut world, tried(Task::Remove(client()), Err("busy"), 100));
     // A link that is there again has its pins.
-    world.step(tried(Task::Forget(7), Err("busy"), 100));
+    step(&mut world, tried(Task::Forget(7), Err("busy"), 100));
     let gone = ClientId { vif: 9, address: address("10.137.0.9") };
-    world.step(tried(Task::Audit(gone), Err("busy"), 100));
-    world.step(tried(Task::Settled(gone), Err("busy"), 100));
-    assert_eq!(world.failing_statuses(at(100)).len(), 4);
+    step(&mut world, tried(Task::Audit(gone), Err("busy"), 100));
+    step(&mut world, tried(Task::Settled(gone), Err("busy"), 100));
+    assert_eq!(status_at(&world, at(100)).agent.failing.len(), 4);
     check(&mut world, time(101), &[]);
-    assert_eq!(world.failing_statuses(at(101)), []);
+    assert_eq!(status_at(&world, at(101)).agent.failing, []);
     assert_eq!(world.next_time(), None);
     // Denied packets of a client that settles anew must not be rejected too early.
-    world.step(tried(Task::Settled(client()), Err("busy"), 200));
+    step(&mut world, tried(Task::Settled(client()), Err("busy"), 200));
     assert!(world.is_settling(client()));
-    world.step(rules(CLIENT, DROP));
-    let effects = world.step(time(201));
+    step(&mut world, rules(CLIENT, DROP));
+    let effects = step(&mut world, time(201));
     assert!(!effects.iter().any(|it| matches!(it, Effect::Settled(_))), "{effects:?}");
     assert!(world.is_settling(client()));
 }

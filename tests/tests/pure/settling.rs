@@ -34,9 +34,9 @@ fn flow(from: &str, port: u16) -> Flow {
 /// Two clients that may do anything, and have settled.
 fn two() -> World {
     let mut world = running();
-    world.step(links(&[(7, "vif1.0", &[A]), (8, "vif2.0", &[B])]));
-    world.step(rules(A, ACCEPT));
-    world.step(rules(B, ACCEPT));
+    step(&mut world, links(&[(7, "vif1.0", &[A]), (8, "vif2.0", &[B])]));
+    step(&mut world, rules(A, ACCEPT));
+    step(&mut world, rules(B, ACCEPT));
     settle(&mut world);
     world
 }
@@ -60,17 +60,16 @@ fn settling(effects: &[Effect]) -> Vec<String> {
 }
 
 #[track_caller]
-fn check(world: &mut World, event: Event, expected: &[&str]) {
-    assert_eq!(settling(&world.step(event)), expected);
+fn check(world: &mut World, event: impl Into<When>, expected: &[&str]) {
+    assert_eq!(settling(&step(world, event)), expected);
 }
 
 fn quiet() -> Event {
-    Event::Tried { task: Task::Tidy, outcome: Ok(()), now: Moment::BOOT }
+    Event::Tried { task: Task::Tidy, outcome: Ok(()) }
 }
 
-fn read(outcome: Result<(), &str>, seconds: u64) -> Event {
-    let now = at(seconds);
-    Event::ConnectionsRead { outcome: outcome.map_err(Why::of), now }
+fn read(outcome: Result<(), &str>, seconds: u64) -> When {
+    When(at(seconds), Event::ConnectionsRead(outcome.map_err(Why::of)))
 }
 
 fn refused(of: &[(&str, &str)]) -> Event {
@@ -82,28 +81,28 @@ fn at(second: u64) -> Moment {
     Moment::after_boot(Duration::from_secs(second))
 }
 
-fn time(seconds: u64) -> Event {
-    Event::Time(at(seconds))
+fn time(seconds: u64) -> When {
+    When(at(seconds), Event::Time)
 }
 
 #[test]
 fn whatever_is_put_in_force_settles() {
     let mut world = running();
-    let mut check = |event: Event, expected: &[&str]| {
-        world.step(event);
+    let mut check = |event: When, expected: &[&str]| {
+        step(&mut world, event);
         for address in [A, B] {
             let is_settling = world.is_settling(client(7, address));
             assert_eq!(is_settling, expected.contains(&address), "{address}");
         }
         settle(&mut world);
     };
-    check(links(&[(7, "vif1.0", &[A, B])]), &[A, B]);
-    check(rules(A, ACCEPT), &[A]);
-    check(rules(A, ACCEPT), &[]);
-    check(rules(A, BROKEN), &[A]);
+    check(links(&[(7, "vif1.0", &[A, B])]).into(), &[A, B]);
+    check(rules(A, ACCEPT).into(), &[A]);
+    check(rules(A, ACCEPT).into(), &[]);
+    check(rules(A, BROKEN).into(), &[A]);
     check(super::world::refused(client(7, A), "", false, 0), &[A]);
-    check(Event::Rules { client: address(B), rules: Some(Ok(ruleset(B, DROP))) }, &[B]);
-    check(Event::Rules { client: address(B), rules: None }, &[B]);
+    check(Event::Rules { client: address(B), rules: Some(Ok(ruleset(B, DROP))) }.into(), &[B]);
+    check(Event::Rules { client: address(B), rules: None }.into(), &[B]);
 }
 
 #[test]
@@ -128,15 +127,15 @@ fn what_a_settling_client_has_open_and_must_not_have_ends_and_nothing_else() {
 fn nothing_is_read_before_packets_that_old_rules_accepted_have_gone() {
     let mut world = two();
     check(&mut world, rules(A, WEB), &[]);
-    let failed = Event::Tried { task: Task::Tidy, outcome: Err(Why::of("no memory")), now: at(10) };
-    check(&mut world, failed, &[]);
+    let failed = Event::Tried { task: Task::Tidy, outcome: Err(Why::of("no memory")) };
+    check(&mut world, When(at(10), failed), &[]);
     check(&mut world, time(10), &[]);
     assert!(world.is_settling(client(7, A)));
-    let failing = world.failing_statuses(at(10));
+    let failing = status_at(&world, at(10)).agent.failing;
     assert_eq!(failing.len(), 1, "{failing:?}");
     assert_eq!((failing[0].why.as_str(), failing[0].next_seconds_left), ("no memory", 1));
     check(&mut world, quiet(), &["read 10.137.0.1"]);
-    assert_eq!(world.failing_statuses(at(10)), []);
+    assert_eq!(status_at(&world, at(10)).agent.failing, []);
 }
 
 #[test]
@@ -192,7 +191,7 @@ fn a_connection_that_cannot_be_ended_keeps_its_own_client_settling_and_no_other(
     check(&mut world, read(Ok(()), 100), &["settled 10.137.0.2", "handled 10.137.0.2"]);
     assert!(world.is_settling(client(7, A)));
     assert!(!world.is_settling(client(8, B)));
-    let failing = world.failing_statuses(at(100));
+    let failing = status_at(&world, at(100)).agent.failing;
     assert_eq!(failing.len(), 1, "{failing:?}");
     assert!(failing[0].what.contains("connections of 10.137.0.1"), "{failing:?}");
     assert_eq!((failing[0].why.as_str(), failing[0].next_seconds_left), ("busy", 1));
@@ -213,7 +212,7 @@ fn a_connection_that_cannot_be_ended_keeps_its_own_client_settling_and_no_other(
     check(&mut world, time(now + 60), &["read 10.137.0.1"]);
     let settled = ["settled 10.137.0.1", "handled 10.137.0.1"];
     check(&mut world, read(Ok(()), now + 60), &settled);
-    assert_eq!(world.failing_statuses(Moment::BOOT), []);
+    assert_eq!(status_at(&world, Moment::BOOT).agent.failing, []);
     assert_eq!(world.next_time(), None);
 }
 
@@ -225,7 +224,7 @@ fn a_table_that_is_not_read_to_its_end_settles_nobody_and_is_read_again() {
     check(&mut world, Event::Connections(vec![flow(A, 22)]), &["end 10.137.0.1:22"]);
     check(&mut world, read(Err("no such module"), 100), &[]);
     assert!(world.is_settling(client(7, A)));
-    let failing = world.failing_statuses(at(100));
+    let failing = status_at(&world, at(100)).agent.failing;
     assert_eq!((failing.len(), failing[0].why.as_str()), (1, "no such module"));
     // Whoever settles meanwhile waits as well.
     check(&mut world, rules(B, WEB), &[]);
@@ -234,7 +233,7 @@ fn a_table_that_is_not_read_to_its_end_settles_nobody_and_is_read_again() {
     let settled =
         ["settled 10.137.0.1", "settled 10.137.0.2", "handled 10.137.0.1", "handled 10.137.0.2"];
     check(&mut world, read(Ok(()), 102), &settled);
-    assert_eq!(world.failing_statuses(Moment::BOOT), []);
+    assert_eq!(status_at(&world, Moment::BOOT).agent.failing, []);
 }
 
 #[test]
@@ -253,7 +252,7 @@ fn a_client_that_goes_is_not_waited_for() {
     check(&mut world, read(Err("no memory"), 1), &[]);
     check(&mut world, links(&[]), &["handled 10.137.0.2"]);
     check(&mut world, time(1), &[]);
-    assert_eq!(world.failing_statuses(Moment::BOOT), []);
+    assert_eq!(status_at(&world, Moment::BOOT).agent.failing, []);
     assert_eq!(world.next_time(), None);
 }
 
@@ -272,7 +271,7 @@ fn each_time_that_rules_were_written_is_told_when_what_they_deny_has_ended() {
 #[test]
 fn rules_are_handled_when_what_they_deny_has_ended_behind_every_vif_of_the_client() {
     let mut world = running();
-    world.step(links(&[(7, "vif1.0", &[A]), (8, "vif1.1", &[A])]));
+    step(&mut world, links(&[(7, "vif1.0", &[A]), (8, "vif1.1", &[A])]));
     settle(&mut world);
     check(&mut world, rules(A, WEB), &[]);
     check(&mut world, quiet(), &["read 10.137.0.1"]);

@@ -19,19 +19,19 @@ use firewall_core::events::Event;
 use firewall_core::rules::Action;
 use firewall_core::rules::explain::Aspect;
 use firewall_core::rules::source::SourceError;
+use firewall_core::time::Moment;
 use firewall_core::told::SCHEMA;
 use firewall_core::told::explanation::{Connection, Explained, Outcome, PacketStatus};
 use firewall_core::told::failure::ErrorStatus;
 use firewall_core::told::schema::schema;
 use firewall_core::told::status::{Attachment, Mode, State};
 use firewall_core::told::words::Named;
-use firewall_core::world::World;
-use firewall_core::world::explaining::Circumstances;
+use firewall_core::world::{Settings, World};
 use firewall_tests::packets::{TCP, UDP};
 use firewall_tests::rig::agent::binary;
 use serde_json::Value;
 
-use super::world::settle;
+use super::world::{clients, settle, step};
 
 const CLIENT: &str = "10.137.0.12";
 const RULES: &str = "policy = drop\n\
@@ -61,20 +61,20 @@ fn check(name: &str, found: &str) {
 
 /// An agent's memory with one client that has these rules, and one that has none.
 fn world(rules: &str) -> World {
-    let mut world = World::default();
+    let mut world = World::new(Settings { mode: Mode::Standalone, ..Settings::default() });
     let client = address(CLIENT);
-    world.step(Event::AllRules([].into()));
+    step(&mut world, Event::AllRules([].into()));
     let of_clients = vec![address("192.0.2.53")];
-    world.step(Event::Servers { of_clients, own: Vec::new() });
+    step(&mut world, Event::Servers { of_clients, own: Vec::new() });
     let addresses = [client, address("10.137.0.13")].into();
     let vifs = vec![Vif { index: 7, name: "vif12.0".to_owned(), addresses }];
     let locals = [(address("10.137.0.1"), Local::One)].into();
-    world.step(Event::Links(Links { vifs, locals, ..Links::default() }));
+    step(&mut world, Event::Links(Links { vifs, locals, ..Links::default() }));
     let rules = rule_files::ruleset(client, rules).map_err(|error| SourceError {
         origin: "rules.d/10.137.0.12".to_owned(),
         error: Box::new(error),
     });
-    world.step(Event::Rules { client, rules: Some(rules) });
+    step(&mut world, Event::Rules { client, rules: Some(rules) });
     settle(&mut world);
     world
 }
@@ -85,9 +85,7 @@ fn packet(from: &str, to: &str, protocol: u8, port: u16) -> PacketStatus {
 
 /// All that is said about a packet, with tables in the kernel that say the same.
 fn told(world: &World, packet: &PacketStatus, connection: Option<Connection>) -> Explained {
-    let circumstances =
-        Circumstances { guards_neighbours: false, mode: Mode::Standalone, seconds: 0 };
-    let agent = world.explain(packet.source, &packet.packet(), &circumstances).remove(0);
+    let agent = world.explain(Moment::BOOT, packet.source, &packet.packet()).remove(0);
     Explained {
         schema: SCHEMA,
         client: packet.source,
@@ -147,7 +145,7 @@ fn explanations_read_as_they_should() {
 #[test]
 fn rules_are_shown_with_what_hides_them() {
     let world = world(RULES);
-    let shown = world.client_statuses().into_iter();
+    let shown = clients(&world).into_iter();
     let shown = shown.map(|it| text::details(&it, &[], Colours::NONE));
     check("show.txt", &shown.collect::<Vec<_>>().join("\n"));
 }

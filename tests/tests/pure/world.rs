@@ -9,9 +9,10 @@ use firewall_common::abi::Local;
 use firewall_agent::edges::sources::rule_files;
 use firewall_core::client::{ClientId, Links, Vif};
 use firewall_core::events::{Effect, Event, Installation, Task, Why};
+use firewall_core::readings::Readings;
 use firewall_core::rules::source::SourceError;
 use firewall_core::time::Moment;
-use firewall_core::told::status::{Attachment, State};
+use firewall_core::told::status::{Attachment, ClientStatus, State, Status};
 use firewall_core::world::World;
 
 pub const ACCEPT: &str = "policy = drop\n0000 = action=accept\ncommit\n";
@@ -25,7 +26,7 @@ pub fn address(text: &str) -> IpAddr {
 /// A world that has heard from its source, which has no rules yet.
 pub fn running() -> World {
     let mut world = World::default();
-    assert_eq!(short(&world.step(Event::AllRules(BTreeMap::new()))), [""; 0]);
+    assert_eq!(short(&step(&mut world, Event::AllRules(BTreeMap::new()))), [""; 0]);
     world
 }
 
@@ -64,12 +65,21 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
         // Settling has tests of its own.
         Effect::ReadConnections(_) | Effect::Disconnect(_) | Effect::Settled(_) => None,
         // Every set of rules is handled; a test of its own says so.
-        Effect::Handled(_) | Effect::TakenOver => None,
+        Effect::Handled(_) | Effect::TakenOver(_) => None,
+        // What the daemon makes known, and when it rests.
+        Effect::Denied(_)
+        | Effect::Reloading
+        | Effect::Ready
+        | Effect::ReloadSource
+        | Effect::ResyncSource
+        | Effect::Tidy
+        | Effect::Prepare => None,
+        Effect::LoadGate => Some("gate".to_owned()),
         // Names have tests of their own.
         Effect::Publish { .. }
         | Effect::SetServers(_)
         | Effect::Ask(_)
-        | Effect::ReadFlows { .. }
+        | Effect::ReadFlows(_)
         | Effect::Remember(_) => None,
         Effect::AttachUplink { uplink, name } => Some(format!("guard {uplink} {name}")),
         Effect::Audit { client, until } => Some(format!("audit {} {until}", client.address)),
@@ -81,23 +91,47 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
     effects.iter().filter_map(line).collect()
 }
 
+/// An event, and when it happens: as the machine boots, if nothing else is said.
+pub struct When(pub Moment, pub Event);
+
+impl From<Event> for When {
+    fn from(event: Event) -> Self {
+        Self(Moment::BOOT, event)
+    }
+}
+
+/// Tells the world.
+pub fn step(world: &mut World, event: impl Into<When>) -> Vec<Effect> {
+    let When(now, event) = event.into();
+    world.step(now, event)
+}
+
+/// Everything that the world tells at a time, with counters that counted nothing.
+pub fn status_at(world: &World, now: Moment) -> Status {
+    world.status(now, &Readings::default(), None)
+}
+
+/// All clients, and addresses with rules but no vif.
+pub fn clients(world: &World) -> Vec<ClientStatus> {
+    status_at(world, Moment::BOOT).clients
+}
+
 /// What the kernel's maps do not take.
-pub fn refused(client: ClientId, why: &str, may_pass: bool, seconds: u64) -> Event {
+pub fn refused(client: ClientId, why: &str, may_pass: bool, seconds: u64) -> When {
     let now = Moment::after_boot(Duration::from_secs(seconds));
-    Event::Refused { client, why: why.to_owned(), may_pass, now }
+    When(now, Event::Refused { client, why: why.to_owned(), may_pass })
 }
 
 /// Lets all clients settle, as if they had nothing open.
 pub fn settle(world: &mut World) {
-    let now = Moment::BOOT;
-    world.step(Event::Tried { task: Task::Tidy, outcome: Ok(()), now });
-    world.step(Event::ConnectionsRead { outcome: Ok(()), now });
+    step(world, Event::Tried { task: Task::Tidy, outcome: Ok(()) });
+    step(world, Event::ConnectionsRead(Ok(())));
     assert_eq!(world.count_settling(), 0);
 }
 
 #[track_caller]
-pub fn check(world: &mut World, event: Event, expected: &[&str]) {
-    assert_eq!(short(&world.step(event)), expected);
+pub fn check(world: &mut World, event: impl Into<When>, expected: &[&str]) {
+    assert_eq!(short(&step(world, event)), expected);
 }
 
 #[test]
@@ -117,8 +151,8 @@ fn a_link_before_its_rules_waits_and_rules_before_their_link_are_kept() {
 #[test]
 fn a_vif_that_goes_takes_all_of_its_clients_along() {
     let mut world = running();
-    world.step(rules("10.137.0.1", ACCEPT));
-    world.step(links(&[(7, "vif1.0", &["10.137.0.1", "fd00::1"])]));
+    step(&mut world, rules("10.137.0.1", ACCEPT));
+    step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1", "fd00::1"])]));
     check(&mut world, links(&[]), &["remove 7 10.137.0.1", "remove 7 fd00::1", "forget 7"]);
     // The same name again is another link.
     let again = links(&[(9, "vif1.0", &["10.137.0.1"])]);
@@ -128,7 +162,7 @@ fn a_vif_that_goes_takes_all_of_its_clients_along() {
 #[test]
 fn an_address_behind_two_vifs_is_two_clients_with_the_same_rules() {
     let mut world = running();
-    world.step(links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif1.1", &["10.137.0.1"])]));
+    step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif1.1", &["10.137.0.1"])]));
     let expected = ["policy 7 10.137.0.1", "policy 8 10.137.0.1"];
     check(&mut world, rules("10.137.0.1", ACCEPT), &expected);
 }
@@ -136,21 +170,18 @@ fn an_address_behind_two_vifs_is_two_clients_with_the_same_rules() {
 #[test]
 fn bad_rules_block_their_client_only_and_status_says_why() {
     let mut world = running();
-    world.step(links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]));
-    world.step(rules("10.137.0.1", ACCEPT));
-    world.step(rules("10.137.0.2", ACCEPT));
+    step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]));
+    step(&mut world, rules("10.137.0.1", ACCEPT));
+    step(&mut world, rules("10.137.0.2", ACCEPT));
     check(&mut world, rules("10.137.0.1", BROKEN), &["blocked 7 10.137.0.1"]);
-    let clients = world.client_statuses();
-    assert_eq!(
-        clients.iter().map(|it| it.state).collect::<Vec<_>>(),
-        [State::Blocked, State::Live]
-    );
-    let problem = clients[0].problem.clone().expect("a problem");
+    let told = clients(&world);
+    assert_eq!(told.iter().map(|it| it.state).collect::<Vec<_>>(), [State::Blocked, State::Live]);
+    let problem = told[0].problem.clone().expect("a problem");
     assert_eq!(problem.origin, "a file");
     assert!(problem.reason.contains("commit"), "{}", problem.reason);
     // Another reason is told, but there is nothing to do about it.
     check(&mut world, rules("10.137.0.1", "commit\n"), &[]);
-    let problem = world.client_statuses()[0].problem.clone().expect("a problem");
+    let problem = clients(&world)[0].problem.clone().expect("a problem");
     assert_eq!(problem.reason, "there is no `policy`");
     check(&mut world, rules("10.137.0.1", DROP), &["policy 7 10.137.0.1"]);
 }
@@ -158,8 +189,8 @@ fn bad_rules_block_their_client_only_and_status_says_why() {
 #[test]
 fn rules_that_are_gone_leave_nothing_open() {
     let mut world = running();
-    world.step(links(&[(7, "vif1.0", &["10.137.0.1"])]));
-    world.step(rules("10.137.0.1", ACCEPT));
+    step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1"])]));
+    step(&mut world, rules("10.137.0.1", ACCEPT));
     let gone = Event::Rules { client: address("10.137.0.1"), rules: None };
     check(&mut world, gone, &["waiting 7 10.137.0.1"]);
 }
@@ -168,9 +199,9 @@ fn rules_that_are_gone_leave_nothing_open() {
 fn new_resolvers_reinstall_only_the_policies_that_they_change() {
     let mut world = running();
     let dns = "policy = drop\n0000 = action=accept specialtarget=dns\ncommit\n";
-    world.step(links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]));
-    world.step(rules("10.137.0.1", dns));
-    world.step(rules("10.137.0.2", ACCEPT));
+    step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]));
+    step(&mut world, rules("10.137.0.1", dns));
+    step(&mut world, rules("10.137.0.2", ACCEPT));
     let known = |resolver: [u8; 4]| {
         let of_clients = vec![IpAddr::from(resolver)];
         Event::Servers { of_clients, own: Vec::new() }
@@ -182,17 +213,17 @@ fn new_resolvers_reinstall_only_the_policies_that_they_change() {
 #[test]
 fn what_the_kernel_refuses_is_blocked_once_and_told() {
     let mut world = running();
-    world.step(links(&[(7, "vif1.0", &["10.137.0.1"])]));
-    world.step(rules("10.137.0.1", ACCEPT));
+    step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1"])]));
+    step(&mut world, rules("10.137.0.1", ACCEPT));
     let client = ClientId { vif: 7, address: address("10.137.0.1") };
     let refused = || refused(client, "no room", false, 0);
     check(&mut world, refused(), &["blocked 7 10.137.0.1"]);
-    assert_eq!(world.client_statuses()[0].state, State::Blocked);
+    assert_eq!(clients(&world)[0].state, State::Blocked);
     // If even that is refused, nothing that was in force before stays in force.
     check(&mut world, refused(), &["remove 7 10.137.0.1"]);
     // New rules are a new try, and so is room that another client left.
     check(&mut world, rules("10.137.0.1", DROP), &["policy 7 10.137.0.1"]);
-    assert_eq!(world.client_statuses()[0].state, State::Live);
+    assert_eq!(clients(&world)[0].state, State::Live);
     check(&mut world, refused(), &["blocked 7 10.137.0.1"]);
     let two = || links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]);
     check(&mut world, two(), &["waiting 8 10.137.0.2", "attach 8 vif2.0"]);
@@ -212,10 +243,10 @@ fn generations_grow_with_everything_that_is_put_in_force() {
             }
         }
     };
-    generations(world.step(links(&[(7, "vif1.0", &["10.137.0.1", "10.137.0.2"])])));
-    generations(world.step(rules("10.137.0.1", ACCEPT)));
-    generations(world.step(rules("10.137.0.1", DROP)));
-    generations(world.step(rules("10.137.0.2", BROKEN)));
+    generations(step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1", "10.137.0.2"])])));
+    generations(step(&mut world, rules("10.137.0.1", ACCEPT)));
+    generations(step(&mut world, rules("10.137.0.1", DROP)));
+    generations(step(&mut world, rules("10.137.0.2", BROKEN)));
     assert_eq!(last, 5);
 }
 
@@ -238,14 +269,14 @@ fn addresses_that_the_source_names_are_connected_whether_their_vif_is_there_or_n
     let check = |found: Option<Vec<String>>, expected: &[&str]| {
         assert_eq!(found.unwrap_or_default(), expected);
     };
-    check(connected(world.step(named(&["10.137.0.1"]))), &["10.137.0.1"]);
+    check(connected(step(&mut world, named(&["10.137.0.1"]))), &["10.137.0.1"]);
     // Rules stay in QubesDB when their client is long gone.
-    assert_eq!(connected(world.step(rules("10.138.0.9", ACCEPT))), None);
+    assert_eq!(connected(step(&mut world, rules("10.138.0.9", ACCEPT))), None);
     let vif = || links(&[(7, "vif1.0", &["10.137.0.2"])]);
-    check(connected(world.step(vif())), &["10.137.0.1", "10.137.0.2"]);
-    assert_eq!(connected(world.step(vif())), None);
-    check(connected(world.step(links(&[]))), &["10.137.0.1"]);
-    check(connected(world.step(named(&[]))), &[]);
+    check(connected(step(&mut world, vif())), &["10.137.0.1", "10.137.0.2"]);
+    assert_eq!(connected(step(&mut world, vif())), None);
+    check(connected(step(&mut world, links(&[]))), &["10.137.0.1"]);
+    check(connected(step(&mut world, named(&[]))), &[]);
 }
 
 #[test]
@@ -254,31 +285,31 @@ fn nothing_is_taken_over_before_rules_and_links_are_known() {
     let rules = || Ok(ruleset("10.137.0.1", ACCEPT));
     let all = || Event::AllRules([(address("10.137.0.1"), rules())].into());
     let expected = ["policy 7 10.137.0.1", "attach 7 vif1.0"];
-    let takes_over = |effects: &[Effect]| matches!(effects.last(), Some(Effect::TakenOver));
+    let takes_over = |effects: &[Effect]| matches!(effects.last(), Some(Effect::TakenOver(_)));
     for links_first in [true, false] {
         let mut world = World::default();
         check(&mut world, Event::Source(Some("not there".to_owned())), &[]);
         check(&mut world, if links_first { vif() } else { all() }, &[]);
-        let effects = world.step(if links_first { all() } else { vif() });
+        let effects = step(&mut world, if links_first { all() } else { vif() });
         assert_eq!(short(&effects), expected);
         assert!(takes_over(&effects), "{effects:?}");
-        assert!(!takes_over(&world.step(vif())));
+        assert!(!takes_over(&step(&mut world, vif())));
     }
 }
 
 #[test]
 fn all_rules_replace_all_rules() {
     let mut world = running();
-    world.step(links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]));
-    world.step(rules("10.137.0.1", ACCEPT));
+    step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1"]), (8, "vif2.0", &["10.137.0.2"])]));
+    step(&mut world, rules("10.137.0.1", ACCEPT));
     let of_second =
         Event::AllRules([(address("10.137.0.2"), Ok(ruleset("10.137.0.2", DROP)))].into());
     check(&mut world, of_second, &["waiting 7 10.137.0.1", "policy 8 10.137.0.2"]);
     // What cannot be read any more stays in force.
     check(&mut world, Event::Source(Some("gone".to_owned())), &[]);
-    assert_eq!(world.source_problem(), Some("gone"));
+    assert_eq!(status_at(&world, Moment::BOOT).agent.source_problem.as_deref(), Some("gone"));
     check(&mut world, Event::Source(None), &[]);
-    assert_eq!(world.source_problem(), None);
+    assert_eq!(status_at(&world, Moment::BOOT).agent.source_problem, None);
 }
 
 #[test]
@@ -292,11 +323,14 @@ fn whoever_wrote_rules_is_told_even_if_nothing_changes_by_them() {
         handled.collect::<Vec<_>>()
     };
     let check = |effects: Vec<Effect>, expected: &[&str]| assert_eq!(told(&effects), expected);
-    check(world.step(rules("10.137.0.1", ACCEPT)), &["10.137.0.1"]);
-    check(world.step(rules("10.137.0.1", ACCEPT)), &["10.137.0.1"]);
-    check(world.step(rules("10.137.0.1", BROKEN)), &["10.137.0.1"]);
-    check(world.step(Event::Rules { client: address("10.137.0.1"), rules: None }), &["10.137.0.1"]);
-    check(world.step(Event::AllRules(BTreeMap::new())), &[]);
+    check(step(&mut world, rules("10.137.0.1", ACCEPT)), &["10.137.0.1"]);
+    check(step(&mut world, rules("10.137.0.1", ACCEPT)), &["10.137.0.1"]);
+    check(step(&mut world, rules("10.137.0.1", BROKEN)), &["10.137.0.1"]);
+    check(
+        step(&mut world, Event::Rules { client: address("10.137.0.1"), rules: None }),
+        &["10.137.0.1"],
+    );
+    check(step(&mut world, Event::AllRules(BTreeMap::new())), &[]);
 }
 
 #[test]
@@ -316,7 +350,7 @@ fn what_is_open_is_judged_by_the_policy_in_force() {
     use firewall_common::packet::{Packet, Protocol};
     let mut world = running();
     let client = ClientId { vif: 7, address: address("10.137.0.1") };
-    world.step(links(&[(7, "vif1.0", &["10.137.0.1"])]));
+    step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1"])]));
     let packet = |destination: &str, protocol, port| Packet {
         protocol,
         port,
@@ -327,12 +361,12 @@ fn what_is_open_is_judged_by_the_policy_in_force() {
     let all = [web, ping];
     let denied = |world: &World| all.map(|packet| world.judge_of(client)(&packet));
     assert_eq!(denied(&world), [true, true]);
-    world.step(rules("10.137.0.1", ACCEPT));
+    step(&mut world, rules("10.137.0.1", ACCEPT));
     assert_eq!(denied(&world), [false, false]);
     let only_web = "policy = drop\n0000 = action=accept proto=tcp dstports=443-443\ncommit\n";
-    world.step(rules("10.137.0.1", only_web));
+    step(&mut world, rules("10.137.0.1", only_web));
     assert_eq!(denied(&world), [false, true]);
-    world.step(rules("10.137.0.1", BROKEN));
+    step(&mut world, rules("10.137.0.1", BROKEN));
     assert_eq!(denied(&world), [true, true]);
     // The netvm's own addresses are not the rules' business.
     let vifs = vec![Vif {
@@ -341,7 +375,7 @@ fn what_is_open_is_judged_by_the_policy_in_force() {
         addresses: BTreeSet::from([client.address]),
     }];
     let locals = [(address("198.51.100.7"), Local::One)].into();
-    world.step(Event::Links(Links { vifs, locals, ..Links::default() }));
+    step(&mut world, Event::Links(Links { vifs, locals, ..Links::default() }));
     assert_eq!(denied(&world), [false, false]);
 }
 
@@ -357,7 +391,7 @@ fn what_could_not_be_attached_is_tried_again_and_what_could_is_not() {
     check(&mut world, both(), &attach);
     for outcome in [Err(Why::of("busy")), Ok(Attachment::Tcx)] {
         for link in [2, 7] {
-            world.step(Event::Attached { link, outcome: outcome.clone() });
+            step(&mut world, Event::Attached { link, outcome: outcome.clone() });
         }
         check(&mut world, both(), if outcome.is_err() { &attach } else { &[] });
     }

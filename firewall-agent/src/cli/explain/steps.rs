@@ -4,8 +4,9 @@
 use std::net::IpAddr;
 
 use firewall_common::verdict::{Reason, Verdict};
+use firewall_core::protocol::{TCP, UDP};
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
-use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome, TCP, UDP};
+use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome};
 use firewall_core::told::status::Mode;
 
 /// Port of DNS.

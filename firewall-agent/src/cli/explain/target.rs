@@ -6,7 +6,8 @@ use std::str::FromStr;
 
 use firewall_common::packet;
 
-use firewall_core::told::explanation::{ICMP, ICMPV6, MessageStatus, PacketStatus, TCP, UDP};
+use firewall_core::protocol::{ICMP, ICMPV6, TCP, UDP};
+use firewall_core::told::explanation::{MessageStatus, PacketStatus};
 
 /// Echo requests: what `ping` sends.
 const PING: u8 = 8;

@@ -9,10 +9,9 @@ use textwrap::{WordSeparator, WordSplitter};
 use super::steps::steps;
 use super::why::why;
 use crate::cli::colour::{BAD, Colours, GOOD, ODD};
+use firewall_core::protocol::{ICMP, ICMPV6, TCP, UDP};
 use firewall_core::rules::Action;
-use firewall_core::told::explanation::{
-    Explained, Explanation, ICMP, ICMPV6, Judgement, Outcome, PacketStatus, TCP, UDP,
-};
+use firewall_core::told::explanation::{Explained, Explanation, Judgement, Outcome, PacketStatus};
 
 /// Longer lists of rules are cut in the middle.
 const MOST_TRIED: usize = 20;

@@ -13,7 +13,7 @@ use netlink_packet_core::{
 use thiserror::Error;
 
 use firewall_core::connection::Flow;
-use firewall_core::told::explanation::protocol;
+use firewall_core::protocol::protocol;
 
 /// `NFNL_SUBSYS_CTNETLINK` with `IPCTNL_MSG_CT_NEW`, `_GET` and `_DELETE`
 /// (uapi/linux/netfilter/nfnetlink.h, nfnetlink_conntrack.h).

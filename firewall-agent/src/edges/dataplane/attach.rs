@@ -19,6 +19,7 @@ use super::pins::{
     entries, link_name, move_pin, pin_directory, pin_link, pinned, remove_pin, subdirectories,
 };
 use super::{Attach, Dataplane, DataplaneError, early, name_of, with_sources};
+use firewall_core::told::status;
 
 /// A program, and where it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,16 +72,16 @@ pub(super) struct Attachment {
 
 impl Dataplane {
     /// Attaches the program to a vif, or takes over what an earlier agent attached there,
-    /// without a moment between the old program and the new one. Returns how, in words.
-    pub fn attach(&mut self, vif: u32) -> Result<String, DataplaneError> {
-        let how = self.attach_all(&Program::OF_VIF, vif)?.name();
-        if self.attach_early(vif) { Ok(format!("xdp, {how}")) } else { Ok(how.to_owned()) }
+    /// without a moment between the old program and the new one. Returns how.
+    pub fn attach(&mut self, vif: u32) -> Result<status::Attachment, DataplaneError> {
+        let how = self.attach_all(&Program::OF_VIF, vif)?;
+        Ok(told(how, self.attach_early(vif)))
     }
 
-    /// The same for the programs that guard clients' addresses on any other link.
-    pub fn attach_uplink(&mut self, uplink: u32) -> Result<String, DataplaneError> {
+    /// Attaches the programs that guard clients' addresses to any other link. Returns how.
+    pub fn attach_uplink(&mut self, uplink: u32) -> Result<status::Attachment, DataplaneError> {
         self.remove_stage(uplink)?;
-        Ok(self.attach_all(&Program::OF_UPLINK, uplink)?.name().to_owned())
+        Ok(told(self.attach_all(&Program::OF_UPLINK, uplink)?, false))
     }
 
     /// Attaches these programs to a link, and takes all others of ours away: it may have been
@@ -305,6 +306,16 @@ impl Dataplane {
 
     fn link_path(&self, program: Program, link: u32) -> PathBuf {
         self.links.join(link_name(program.name(), link))
+    }
+}
+
+/// How programs are attached, with an XDP stage or without, as status tells it.
+fn told(how: Attach, has_stage: bool) -> status::Attachment {
+    match (how, has_stage) {
+        (Attach::Auto | Attach::Tcx, false) => status::Attachment::Tcx,
+        (Attach::Auto | Attach::Tcx, true) => status::Attachment::XdpAndTcx,
+        (Attach::Clsact, false) => status::Attachment::Clsact,
+        (Attach::Clsact, true) => status::Attachment::XdpAndClsact,
     }
 }
 

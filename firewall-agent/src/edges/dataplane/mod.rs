@@ -57,17 +57,6 @@ pub enum Attach {
     Clsact,
 }
 
-impl Attach {
-    /// The word that people read.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Auto => "auto",
-            Self::Tcx => "tcx",
-            Self::Clsact => "clsact",
-        }
-    }
-}
-
 /// How to load and attach.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -195,6 +184,7 @@ pub struct Dataplane {
     attached: BTreeMap<(Program, u32), Attachment>,
     /// Vifs with an XDP stage.
     early: BTreeSet<u32>,
+    verified_instructions: Option<u32>,
     /// The maps.
     pub maps: Maps,
 }
@@ -208,7 +198,10 @@ impl Dataplane {
         for program in Program::ALL {
             program.of(&mut ebpf)?.load()?;
         }
-        Ok(Self { ebpf, options, links, attached: BTreeMap::new(), early: BTreeSet::new(), maps })
+        let from_client = Program::FromClient.of(&mut ebpf)?.info().ok();
+        let verified_instructions = from_client.and_then(|it| it.verified_instruction_count());
+        let (attached, early) = (BTreeMap::new(), BTreeSet::new());
+        Ok(Self { ebpf, options, links, attached, early, verified_instructions, maps })
     }
 
     /// The object, for reading its log.
@@ -217,9 +210,8 @@ impl Dataplane {
     }
 
     /// Instructions that the verifier walked through, if the kernel tells (5.16).
-    pub fn verified_instructions(&mut self) -> Option<u32> {
-        let program = Program::FromClient.of(&mut self.ebpf).ok()?;
-        program.info().ok()?.verified_instruction_count()
+    pub fn verified_instructions(&self) -> Option<u32> {
+        self.verified_instructions
     }
 }
 

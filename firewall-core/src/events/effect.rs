@@ -1,0 +1,127 @@
+//! What the daemon must do.
+//! Never says what came of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+
+use firewall_common::abi::Local;
+
+use super::Notice;
+use crate::client::ClientId;
+use crate::connection::Flow;
+use crate::names::answer::Remembered;
+use crate::rules::check::ProvedPolicy;
+use crate::rules::question::Question;
+use crate::told::news::Denied;
+
+/// What to put in force for a client.
+#[derive(Clone, Debug)]
+pub enum Installation {
+    /// Drop everything; no rules are known.
+    Waiting,
+    /// Reject everything.
+    Blocked,
+    /// Let a policy decide.
+    Policy {
+        /// The policy.
+        policy: ProvedPolicy,
+        /// How many rules to count.
+        rules: u32,
+    },
+}
+
+/// Something the daemon must do.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Tell which links there are now.
+    ReadLinks,
+    /// The netvm's own addresses are now these.
+    SetLocals(BTreeMap<IpAddr, Local>),
+    /// These addresses, and no others, belong to clients, present or not.
+    SetConnected(BTreeSet<IpAddr>),
+    /// From now on, the gate is to lead virtual resolvers to these real ones.
+    Redirect(Vec<(Ipv4Addr, Ipv4Addr)>),
+    /// Put something in force for a client.
+    Put {
+        /// The client.
+        client: ClientId,
+        /// What.
+        installation: Installation,
+        /// Its number.
+        generation: u32,
+    },
+    /// Let what a client's policy denies pass, and tell it.
+    Audit {
+        /// The client.
+        client: ClientId,
+        /// Until then, in seconds since the machine booted; 0: not any more.
+        until: u32,
+    },
+    /// A client is gone: remove all that is in force for it.
+    Remove(ClientId),
+    /// Tell what these addresses have open, part by part.
+    ReadConnections(BTreeSet<IpAddr>),
+    /// End these connections.
+    Disconnect(Vec<Flow>),
+    /// A client has nothing open any more that it must not have: its denied packets are to be
+    /// rejected again.
+    Settled(ClientId),
+    /// What a client's rules come to is in force: tell the source.
+    Handled(IpAddr),
+    /// Tell the source what the names in a client's rules lead to.
+    Publish {
+        /// The client's address.
+        client: IpAddr,
+        /// Addresses by name, as far as names are resolved.
+        names: BTreeMap<String, BTreeSet<IpAddr>>,
+    },
+    /// Ask these DNS servers from now on, and forget what was asked before.
+    SetServers(Vec<IpAddr>),
+    /// Ask DNS.
+    Ask(Question),
+    /// Find out which connections lead to these addresses.
+    ReadFlows(BTreeSet<IpAddr>),
+    /// Keep this for a later agent.
+    Remember(Vec<Remembered>),
+    /// Attach the program to a vif.
+    Attach {
+        /// Interface index.
+        vif: u32,
+        /// Interface name.
+        name: String,
+    },
+    /// Attach the programs that guard clients' addresses to another link.
+    AttachUplink {
+        /// Interface index.
+        uplink: u32,
+        /// Interface name.
+        name: String,
+    },
+    /// A link is gone: remove what is left of it.
+    Forget {
+        /// Interface index.
+        link: u32,
+    },
+    /// Everything that is there is in force for the first time: what an earlier agent left
+    /// for links other than these can go.
+    TakenOver(Vec<u32>),
+    /// Wait until no packet can see what was replaced, and make room of it. From then on what
+    /// clients have open can be looked through.
+    Tidy,
+    /// Make room ready for the next policies; nobody waits for it.
+    Prepare,
+    /// Load the gate.
+    LoadGate,
+    /// A packet was denied: tell whoever listens.
+    Denied(Box<Denied>),
+    /// Tell the service manager that everything is being read again.
+    Reloading,
+    /// Tell the service manager that the source of rules has answered.
+    Ready,
+    /// Have the source read everything again.
+    ReloadSource,
+    /// Have the source read everything again, if it can miss a change.
+    ResyncSource,
+    /// Tell whoever reads the log.
+    Tell(Notice),
+}

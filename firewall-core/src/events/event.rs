@@ -1,0 +1,156 @@
+//! What happened outside, as edges tell it.
+//! Never says when: that goes with each event.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use firewall_common::abi::DropRecord;
+use thiserror::Error;
+
+use super::Task;
+use crate::client::{ClientId, Links};
+use crate::connection::Flow;
+use crate::names::answer::{Outcome, Remembered};
+use crate::rules::Ruleset;
+use crate::rules::question::Question;
+use crate::rules::source::SourceError;
+use crate::told::status::Attachment;
+
+/// Something happened outside.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Links or their addresses changed; this is all of them.
+    Links(Links),
+    /// All rules there are: an address that is not named has none.
+    AllRules(BTreeMap<IpAddr, Result<Ruleset, SourceError>>),
+    /// A client's rules were written, or removed.
+    Rules {
+        /// The client's address.
+        client: IpAddr,
+        /// The rules; `None` if there are none any more.
+        rules: Option<Result<Ruleset, SourceError>>,
+    },
+    /// Addresses of clients, present or not, as the source knows them.
+    Connected(BTreeSet<IpAddr>),
+    /// The source cannot be read, and why; what it said before stays. `None`: it can be again.
+    Source(Option<String>),
+    /// The DNS servers that the netvm names.
+    Servers {
+        /// Those that clients can mean.
+        of_clients: Vec<IpAddr>,
+        /// Those that the agent can ask.
+        own: Vec<IpAddr>,
+    },
+    /// What an earlier agent knew about names.
+    Remembered(Vec<Remembered>),
+    /// What came of questions.
+    Answered(Vec<(Question, Outcome)>),
+    /// Names are to be asked anew, whatever is known.
+    AskAll,
+    /// A part of what [`super::Effect::ReadFlows`] asks for.
+    Flows(Vec<Flow>),
+    /// All that [`super::Effect::ReadFlows`] asks for was told; or it cannot be, and why.
+    FlowsRead(Result<(), Why>),
+    /// A part of what [`super::Effect::ReadConnections`] asks for.
+    Connections(Vec<Flow>),
+    /// All that [`super::Effect::ReadConnections`] asks for was told; or it cannot be, and why.
+    ConnectionsRead(Result<(), Why>),
+    /// What came of [`super::Effect::Disconnect`].
+    Disconnected {
+        /// How many connections are gone.
+        gone: usize,
+        /// Who opened those that are not, and why.
+        refused: BTreeMap<IpAddr, String>,
+    },
+    /// Somebody wants what a client's rules deny to pass for a while.
+    Audit {
+        /// The client's address.
+        client: IpAddr,
+        /// How long; zero ends it.
+        length: Duration,
+    },
+    /// Time has passed.
+    Time,
+    /// A program was attached to a link, or could not be.
+    Attached {
+        /// Interface index.
+        link: u32,
+        /// How, or why not.
+        outcome: Result<Attachment, Why>,
+    },
+    /// Somebody took the programs of these links away, by interface index.
+    Detached(BTreeSet<u32>),
+    /// What was put in force could not be; the client has what it had before.
+    Refused {
+        /// The client.
+        client: ClientId,
+        /// Why.
+        why: String,
+        /// Whether it may work later with the same rules.
+        may_pass: bool,
+    },
+    /// What came of a task.
+    Tried {
+        /// The task.
+        task: Task,
+        /// Whether it is done, or why not.
+        outcome: Result<(), Why>,
+    },
+    /// All that came of an event is done; whether the kernel's maps hold what was replaced.
+    Done {
+        /// Whether they do.
+        has_replaced: bool,
+    },
+    /// Nothing is left to do; whether the kernel's maps have room ready for the next policies.
+    Resting {
+        /// Whether they have.
+        is_prepared: bool,
+    },
+    /// How the gate was found.
+    Gate(GateLook),
+    /// What came of [`super::Effect::LoadGate`].
+    GateLoaded(Result<(), Why>),
+    /// Packets were denied.
+    Denied {
+        /// What the kernel program tells of them.
+        records: Vec<DropRecord>,
+        /// When, in milliseconds since 1970.
+        time_ms: u64,
+    },
+    /// How many packets each client's default and rules have decided about, in this order.
+    Counted(BTreeMap<ClientId, Vec<u64>>),
+    /// Whoever runs the agent wants everything to be read again.
+    Reload,
+    /// It is time to write what is not written, and to read again what may have changed unnoticed.
+    Resync,
+    /// The agent ends.
+    Stopping {
+        /// Whether the firewall opens with that.
+        opens: bool,
+    },
+}
+
+/// How the gate was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum GateLook {
+    /// As it is to be.
+    Whole,
+    /// Somebody changed it: what is missing or different.
+    Changed(String),
+    /// It cannot be looked at, and why.
+    Unknown(Why),
+}
+
+/// Why an edge could not do something, in its own words: people are told them, and nothing is
+/// decided by them.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{0}")]
+pub struct Why(pub String);
+
+impl Why {
+    /// What an edge's error says.
+    pub fn of(error: impl ToString) -> Self {
+        Self(error.to_string())
+    }
+}

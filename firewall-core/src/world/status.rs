@@ -1,0 +1,221 @@
+//! What the world tells about everything, in one pass: its own memory, and what only the kernel
+//! and the process know.
+//! Never changes anything.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use firewall_common::abi::Counter;
+use firewall_common::verdict::Reason;
+
+use super::World;
+use super::standings::{Live, Standing};
+use crate::client::ClientId;
+use crate::events::Task;
+use crate::readings::{ClientCounters, Readings, ReasonCounters};
+use crate::rules::check::ProvedPolicy;
+use crate::rules::hidden::{self, Never};
+use crate::rules::{Destination, Rule};
+use crate::time::Moment;
+use crate::told::SCHEMA;
+use crate::told::status::{
+    AgentStatus, AuditStatus, ClientStatus, CounterStatus, PolicyStatus, ProblemStatus, RuleStatus,
+    State, Status,
+};
+use crate::told::words::Named;
+
+/// A client that is there, or an address with rules that is behind no vif.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Presence {
+    /// The address.
+    pub(super) address: IpAddr,
+    /// Interface index of the vif, if there is one.
+    pub(super) vif: Option<u32>,
+}
+
+impl Presence {
+    /// The client that is there.
+    pub(super) fn client(self) -> Option<ClientId> {
+        self.vif.map(|vif| ClientId { vif, address: self.address })
+    }
+}
+
+impl World {
+    /// Everything; of clients only those with an address, if one is given.
+    pub fn status(&self, now: Moment, readings: &Readings, of: Option<IpAddr>) -> Status {
+        let wanted = self.presences().into_iter();
+        let wanted = wanted.filter(|presence| of.is_none_or(|of| presence.address == of));
+        Status {
+            schema: SCHEMA,
+            agent: self.agent_status(now, readings),
+            vifs: self.links.vif_statuses(),
+            clients: wanted.map(|it| self.client_status(it, now, readings)).collect(),
+            names: self.naming.statuses(now, |question| self.standings.users(question)),
+            strays: counted(&readings.counters.strays),
+        }
+    }
+
+    /// What is told of a client's audit.
+    pub fn audit_status(&self, now: Moment, client: IpAddr) -> AuditStatus {
+        let audit_seconds_left = self.audit_seconds_left(now, client);
+        AuditStatus { schema: SCHEMA, client, audit_seconds_left }
+    }
+
+    /// Clients that have counters, with how many rules each of them counts.
+    pub fn counting(&self) -> BTreeMap<ClientId, u32> {
+        let rules = |client: ClientId| self.standings.live(client.address).map(Live::count);
+        let all = self.clients.installed().all();
+        all.map(|client| (client, rules(client).unwrap_or(0))).collect()
+    }
+
+    /// Whether denied packets of a client are dropped, because it settles.
+    pub fn is_settling(&self, client: ClientId) -> bool {
+        self.clients.settling().contains(client) || self.retries.is_failing(Task::Settled(client))
+    }
+
+    /// All clients that are there, and addresses with rules but no vif.
+    pub(super) fn presences(&self) -> Vec<Presence> {
+        let installed = self.clients.installed();
+        let present = installed.all().map(|ClientId { vif, address }| (address, Some(vif)));
+        let has_vif = installed.addresses();
+        let absent = self.standings.addresses().filter(|address| !has_vif.contains(address));
+        let all = present.chain(absent.map(|address| (address, None)));
+        all.map(|(address, vif)| Presence { address, vif }).collect()
+    }
+
+    /// What is in force, and why it is blocked.
+    pub(super) fn state(&self, presence: Presence) -> (State, Option<ProblemStatus>) {
+        let refusal = presence.client().and_then(|it| self.clients.installed().refusal(it));
+        let refused = refusal.map(|reason| ProblemStatus {
+            origin: "the kernel's tables".to_owned(),
+            line: None,
+            text: String::new(),
+            reason: reason.to_owned(),
+        });
+        let (state, problem) = match (self.standings.of(presence.address), refused) {
+            (_, Some(problem)) => (State::Blocked, Some(problem)),
+            (Standing::Blocked(problem), None) => (State::Blocked, Some(problem.clone())),
+            (Standing::Waiting, None) => (State::Waiting, None),
+            (Standing::Live(_), None) => (State::Live, None),
+        };
+        let is_absent = presence.vif.is_none() && problem.is_none();
+        (if is_absent { State::Absent } else { state }, problem)
+    }
+
+    fn agent_status(&self, now: Moment, readings: &Readings) -> AgentStatus {
+        AgentStatus {
+            version: readings.version.clone(),
+            pid: readings.pid,
+            source: readings.source.clone(),
+            source_problem: self.source.problem().map(str::to_owned),
+            mode: self.gate.mode(),
+            mark_bit: readings.mark_bit,
+            verified_instructions: readings.verified_instructions,
+            caches: readings.caches,
+            resolvers: self.standings.surroundings().resolvers.clone(),
+            gate_problem: self.gate.problem().map(str::to_owned),
+            unpinned_programs: readings.unpinned_programs,
+            unguarded_uplinks: self.links.unguarded(),
+            failing: self.retries.statuses(now),
+            records: self.denials.records(),
+            records_suppressed: self.denials.suppressed(),
+        }
+    }
+
+    fn client_status(&self, presence: Presence, now: Moment, readings: &Readings) -> ClientStatus {
+        let Presence { address, vif } = presence;
+        let (state, problem) = self.state(presence);
+        let live = self.standings.live(address);
+        let client = presence.client();
+        let read = client.and_then(|client| readings.counters.clients.get(&client));
+        let mut counters = read.map(|read| counted(&read.reasons)).unwrap_or_default();
+        let default_counter = counters.remove(Reason::Default.name()).unwrap_or_default();
+        ClientStatus {
+            address,
+            vif: vif.and_then(|vif| self.links.name(vif)).map(str::to_owned),
+            vif_index: vif,
+            state,
+            problem,
+            settling: client.is_some_and(|client| self.is_settling(client)),
+            audit_seconds_left: self.audit_seconds_left(now, address),
+            generation: client.and_then(|client| self.clients.installed().generation(client)),
+            default: live.map(|live| live.ruleset.default),
+            default_counter,
+            default_last_seconds_ago: self.hit_seconds_ago(now, client, 0),
+            rules: live
+                .map(|live| self.rule_statuses(presence, live, now, read))
+                .unwrap_or_default(),
+            policy: live.map(|live| policy_status(&live.policy)),
+            counters,
+        }
+    }
+
+    fn rule_statuses(
+        &self,
+        presence: Presence,
+        live: &Live,
+        now: Moment,
+        read: Option<&ClientCounters>,
+    ) -> Vec<RuleStatus> {
+        let rules = &live.ruleset.rules;
+        let resolved = self.standings.resolve(presence.address, &live.ruleset);
+        let hidden = hidden::hidden(&resolved.rules);
+        let each = rules.iter().zip(resolved.rules).zip(hidden).zip(1..);
+        let statuses = each.map(|(((rule, resolved), never), index)| RuleStatus {
+            number: rule.number,
+            text: rule.text.clone(),
+            action: rule.action,
+            name: match &rule.destination {
+                Destination::Name(name) => Some(name.clone()),
+                Destination::Any | Destination::Network(_) => None,
+            },
+            destinations: resolved.networks(),
+            effective: never.is_none(),
+            hidden_by: match never {
+                Some(Never::Hidden(by)) => numbers(rules, &by),
+                Some(Never::MatchesNothing) | None => Vec::new(),
+            },
+            counter: read.and_then(|it| it.rules.get(index - 1)).map(told).unwrap_or_default(),
+            last_seconds_ago: self.hit_seconds_ago(now, presence.client(), index),
+        });
+        statuses.collect()
+    }
+
+    /// How many seconds ago a counter of a client was seen to have moved: 0 is the default's,
+    /// those of rules follow.
+    fn hit_seconds_ago(&self, now: Moment, client: Option<ClientId>, index: usize) -> Option<u64> {
+        Some(self.hits.age(client?, index, now)?.as_secs())
+    }
+
+    /// In how many seconds the audit of a client ends, if it is audited.
+    fn audit_seconds_left(&self, now: Moment, client: IpAddr) -> Option<u64> {
+        self.clients.audits().until(client).map(|until| until.since(now).as_secs())
+    }
+}
+
+fn numbers(rules: &[Rule], by: &[usize]) -> Vec<u16> {
+    by.iter().filter_map(|by| rules.get(*by)).map(|rule| rule.number).collect()
+}
+
+fn policy_status(policy: &ProvedPolicy) -> PolicyStatus {
+    let proof = policy.proof();
+    let policy = policy.policy();
+    PolicyStatus {
+        prefixes: policy.prefixes.len(),
+        classes: policy.classes.len(),
+        segments: policy.segments.len(),
+        cells_checked: proof.cells_checked,
+        complete: proof.complete,
+    }
+}
+
+fn told(counter: &Counter) -> CounterStatus {
+    let Counter { packets, bytes } = *counter;
+    CounterStatus { packets, bytes }
+}
+
+/// Counters of all reasons that counted anything.
+fn counted(reasons: &ReasonCounters) -> BTreeMap<Named<Reason>, CounterStatus> {
+    let counted = reasons.iter().filter(|(_, counter)| counter.packets > 0);
+    counted.map(|(reason, counter)| (Named(*reason), told(counter))).collect()
+}
