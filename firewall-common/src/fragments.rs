@@ -28,6 +28,9 @@ pub const MAX_WAITING: u32 = 1 << 20;
 pub const MAX_TABLES: usize = 1 << 8;
 /// For how long an unfinished datagram counts, in nanoseconds: longer than the kernel keeps it.
 pub const LIFETIME: u64 = 61_000_000_000;
+/// For how long an unfinished datagram goes on, in nanoseconds: not as long as the kernel keeps it.
+/// What came later would begin another one there, of which nothing is known here.
+pub const PATIENCE: u64 = 20_000_000_000;
 /// How many fragments of a client may come between two of one datagram. Where 64 do, the kernel
 /// throws an IPv4 datagram away (`ipfrag_max_dist` in ip-sysctl.rst).
 pub const MAX_DISTANCE: u32 = 60;
@@ -162,6 +165,9 @@ pub fn follow(
         if datagram.stamp != stamp || datagram.next != piece.start {
             return Turn::Stray;
         }
+        if now.wrapping_sub(datagram.since) > PATIENCE {
+            return Turn::Stray;
+        }
         if count.wrapping_sub(datagram.last) > MAX_DISTANCE {
             return Turn::Stray;
         }
@@ -175,7 +181,7 @@ pub fn follow(
         datagram
     } else {
         // The kernel may still keep an earlier datagram with this identification, and would
-        // finish that one with what follows.
+        // finish that one with what follows, or end it because the two overlap.
         if own < PLACES {
             return Turn::Stray;
         }

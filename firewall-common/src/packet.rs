@@ -38,6 +38,17 @@ const UDP_LENGTH: u32 = 8;
 /// Where the sender's protocol address is in an ARP packet.
 const ARP_SENDER: u32 = 14;
 
+/// Whom a frame's hardware address means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Receiver {
+    /// The netvm's interface.
+    Netvm,
+    /// The netvm among others: broadcast or multicast.
+    Many,
+    /// Another machine.
+    Other,
+}
+
 /// The beginning of a frame, and what is known of it beside its bytes.
 pub trait Head {
     /// `N` bytes at an offset that is a constant, counted from the Ethernet header; `None` if they
@@ -52,9 +63,9 @@ pub trait Head {
         false
     }
 
-    /// Whether the frame is addressed to another machine.
-    fn other_host(&self) -> bool {
-        false
+    /// Whom the frame's hardware address means.
+    fn receiver(&self) -> Receiver {
+        Receiver::Netvm
     }
 }
 
@@ -172,6 +183,12 @@ impl Fragment {
         self.0 & 0xffff << 16 == 0
     }
 
+    /// Whether the packet has a header that makes it a fragment, though perhaps an atomic one.
+    #[inline(always)]
+    pub const fn is_fragment(&self) -> bool {
+        self.0 != 0
+    }
+
     /// As one word, and back.
     #[inline(always)]
     pub const fn to_bits(&self) -> u64 {
@@ -277,7 +294,7 @@ pub enum Frame {
 /// reads is what [`parse`] reads, but for [`Packet::identifier`], which stays 0.
 #[inline(always)]
 pub fn parse_plain(source: &(impl Head + ?Sized)) -> Option<Packet> {
-    if source.other_host() || source.tag_beside() {
+    if source.receiver() != Receiver::Netvm || source.tag_beside() {
         return None;
     }
     match u16::from_be_bytes(source.head(ETHERNET_LENGTH - 2)?) {
@@ -317,7 +334,7 @@ fn parse_plain_ports(
 /// Reads a frame. An error is the reason to drop it.
 #[inline(always)]
 pub fn parse(source: &(impl Source + ?Sized)) -> Result<Frame, Reason> {
-    if source.other_host() {
+    if source.receiver() == Receiver::Other {
         return Err(Reason::OtherHost);
     }
     if source.tag_beside() {
@@ -325,12 +342,23 @@ pub fn parse(source: &(impl Source + ?Sized)) -> Result<Frame, Reason> {
     }
     let ethertype = source.head::<2>(ETHERNET_LENGTH - 2).ok_or(Reason::Truncated)?;
     match u16::from_be_bytes(ethertype) {
-        ETHERTYPE_IPV4 => ipv4::parse(source).map(Frame::Ip),
-        ETHERTYPE_IPV6 => ipv6::parse(source).map(Frame::Ip),
+        ETHERTYPE_IPV4 => received(source, ipv4::parse(source)?),
+        ETHERTYPE_IPV6 => received(source, ipv6::parse(source)?),
         ETHERTYPE_ARP => parse_arp(source),
         ETHERTYPE_VLAN | ETHERTYPE_QINQ | ETHERTYPE_QINQ_OLD => Err(Reason::Tagged),
         _ => Err(Reason::ForeignEthertype),
     }
+}
+
+/// A packet for one machine in a frame for many is refused (RFC 1122, section 3.3.6): the kernel
+/// would not forward it, and would throw TCP away without an answer (`tcp_v4_rcv`), so that
+/// connection tracking kept the flow for minutes.
+#[inline(always)]
+fn received(source: &(impl Head + ?Sized), packet: Packet) -> Result<Frame, Reason> {
+    if source.receiver() == Receiver::Many && !packet.destination.is_multicast() {
+        return Err(Reason::Malformed);
+    }
+    Ok(Frame::Ip(packet))
 }
 
 /// ARP for IPv4 over Ethernet (RFC 826); the kernel knows no other on such a link.

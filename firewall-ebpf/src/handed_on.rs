@@ -20,6 +20,10 @@ use crate::maps::{FLOWS, PASS_BUDGETS};
 #[unsafe(no_mangle)]
 static LOCAL_INTERVAL: Global<u64> = Global::new(50_000_000);
 
+/// Flows that one of another protocol takes as much as: conntrack keeps it for 600 seconds
+/// (`nf_conntrack_generic_timeout`), and flows without an answer for 30.
+const OTHERS_SHARE: u64 = 20;
+
 /// Nanoseconds of budget that a notice takes.
 const NOTICE_INTERVAL: u64 = SECOND / NOTICES_PER_SECOND;
 
@@ -32,7 +36,7 @@ pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
     let fragment = packet.fragment;
     let has_room = match decision.verdict {
         Verdict::Drop => return decision,
-        Verdict::Reject if fragment.is_whole() => return decision,
+        Verdict::Reject if !fragment.is_fragment() => return decision,
         Verdict::Reject => return Decision { verdict: Verdict::Drop, ..decision },
         Verdict::Accept | Verdict::Audit => true,
         // Later fragments belong to a datagram whose first one was here.
@@ -45,7 +49,7 @@ pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
     if !has_room {
         return dropped(Reason::TooMany);
     }
-    if fragment.is_whole() {
+    if !fragment.is_fragment() {
         return decision;
     }
     let piece = Piece {
@@ -75,7 +79,8 @@ fn notice(vif: u32, now: u64) -> bool {
 }
 
 /// Takes a packet that can make connection tracking keep a flow out of its vif's budget, if
-/// there is room, unless its flow was paid for a short while ago.
+/// there is room, unless its flow was paid for a short while ago. Flows of other protocols than
+/// TCP, UDP and ping are kept 20 times as long, so they take 20 times as much.
 #[inline(always)]
 fn flow(vif: u32, packet: &Packet, now: u64) -> bool {
     let is_ping = packet.is_echo_request();
@@ -98,8 +103,10 @@ fn flow(vif: u32, packet: &Packet, now: u64) -> bool {
     let Some(budget) = PASS_BUDGETS.get_ptr_mut(vif & (MAX_BUDGETS as u32 - 1)) else {
         return false;
     };
+    let share = if has_key { 1 } else { OTHERS_SHARE };
+    let (interval, burst) = (LOCAL_INTERVAL.load() * share, FLOWS_BURST / share);
     // SAFETY: inside the map's value; a race costs accuracy, not safety.
-    if !take(unsafe { &mut (*budget).flows }, now, LOCAL_INTERVAL.load(), FLOWS_BURST) {
+    if !take(unsafe { &mut (*budget).flows }, now, interval, burst) {
         return false;
     }
     if has_key {

@@ -27,7 +27,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use firewall_common::packet::{self, Frame};
 use firewall_common::policy;
-use firewall_common::verdict::Verdict;
+use firewall_common::verdict::{Reason, Verdict};
 
 use crate::reading::Reading;
 use crate::skb::Skb;
@@ -89,8 +89,10 @@ fn rare(skb: *mut __sk_buff) -> i32 {
 #[inline(never)]
 fn read(skb: *mut __sk_buff) -> Reading {
     let context = TcContext::new(skb);
+    let is_own = crate::skb::own(&context);
     let skb = Skb::<false>::new(&context);
-    Reading::new(skb.arrival(), &packet::parse(&skb))
+    let frame = if is_own { packet::parse(&skb) } else { Err(Reason::Truncated) };
+    Reading::new(skb.arrival(), &frame)
 }
 
 /// Decides about a packet that was read.

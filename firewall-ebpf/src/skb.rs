@@ -2,13 +2,13 @@
 //! `skb->tc_index`, of 16 bits, which the kernel keeps with a packet through defragmentation,
 //! forwarding, segmentation and queues. Only filters of clsact that classify write to it
 //! (`tc_run` in net/core/dev.c); ours do not.
-//! Never touches packet data: `bpf_skb_load_bytes` copies, and reads paged data too, so
-//! that nothing depends on how much of a packet is linear.
+//! Never changes packet data, and never reads data that the sender may still change: those are in
+//! pages beside the linear part, which is the kernel's own.
 
 use aya_ebpf::Global;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
-use firewall_common::packet::{Head, Source};
+use firewall_common::packet::{Head, Receiver, Source};
 use firewall_common::verdict::{Decision, Verdict};
 
 use crate::forget::forget;
@@ -19,8 +19,24 @@ use crate::report::Arrival;
 #[unsafe(no_mangle)]
 static MARK_BIT: Global<u32> = Global::new(1 << 28);
 
-/// `skb->pkt_type` of a frame for another machine (uapi/linux/if_packet.h).
+/// `skb->pkt_type` of a frame for this machine, and for another one (uapi/linux/if_packet.h).
+const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
+
+/// What of a frame is read at the most, in bytes: more than the headers of an honest one, and an
+/// ICMP error with all that it may quote.
+const OWN: u32 = 2048;
+
+/// Copies the beginning of a frame into its linear part, where it is not there yet. What is in
+/// pages may still be the sender's: a file that is sent, or memory that a driver shares with a
+/// client. The kernel would read it again, for connection tracking, gate and NAT, after the sender
+/// had changed it. False if there is no memory for that.
+#[inline(always)]
+pub fn own(context: &TcContext) -> bool {
+    // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
+    let length = unsafe { (*context.skb.skb).len };
+    context.pull_data(if length < OWN { length } else { OWN }).is_ok()
+}
 
 /// A packet on its way into the kernel. Of a linear one, only what needs no call is read.
 ///
@@ -30,7 +46,7 @@ pub struct Skb<'a, const LINEAR: bool> {
     context: &'a TcContext,
     arrival: Arrival,
     tag_beside: bool,
-    other_host: bool,
+    receiver: Receiver,
 }
 
 impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
@@ -43,7 +59,11 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
             context,
             arrival: Arrival { interface: skb.ifindex, length: skb.len, segments: skb.gso_segs },
             tag_beside: skb.vlan_present != 0,
-            other_host: skb.pkt_type == PACKET_OTHERHOST,
+            receiver: match skb.pkt_type {
+                PACKET_HOST => Receiver::Netvm,
+                PACKET_OTHERHOST => Receiver::Other,
+                _ => Receiver::Many,
+            },
         }
     }
 
@@ -115,14 +135,18 @@ impl<const LINEAR: bool> Head for Skb<'_, LINEAR> {
     }
 
     #[inline(always)]
-    fn other_host(&self) -> bool {
-        self.other_host
+    fn receiver(&self) -> Receiver {
+        self.receiver
     }
 }
 
 impl Source for Skb<'_, false> {
     #[inline(always)]
     fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        // Behind that, data may be the sender's.
+        if offset > OWN - N as u32 {
+            return None;
+        }
         self.context.skb.load(offset as usize).ok()
     }
 

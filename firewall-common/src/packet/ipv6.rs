@@ -154,16 +154,15 @@ fn walk_headers(
                 }
                 let place = u16::from_be_bytes([frag0, frag1]);
                 let (start, more) = (place & !7, place & MORE != 0);
-                if start != 0 || more {
-                    // The kernel would drop a packet with wrong options in front of this header
-                    // before it puts fragments together, and none of another fragment.
-                    if !is_first_header {
-                        return Err(Reason::Malformed);
-                    }
-                    let identification = u32::from_be_bytes([id0, id1, id2, id3]);
-                    let length = (end - offset) as u16;
-                    packet.fragment = Fragment::new(identification, start, length, more)?;
+                // The kernel would drop a packet with wrong options in front of this header
+                // before it puts fragments together, and none of another fragment.
+                let is_whole = start == 0 && !more;
+                if !(is_first_header || is_whole) || packet.fragment.is_fragment() {
+                    return Err(Reason::Malformed);
                 }
+                let identification = u32::from_be_bytes([id0, id1, id2, id3]);
+                let length = (end - offset) as u16;
+                packet.fragment = Fragment::new(identification, start, length, more)?;
                 if start != 0 {
                     return Ok((offset, false));
                 }

@@ -107,7 +107,7 @@ impl From<&Packet> for PacketStatus {
             protocol: number,
             port,
             source_port: Some(packet.source_port),
-            first_fragment: !packet.fragment.is_whole() && !packet.fragment.is_later(),
+            first_fragment: packet.fragment.is_fragment() && !packet.fragment.is_later(),
             later_fragment: packet.fragment.is_later(),
             message,
         }

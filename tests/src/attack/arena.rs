@@ -38,6 +38,8 @@ const AUDIT: u64 = 3600;
 pub struct Arena {
     agent: Option<Agent>,
     attacker: Attacker,
+    /// Whether what the attacker opened while it was open has ended.
+    is_cut: bool,
     own: Vec<IpAddr>,
     vif: String,
     watch: Watch,
@@ -98,6 +100,7 @@ impl Arena {
             agent: Some(agent),
             attacker: Attacker::new(&client)?,
             own,
+            is_cut: true,
             vif: client.vif().to_owned(),
             watch: Watch::new(&rig, &client, &clients)?,
             parties,
@@ -315,9 +318,18 @@ impl Arena {
         self.own.iter().try_for_each(|address| agent.wait_for_state(*address, state))
     }
 
-    /// What a closed attacker has more of than its share. What an open one opens is its own.
-    fn too_much(&self) -> Result<Vec<Fault>> {
+    /// What a closed attacker has more of than its share. What an open one opens is its own, until
+    /// an agent has cut that.
+    fn too_much(&mut self) -> Result<Vec<Fault>> {
         if self.now.may() != May::Nothing {
+            self.is_cut = false;
+            return Ok(Vec::new());
+        }
+        if let Some(agent) = &self.agent {
+            agent.wait_for_settled()?;
+            self.is_cut = true;
+        }
+        if !self.is_cut {
             return Ok(Vec::new());
         }
         let tables = Tables::of(self.rig.netvm())?;

@@ -7,4 +7,5 @@ pub(crate) mod icmp;
 pub mod kernel;
 pub(crate) mod options;
 pub mod probe;
+pub mod shared;
 pub(crate) mod wait;

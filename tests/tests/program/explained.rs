@@ -118,12 +118,12 @@ impl Scene {
             Ok(Frame::Ip(packet)) => packet.fragment,
             Ok(Frame::Arp { .. }) | Err(_) => Fragment::WHOLE,
         };
-        if is_handed_on && (reason != Reason::Rule || !fragment.is_whole()) {
+        if is_handed_on && (reason != Reason::Rule || fragment.is_fragment()) {
             self.program.rest()?;
         }
         if fragment.is_later() && is_handed_on {
             (verdict, reason) = (Verdict::Drop, Reason::StrayFragment);
-        } else if !fragment.is_whole() && verdict == Verdict::Reject {
+        } else if fragment.is_fragment() && verdict == Verdict::Reject {
             verdict = Verdict::Drop;
         }
         let count = |program: &Program| match (explained.rule_index, reason) {

@@ -90,6 +90,33 @@ fn a_fragment_is_handed_on_right_behind_the_one_before_it_and_not_else() -> Resu
     Ok(())
 }
 
+/// An IPv6 fragment with all of a datagram. The kernel would end an unfinished datagram with its
+/// identification, and keep what follows without anything in front.
+#[test]
+fn an_atomic_fragment_ends_nothing_that_is_not_finished() -> Result<()> {
+    let mut program = program_with(&rules(&[udp_443()]))?;
+    let packet = udp(CLIENT6, 443, &DATA);
+    let [a, b, c] = &pieces(&packet, 1, &CUTS)[..] else { unreachable!("three pieces") };
+    let atomic = |port, identification| {
+        let small = udp(CLIENT6, port, b"all");
+        piece(&small, identification, 0..small.len() - 40)
+    };
+    accepted(&mut program, "an atomic one", &atomic(443, 1));
+    accepted(&mut program, "the first", a);
+    sends(&mut program, "atomic, with its identification", &[with(STRAY, &atomic(443, 1))]);
+    let denied = (Outcome::DROPPED, Reason::Default);
+    sends(&mut program, "denied and atomic", &[with(denied, &atomic(444, 1))]);
+    accepted(&mut program, "atomic, with another identification", &atomic(443, 2));
+    sends(&mut program, "goes on", &[with(PASSED, b), with(PASSED, c)]);
+    accepted(&mut program, "when that one is finished", &atomic(443, 1));
+    // A second header of the kind could be the one that the kernel looks at.
+    let twice = V6::new(v6(CLIENT6), SERVER6, packets::UDP, &packets::udp(1, 443))
+        .with(packets::FRAGMENT, &packets::fragment(0, false))
+        .with(packets::FRAGMENT, &packets::fragment(0, false));
+    check(&mut program, "twice", &twice.frame(), Outcome::DROPPED, Reason::Malformed);
+    Ok(())
+}
+
 #[test]
 fn denied_fragments_are_not_handed_on_to_be_rejected() -> Result<()> {
     for client in FAMILIES {

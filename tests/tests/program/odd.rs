@@ -35,6 +35,8 @@ pub fn odd_frames() -> Vec<(&'static str, Vec<u8>, Reason)> {
         ("802.3 length", packets::ethernet(0x0040, &[0; 64]), Reason::ForeignEthertype),
         ("EAPOL", packets::ethernet(0x888e, &[0; 64]), Reason::ForeignEthertype),
         ("other MAC", edited(v4_plain.frame(), 0, 2), Reason::OtherHost),
+        ("IPv4 to one in a frame to many", edited(v4_plain.frame(), 0, 1), Reason::Malformed),
+        ("IPv6 to one in a frame to many", edited(v6_plain.frame(), 0, 1), Reason::Malformed),
         ("IPv4 version 5", edited(v4_plain.frame(), 14, 0x55), Reason::Malformed),
         ("IPv6 in an IPv4 frame", packets::ethernet(0x0800, &v6_plain.packet()), Reason::Malformed),
         ("IPv4 in an IPv6 frame", packets::ethernet(0x86dd, &v4_plain.packet()), Reason::Malformed),

@@ -81,7 +81,9 @@ fn first_and_atomic_fragments_and_extension_headers_do_not_hide_the_ports() -> R
     let none = packets::options(0);
     // Which of the frames below are first fragments.
     const FIRST_IPV4: usize = 1;
+    const ATOMIC: usize = 6;
     const FIRST_IPV6: usize = 7;
+    const LATE_ATOMIC: usize = 8;
     for (port, expected) in [(53, Outcome::UNMARKED), (54, Outcome::ACCEPTED)] {
         let udp = packets::udp(1, port);
         let plain = V6::new(v6(CLIENT6), SERVER6, packets::UDP, &udp);
@@ -111,7 +113,7 @@ fn first_and_atomic_fragments_and_extension_headers_do_not_hide_the_ports() -> R
         ];
         for (index, frame) in frames.iter().enumerate() {
             program.rest()?;
-            let is_fragment = matches!(index, FIRST_IPV4 | FIRST_IPV6);
+            let is_fragment = matches!(index, FIRST_IPV4 | FIRST_IPV6 | ATOMIC | LATE_ATOMIC);
             let expected = match expected {
                 // It would wait for the rest of its datagram.
                 Outcome::UNMARKED if is_fragment => Outcome::DROPPED,

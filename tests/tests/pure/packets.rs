@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv6Addr};
 
 use firewall_common::abi::Address;
-use firewall_common::fragments::{Datagrams, LIFETIME, Piece, Turn, follow};
+use firewall_common::fragments::{Datagrams, LIFETIME, PATIENCE, Piece, Turn, follow};
 use firewall_common::packet::{Frame, Packet, parse, parse_plain};
 use firewall_common::verdict::Reason;
 use firewall_tests::packets::{self, V4, V6};
@@ -102,6 +102,29 @@ fn a_fragment_takes_of_the_share_as_much_as_it_is_long() {
     let later = 2 + LIFETIME;
     let turns: Vec<Turn> = (0..9).map(|id| take(id, 65_528, later)).collect();
     assert_eq!(turns, [vec![Turn::Next; 7], vec![Turn::TooMany; 2]].concat());
+}
+
+/// The kernel gives an unfinished datagram up after 30 or 60 seconds, and takes what comes later
+/// for the beginning of another.
+#[test]
+fn a_datagram_goes_on_for_less_time_than_the_kernel_keeps_it() {
+    for (waited, expected) in [
+        (0, Turn::Next),
+        (PATIENCE, Turn::Next),
+        (PATIENCE + 1, Turn::Stray),
+        (LIFETIME, Turn::Stray),
+        (LIFETIME + 1, Turn::Stray),
+    ] {
+        let mut datagrams = Datagrams::default();
+        let mut take = |start: u16, now: u64| {
+            let destination = Address::from(IpAddr::V6(SOURCE));
+            let piece =
+                Piece { destination, identification: 1, protocol: 0, start, length: 8, more: true };
+            follow(&mut datagrams, &piece, 1, 0, now, || 0)
+        };
+        assert_eq!(take(0, 7), Turn::Next);
+        assert_eq!(take(8, 7 + waited), expected, "after {waited} ns");
+    }
 }
 
 proptest! {

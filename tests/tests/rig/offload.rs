@@ -1,9 +1,12 @@
 //! Packets that are larger inside the kernel than on a wire, or not all in one piece.
 
+use std::hint;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::slice;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use firewall_core::told::status::CounterStatus;
@@ -14,6 +17,7 @@ use firewall_tests::rig::agent::PATIENCE;
 use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
 use firewall_tests::traffic::frames;
+use firewall_tests::traffic::shared::SharedFrame;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::scene::*;
@@ -187,6 +191,58 @@ fn headers_that_are_not_in_the_linear_part_of_a_packet_are_read_all_the_same() -
             let expected = Expected::answered(prohibited, &[("default", 1)]);
             scene.check_sent(&name, ends.family, &frames, &expected, frames::send_paged);
         }
+    }
+    Ok(())
+}
+
+/// Much of a packet may lie in pages to which its sender can still write. Whatever the program read
+/// there, connection tracking, the gate and NAT would read again.
+#[test]
+fn what_a_sender_changes_afterwards_is_what_was_judged() -> Result<()> {
+    const SENT: usize = 8_000;
+    const ALLOWED: u16 = 443;
+    const DENIED: u16 = 444;
+    let rule = Rule { proto: Some(Proto::Udp), ports: Some((ALLOWED, ALLOWED)), ..Rule::all(true) };
+    let scene = Scene::new("changed", &[rule])?;
+    let port_of = |frame: &[u8], at: usize| -> Option<u16> {
+        let ports = frame.get(at..at + 4)?;
+        (ports[..2] == 40000_u16.to_be_bytes()).then(|| u16::from_be_bytes([ports[2], ports[3]]))
+    };
+    for ends in scene.families() {
+        let packet = ends.udp(ALLOWED, &[7; 64]);
+        let ports = 14 + ends.family.of([20, 40]);
+        let client = scene.world.client.namespace();
+        let shared = SharedFrame::new(client, CLIENT_INTERFACE, &frame(&packet))?;
+        let mut outside = frames::capture(scene.world.rig.internet(), UPLINK)?;
+        let is_over = AtomicBool::new(false);
+        let (mut allowed, mut denied) = (0, 0);
+        thread::scope(|scope| -> Result<()> {
+            scope.spawn(|| {
+                let port = shared.pair(ports + 2);
+                for wait in (0..64).cycle().take_while(|_| !is_over.load(Ordering::Relaxed)) {
+                    for number in [ALLOWED, DENIED] {
+                        port.store(number.to_be(), Ordering::Relaxed);
+                        (0..wait).for_each(|_| hint::spin_loop());
+                    }
+                }
+            });
+            let outcome = (0..SENT).try_for_each(|_| {
+                shared.send()?;
+                while let Some(frame) = outside.wait_for(|_| true, Duration::ZERO)? {
+                    match port_of(&frame, ports) {
+                        Some(ALLOWED) => allowed += 1,
+                        Some(DENIED) => denied += 1,
+                        Some(_) | None => {}
+                    }
+                }
+                Ok(())
+            });
+            is_over.store(true, Ordering::Relaxed);
+            outcome
+        })?;
+        println!("{:?}: {allowed} of {SENT} accepted, {denied} denied ones left", ends.family);
+        ensure!(allowed > 0, "nothing was accepted");
+        assert_eq!(denied, 0, "packets left that had another port when they were judged");
     }
     Ok(())
 }
