@@ -99,12 +99,12 @@ pub enum Event {
     },
     /// All that came of an event is done; whether the kernel's maps hold what was replaced.
     Done {
-        /// Whether they do.
+        /// Whether the maps do.
         has_replaced: bool,
     },
     /// Nothing is left to do; whether the kernel's maps have room ready for the next policies.
     Resting {
-        /// Whether they have.
+        /// Whether the maps have room ready.
         is_prepared: bool,
     },
     /// How the gate was found.

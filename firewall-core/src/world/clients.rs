@@ -26,17 +26,17 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// What the kernel has for each.
+    /// What the kernel has for each client.
     pub(super) fn installed(&self) -> &Installed {
         &self.installed
     }
 
-    /// Which are audited.
+    /// Which clients are audited.
     pub(super) fn audits(&self) -> &Audits {
         &self.audits
     }
 
-    /// Which settle.
+    /// Which clients settle.
     pub(super) fn settling(&self) -> &Settling {
         &self.settling
     }
@@ -92,7 +92,7 @@ impl Clients {
         is_news.then_some(Effect::Tell(notice)).into_iter().chain(instead).collect()
     }
 
-    /// Removes clients that are gone, and with each all that was to be done for it but that.
+    /// Removes clients that are gone. With each goes all that was to be done for it.
     pub(super) fn leave(
         &mut self,
         present: &BTreeSet<ClientId>,

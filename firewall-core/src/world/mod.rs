@@ -1,6 +1,7 @@
 //! All memory of the agent, in parts of which each remembers one thing. It is told what happened
 //! and answers what to do.
-//! Never does I/O, never reads a clock, never sleeps; and remembers nothing beside its parts.
+//! Never does I/O, never reads a clock, never sleeps; and remembers nothing beside the parts but
+//! settings.
 //!
 //! | part | remembers |
 //! |---|---|
@@ -33,13 +34,14 @@ mod clients;
 mod connected;
 mod denials;
 mod denying;
-pub mod explaining;
+mod explaining;
 mod gate;
 mod hits;
 mod installed;
 mod judging;
 mod links;
 mod naming;
+mod presence;
 mod retries;
 mod retrying;
 mod settling;
@@ -112,7 +114,7 @@ impl World {
                 self.connected.name(named);
                 one(self.connect())
             }
-            Event::Source(problem) => one(self.source.is_so(problem)),
+            Event::Source(problem) => one(self.source.set_problem(problem)),
             Event::Servers { of_clients, own } => self.servers(of_clients, own),
             Event::Remembered(names) => {
                 self.naming.recall(names, now);

@@ -55,12 +55,12 @@ impl Naming {
         self.names.retry();
     }
 
-    /// Whether others are asked than these.
+    /// Whether other DNS servers are asked than these.
     pub(super) fn asks_others(&self, servers: &[IpAddr]) -> bool {
         self.servers != servers
     }
 
-    /// These are asked from now on, about all names.
+    /// Other DNS servers are asked from now on, about all names.
     pub(super) fn ask_others(&mut self, servers: Vec<IpAddr>) -> Effect {
         self.servers = servers;
         self.ask_all()

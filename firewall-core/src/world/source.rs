@@ -29,7 +29,7 @@ impl Source {
     }
 
     /// The source cannot be read, and why; or it can be again.
-    pub(super) fn is_so(&mut self, problem: Option<String>) -> Option<Effect> {
+    pub(super) fn set_problem(&mut self, problem: Option<String>) -> Option<Effect> {
         if problem.is_some() {
             self.answered();
         }
@@ -55,7 +55,7 @@ impl Source {
         Some(Effect::Ready)
     }
 
-    /// Why it cannot be read; what it said before is in force.
+    /// Why the source cannot be read; what it said before is in force.
     pub(super) fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }

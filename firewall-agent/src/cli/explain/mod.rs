@@ -33,7 +33,7 @@ use firewall_core::told::explanation::{
     Connection, Explained, Explanation, Judgement, Outcome, PacketStatus,
 };
 use firewall_core::told::status::{State, Status};
-use firewall_core::world::explaining::{is_judged_by_rules, number, tried};
+use firewall_core::told::tried::{is_judged_by_rules, number, tried};
 use target::{Host, Target};
 
 /// The agent and the kernel are asked one after the other, while rules may change.
