@@ -41,7 +41,7 @@ impl Clients {
         &self.settling
     }
 
-    /// Puts what a client's rules come to in force.
+    /// Puts what a client's rules come to in force, which is something else than before.
     pub(super) fn put(
         &mut self,
         client: ClientId,
@@ -50,11 +50,11 @@ impl Clients {
     ) -> Vec<Effect> {
         // A failure of something else.
         retries.done(Task::Put(client));
-        self.put_again(client, installation, retries)
+        self.install(client, installation, retries)
     }
 
-    /// Puts what a client's rules come to in force after the kernel refused it.
-    pub(super) fn put_again(
+    /// Puts what a client's rules come to in force, and remembers how often that failed before.
+    pub(super) fn install(
         &mut self,
         client: ClientId,
         installation: Installation,

@@ -5,8 +5,8 @@
 //!
 //! | part | remembers |
 //! |---|---|
-//! | `start`, `source` | what is waited for before anything is put in force; whether rules can be read |
-//! | `links`, `connected` | links and what is attached to them; which addresses belong to clients |
+//! | `start`, `source` | what is waited for at first; whether rules can be read |
+//! | `links`, `connected` | links; which addresses belong to clients |
 //! | `standings` | rules, and what they come to |
 //! | `clients` | `installed`, `audits`, `settling`: what is in force for each client that is there |
 //! | `naming` | names in rules |
@@ -150,7 +150,8 @@ impl World {
             }
             Event::Resting { is_prepared } => {
                 let is_wanted = !is_prepared || self.retries.is_failing(Task::Prepare);
-                one(is_wanted.then_some(Effect::Prepare))
+                let prepare = is_wanted.then_some(Effect::Prepare);
+                prepare.into_iter().chain(self.source.ready()).collect()
             }
             Event::Gate(look) => self.gate.looked(look),
             Event::GateLoaded(outcome) => one(self.gate.loaded(outcome)),
@@ -344,7 +345,6 @@ impl World {
         effects.extend(self.learn(&changed));
         effects.extend(self.naming.ask(now));
         effects.extend(self.naming.look_if_due(now));
-        effects.extend(self.source.ready());
         effects
     }
 

@@ -131,8 +131,8 @@ impl Naming {
         self.look = None;
     }
 
-    /// All that is in use was told. An address stays as long as a client whose rules have the
-    /// name is connected to it. Returns the names that lost an address.
+    /// All that is in use was told: addresses leave that have been away long enough, except those
+    /// to which a client is connected whose rules have the name. Returns the names that changed.
     pub(super) fn leave(&mut self, users: impl Fn(&Question) -> Users) -> BTreeSet<Question> {
         let Some(Look { asked, found }) = self.look.take() else {
             return BTreeSet::new();

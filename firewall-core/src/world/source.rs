@@ -46,7 +46,8 @@ impl Source {
         [Effect::Reloading, Effect::ReloadSource]
     }
 
-    /// Tells the service manager of an answer for which it waits.
+    /// Tells the service manager of an answer for which it waits, when all is done that comes of
+    /// the answer.
     pub(super) fn ready(&mut self) -> Option<Effect> {
         if self.answer != Answer::Untold {
             return None;
