@@ -15,6 +15,7 @@ mod pure {
     mod names;
     mod names_age;
     mod packets;
+    mod parts;
     mod policies;
     mod retries;
     mod rules;

@@ -1,5 +1,5 @@
-//! Does what the world answers: each effect is a call of an edge, and what comes of that call is an
-//! event again.
+//! Does what the world answers: each effect is a call of an edge, and what comes of that call is
+//! an event again.
 //! Never decides what is to be done.
 
 use tracing::{info, warn};
@@ -13,7 +13,7 @@ use firewall_core::told::news::News;
 use firewall_core::told::screen::on_screen;
 
 impl Daemon {
-    /// Does one thing.
+    /// Does one thing. What came of it, if the world is to know, is an event.
     pub(super) async fn perform(&mut self, effect: Effect) -> Option<Event> {
         let maps = &mut self.dataplane.maps;
         match effect {

@@ -1,5 +1,5 @@
 //! What happened outside, as edges tell it.
-//! Never says when: that goes with each event.
+//! Never says when: time is told beside each event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -48,15 +48,17 @@ pub enum Event {
     Answered(Vec<(Question, Outcome)>),
     /// Names are to be asked anew, whatever is known.
     AskAll,
-    /// A part of what [`super::Effect::ReadFlows`] asks for.
+    /// A part of what [`Effect::ReadFlows`](super::Effect::ReadFlows) asks for.
     Flows(Vec<Flow>),
-    /// All that [`super::Effect::ReadFlows`] asks for was told; or it cannot be, and why.
+    /// All that [`Effect::ReadFlows`](super::Effect::ReadFlows) asks for was told; or it cannot
+    /// be, and why.
     FlowsRead(Result<(), Why>),
-    /// A part of what [`super::Effect::ReadConnections`] asks for.
+    /// A part of what [`Effect::ReadConnections`](super::Effect::ReadConnections) asks for.
     Connections(Vec<Flow>),
-    /// All that [`super::Effect::ReadConnections`] asks for was told; or it cannot be, and why.
+    /// All that [`Effect::ReadConnections`](super::Effect::ReadConnections) asks for was told;
+    /// or it cannot be, and why.
     ConnectionsRead(Result<(), Why>),
-    /// What came of [`super::Effect::Disconnect`].
+    /// What came of [`Effect::Disconnect`](super::Effect::Disconnect).
     Disconnected {
         /// How many connections are gone.
         gone: usize,
@@ -99,17 +101,17 @@ pub enum Event {
     },
     /// All that came of an event is done; whether the kernel's maps hold what was replaced.
     Done {
-        /// Whether they do.
+        /// Whether the maps do.
         has_replaced: bool,
     },
     /// Nothing is left to do; whether the kernel's maps have room ready for the next policies.
     Resting {
-        /// Whether they have.
+        /// Whether the maps have room ready.
         is_prepared: bool,
     },
     /// How the gate was found.
     Gate(GateLook),
-    /// What came of [`super::Effect::LoadGate`].
+    /// What came of [`Effect::LoadGate`](super::Effect::LoadGate).
     GateLoaded(Result<(), Why>),
     /// Packets were denied.
     Denied {

@@ -6,32 +6,33 @@ use crate::client::ClientId;
 /// What the daemon does for the world and may have to try again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Task {
-    /// [`super::Effect::ReadLinks`].
+    /// [`Effect::ReadLinks`](super::Effect::ReadLinks).
     Links,
-    /// [`super::Effect::SetLocals`].
+    /// [`Effect::SetLocals`](super::Effect::SetLocals).
     Locals,
-    /// [`super::Effect::SetConnected`].
+    /// [`Effect::SetConnected`](super::Effect::SetConnected).
     Connected,
-    /// [`super::Effect::Put`].
+    /// [`Effect::Put`](super::Effect::Put).
     Put(ClientId),
-    /// [`super::Effect::Audit`].
+    /// [`Effect::Audit`](super::Effect::Audit).
     Audit(ClientId),
-    /// [`super::Effect::Remove`].
+    /// [`Effect::Remove`](super::Effect::Remove).
     Remove(ClientId),
-    /// [`super::Effect::Settled`].
+    /// [`Effect::Settled`](super::Effect::Settled).
     Settled(ClientId),
-    /// [`super::Effect::Tidy`].
+    /// [`Effect::Tidy`](super::Effect::Tidy).
     Tidy,
-    /// [`super::Effect::Prepare`].
+    /// [`Effect::Prepare`](super::Effect::Prepare).
     Prepare,
-    /// [`super::Effect::ReadConnections`].
+    /// [`Effect::ReadConnections`](super::Effect::ReadConnections).
     ReadConnections,
-    /// Ending the connections that a client must not have any more: [`super::Effect::Disconnect`].
+    /// Ending the connections that a client must not have any more:
+    /// [`Effect::Disconnect`](super::Effect::Disconnect).
     Cut(ClientId),
-    /// [`super::Effect::ReadFlows`].
+    /// [`Effect::ReadFlows`](super::Effect::ReadFlows).
     ReadFlows,
-    /// [`super::Effect::Forget`].
+    /// [`Effect::Forget`](super::Effect::Forget).
     Forget(u32),
-    /// [`super::Effect::TakenOver`].
+    /// [`Effect::TakenOver`](super::Effect::TakenOver).
     TakenOver,
 }

@@ -10,6 +10,7 @@ pub mod schema;
 pub mod screen;
 pub mod status;
 pub mod totals;
+pub mod tried;
 pub mod words;
 
 /// Version of all JSON that is told, in its field `schema`. docs/json.md promises when it changes.

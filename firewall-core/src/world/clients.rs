@@ -26,22 +26,22 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// What the kernel has for each.
+    /// What the kernel has for each client.
     pub(super) fn installed(&self) -> &Installed {
         &self.installed
     }
 
-    /// Which are audited.
+    /// Which clients are audited.
     pub(super) fn audits(&self) -> &Audits {
         &self.audits
     }
 
-    /// Which settle.
+    /// Which clients settle.
     pub(super) fn settling(&self) -> &Settling {
         &self.settling
     }
 
-    /// Puts what a client's rules come to in force.
+    /// Puts what a client's rules come to in force, which is something else than before.
     pub(super) fn put(
         &mut self,
         client: ClientId,
@@ -50,11 +50,11 @@ impl Clients {
     ) -> Vec<Effect> {
         // A failure of something else.
         retries.done(Task::Put(client));
-        self.put_again(client, installation, retries)
+        self.install(client, installation, retries)
     }
 
-    /// Puts what a client's rules come to in force after the kernel refused it.
-    pub(super) fn put_again(
+    /// Puts what a client's rules come to in force, and remembers how often that failed before.
+    pub(super) fn install(
         &mut self,
         client: ClientId,
         installation: Installation,
@@ -92,7 +92,7 @@ impl Clients {
         is_news.then_some(Effect::Tell(notice)).into_iter().chain(instead).collect()
     }
 
-    /// Removes clients that are gone, and with each all that was to be done for it but that.
+    /// Removes clients that are gone. With each goes all that was to be done for it.
     pub(super) fn leave(
         &mut self,
         present: &BTreeSet<ClientId>,

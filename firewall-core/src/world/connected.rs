@@ -10,9 +10,9 @@ use crate::events::Effect;
 /// Addresses of clients.
 #[derive(Debug, Default)]
 pub(super) struct Connected {
-    /// Those that the source names.
+    /// Addresses that the source names.
     named: BTreeSet<IpAddr>,
-    /// Those and the ones behind vifs, as the kernel knows them.
+    /// Addresses that the source names or that are behind vifs, as the kernel knows them.
     all: BTreeSet<IpAddr>,
 }
 
@@ -32,7 +32,7 @@ impl Connected {
         Some(self.effect())
     }
 
-    /// What makes the kernel know them.
+    /// What makes the kernel know all addresses of clients.
     pub(super) fn effect(&self) -> Effect {
         Effect::SetConnected(self.all.clone())
     }

@@ -9,17 +9,15 @@ use firewall_common::abi::{
 };
 use firewall_common::packet::{Frame, Packet, Protocol};
 use firewall_common::policy::{Tables, decide};
-use firewall_common::verdict::Reason;
 
 use super::World;
 use super::standings::{Live, Standing};
 use crate::client::ClientId;
-use crate::rules::Ruleset;
 use crate::rules::check::PolicyTables;
-use crate::rules::explain::{Trial, tries};
-use crate::rules::resolve::{ResolvedRuleset, Surroundings};
+use crate::rules::resolve::Surroundings;
 use crate::time::Moment;
-use crate::told::explanation::{DifferenceStatus, Explanation, Judgement, TriedStatus};
+use crate::told::explanation::{Explanation, Judgement};
+use crate::told::tried::{is_judged_by_rules, number, tried};
 
 impl World {
     /// What becomes of a packet that a client sends, for each vif that leads to it; or as if
@@ -61,32 +59,6 @@ impl World {
 
 fn tables(live: Option<&Live>) -> Option<PolicyTables<'_>> {
     live.map(|live| PolicyTables::new(live.policy.policy()))
-}
-
-/// Whether rules had a say.
-pub fn is_judged_by_rules(reason: Reason) -> bool {
-    matches!(reason, Reason::Rule | Reason::Default)
-}
-
-/// The rules that are tried for a packet, in order.
-pub fn tried(ruleset: &Ruleset, resolved: &ResolvedRuleset, packet: &Packet) -> Vec<TriedStatus> {
-    let trials = tries(ruleset, resolved, packet).into_iter();
-    let tried = trials.filter_map(|Trial { rule, differs }| {
-        let rule = ruleset.rules.get(rule)?;
-        let differs = differs.into_iter().map(|(aspect, why)| DifferenceStatus { aspect, why });
-        Some(TriedStatus {
-            number: rule.number,
-            text: rule.text.clone(),
-            differs: differs.collect(),
-        })
-    });
-    tried.collect()
-}
-
-/// Key number of the rule that a judgement names.
-pub fn number(ruleset: Option<&Ruleset>, judgement: &Judgement) -> Option<u16> {
-    let index = usize::try_from(judgement.rule_index?).ok()?;
-    Some(ruleset?.rules.get(index)?.number)
 }
 
 /// Where DNS for a virtual resolver is sent.

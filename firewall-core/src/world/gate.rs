@@ -14,12 +14,12 @@ pub(super) type Redirections = Vec<(Ipv4Addr, Ipv4Addr)>;
 pub(super) struct Gate {
     mode: Mode,
     redirections: Redirections,
-    /// Why it could not be loaded.
+    /// Why the gate could not be loaded.
     problem: Option<String>,
 }
 
 impl Gate {
-    /// A gate that is in force.
+    /// The gate that is in force as the agent starts.
     pub(super) fn new(mode: Mode, redirections: Redirections) -> Self {
         Self { mode, redirections, problem: None }
     }
@@ -37,7 +37,7 @@ impl Gate {
         notice.map(Effect::Tell).into_iter().chain([Effect::LoadGate]).collect()
     }
 
-    /// Takes in what came of loading it.
+    /// Takes in what came of loading the gate.
     pub(super) fn loaded(&mut self, outcome: Result<(), Why>) -> Option<Effect> {
         self.problem = outcome.err().map(|Why(why)| why);
         self.problem.clone().map(|why| Effect::Tell(Notice::GateNotLoaded(why)))
@@ -60,7 +60,7 @@ impl Gate {
         self.mode
     }
 
-    /// Why it could not be loaded.
+    /// Why the gate could not be loaded.
     pub(super) fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }

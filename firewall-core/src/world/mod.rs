@@ -1,11 +1,12 @@
 //! All memory of the agent, in parts of which each remembers one thing. It is told what happened
 //! and answers what to do.
-//! Never does I/O, never reads a clock, never sleeps; and remembers nothing beside its parts.
+//! Never does I/O, never reads a clock, never sleeps; and remembers nothing beside the parts but
+//! settings.
 //!
 //! | part | remembers |
 //! |---|---|
-//! | `start`, `source` | what is waited for before anything is put in force; whether rules can be read |
-//! | `links`, `connected` | links and what is attached to them; which addresses belong to clients |
+//! | `start`, `source` | what is waited for at first; whether rules can be read |
+//! | `links`, `connected` | links; which addresses belong to clients |
 //! | `standings` | rules, and what they come to |
 //! | `clients` | `installed`, `audits`, `settling`: what is in force for each client that is there |
 //! | `naming` | names in rules |
@@ -33,13 +34,14 @@ mod clients;
 mod connected;
 mod denials;
 mod denying;
-pub mod explaining;
+mod explaining;
 mod gate;
 mod hits;
 mod installed;
 mod judging;
 mod links;
 mod naming;
+mod presence;
 mod retries;
 mod retrying;
 mod settling;
@@ -112,7 +114,7 @@ impl World {
                 self.connected.name(named);
                 one(self.connect())
             }
-            Event::Source(problem) => one(self.source.is_so(problem)),
+            Event::Source(problem) => one(self.source.set_problem(problem)),
             Event::Servers { of_clients, own } => self.servers(of_clients, own),
             Event::Remembered(names) => {
                 self.naming.recall(names, now);
@@ -148,7 +150,8 @@ impl World {
             }
             Event::Resting { is_prepared } => {
                 let is_wanted = !is_prepared || self.retries.is_failing(Task::Prepare);
-                one(is_wanted.then_some(Effect::Prepare))
+                let prepare = is_wanted.then_some(Effect::Prepare);
+                prepare.into_iter().chain(self.source.ready()).collect()
             }
             Event::Gate(look) => self.gate.looked(look),
             Event::GateLoaded(outcome) => one(self.gate.loaded(outcome)),
@@ -342,7 +345,6 @@ impl World {
         effects.extend(self.learn(&changed));
         effects.extend(self.naming.ask(now));
         effects.extend(self.naming.look_if_due(now));
-        effects.extend(self.source.ready());
         effects
     }
 

@@ -55,12 +55,12 @@ impl Naming {
         self.names.retry();
     }
 
-    /// Whether others are asked than these.
+    /// Whether other DNS servers are asked than these.
     pub(super) fn asks_others(&self, servers: &[IpAddr]) -> bool {
         self.servers != servers
     }
 
-    /// These are asked from now on, about all names.
+    /// Other DNS servers are asked from now on, about all names.
     pub(super) fn ask_others(&mut self, servers: Vec<IpAddr>) -> Effect {
         self.servers = servers;
         self.ask_all()
@@ -131,8 +131,8 @@ impl Naming {
         self.look = None;
     }
 
-    /// All that is in use was told. An address stays as long as a client whose rules have the
-    /// name is connected to it. Returns the names that lost an address.
+    /// All that is in use was told: addresses leave that have been away long enough, except those
+    /// to which a client is connected whose rules have the name. Returns the names that changed.
     pub(super) fn leave(&mut self, users: impl Fn(&Question) -> Users) -> BTreeSet<Question> {
         let Some(Look { asked, found }) = self.look.take() else {
             return BTreeSet::new();

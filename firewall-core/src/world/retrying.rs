@@ -39,7 +39,7 @@ impl World {
             Task::Connected => vec![self.connected.effect()],
             Task::Put(client) if self.is_stand_in(task) => {
                 let installation = self.standings.installation(client.address);
-                self.clients.put_again(client, installation, &mut self.retries)
+                self.clients.install(client, installation, &mut self.retries)
             }
             Task::Audit(client) if is_present(client) => {
                 vec![self.clients.audit_effect(client, &mut self.retries)]

@@ -29,7 +29,7 @@ impl Source {
     }
 
     /// The source cannot be read, and why; or it can be again.
-    pub(super) fn is_so(&mut self, problem: Option<String>) -> Option<Effect> {
+    pub(super) fn set_problem(&mut self, problem: Option<String>) -> Option<Effect> {
         if problem.is_some() {
             self.answered();
         }
@@ -46,7 +46,8 @@ impl Source {
         [Effect::Reloading, Effect::ReloadSource]
     }
 
-    /// Tells the service manager of an answer for which it waits.
+    /// Tells the service manager of an answer for which it waits, when all is done that comes of
+    /// the answer.
     pub(super) fn ready(&mut self) -> Option<Effect> {
         if self.answer != Answer::Untold {
             return None;
@@ -55,7 +56,7 @@ impl Source {
         Some(Effect::Ready)
     }
 
-    /// Why it cannot be read; what it said before is in force.
+    /// Why the source cannot be read; what it said before is in force.
     pub(super) fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }

@@ -23,9 +23,9 @@ pub(super) type Read = Result<Ruleset, SourceError>;
 pub(super) enum Standing {
     /// No rules are known.
     Waiting,
-    /// They cannot be used, and why.
+    /// The rules cannot be used, and why.
     Blocked(ProblemStatus),
-    /// Their policy is proved.
+    /// The policy of the rules is proved.
     Live(Arc<Live>),
 }
 
@@ -34,7 +34,7 @@ pub(super) enum Standing {
 pub(super) struct Live {
     /// The rules.
     pub(super) ruleset: Ruleset,
-    /// Their policy.
+    /// The policy of the rules.
     pub(super) policy: ProvedPolicy,
 }
 

@@ -9,9 +9,9 @@ use firewall_common::abi::Counter;
 use firewall_common::verdict::Reason;
 
 use super::World;
-use super::standings::{Live, Standing};
+use super::presence::Presence;
+use super::standings::Live;
 use crate::client::ClientId;
-use crate::events::Task;
 use crate::readings::{ClientCounters, Readings, ReasonCounters};
 use crate::rules::check::ProvedPolicy;
 use crate::rules::hidden::{self, Never};
@@ -19,26 +19,9 @@ use crate::rules::{Destination, Rule};
 use crate::time::Moment;
 use crate::told::SCHEMA;
 use crate::told::status::{
-    AgentStatus, AuditStatus, ClientStatus, CounterStatus, PolicyStatus, ProblemStatus, RuleStatus,
-    State, Status,
+    AgentStatus, AuditStatus, ClientStatus, CounterStatus, PolicyStatus, RuleStatus, Status,
 };
 use crate::told::words::Named;
-
-/// A client that is there, or an address with rules that is behind no vif.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Presence {
-    /// The address.
-    pub(super) address: IpAddr,
-    /// Interface index of the vif, if there is one.
-    pub(super) vif: Option<u32>,
-}
-
-impl Presence {
-    /// The client that is there.
-    pub(super) fn client(self) -> Option<ClientId> {
-        self.vif.map(|vif| ClientId { vif, address: self.address })
-    }
-}
 
 impl World {
     /// Everything; of clients only those with an address, if one is given.
@@ -66,40 +49,6 @@ impl World {
         let rules = |client: ClientId| self.standings.live(client.address).map(Live::count);
         let all = self.clients.installed().all();
         all.map(|client| (client, rules(client).unwrap_or(0))).collect()
-    }
-
-    /// Whether denied packets of a client are dropped, because it settles.
-    pub fn is_settling(&self, client: ClientId) -> bool {
-        self.clients.settling().contains(client) || self.retries.is_failing(Task::Settled(client))
-    }
-
-    /// All clients that are there, and addresses with rules but no vif.
-    pub(super) fn presences(&self) -> Vec<Presence> {
-        let installed = self.clients.installed();
-        let present = installed.all().map(|ClientId { vif, address }| (address, Some(vif)));
-        let has_vif = installed.addresses();
-        let absent = self.standings.addresses().filter(|address| !has_vif.contains(address));
-        let all = present.chain(absent.map(|address| (address, None)));
-        all.map(|(address, vif)| Presence { address, vif }).collect()
-    }
-
-    /// What is in force, and why it is blocked.
-    pub(super) fn state(&self, presence: Presence) -> (State, Option<ProblemStatus>) {
-        let refusal = presence.client().and_then(|it| self.clients.installed().refusal(it));
-        let refused = refusal.map(|reason| ProblemStatus {
-            origin: "the kernel's tables".to_owned(),
-            line: None,
-            text: String::new(),
-            reason: reason.to_owned(),
-        });
-        let (state, problem) = match (self.standings.of(presence.address), refused) {
-            (_, Some(problem)) => (State::Blocked, Some(problem)),
-            (Standing::Blocked(problem), None) => (State::Blocked, Some(problem.clone())),
-            (Standing::Waiting, None) => (State::Waiting, None),
-            (Standing::Live(_), None) => (State::Live, None),
-        };
-        let is_absent = presence.vif.is_none() && problem.is_none();
-        (if is_absent { State::Absent } else { state }, problem)
     }
 
     fn agent_status(&self, now: Moment, readings: &Readings) -> AgentStatus {

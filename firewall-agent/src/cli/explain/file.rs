@@ -10,7 +10,7 @@ use firewall_core::rules::resolve::{self, Surroundings};
 use firewall_core::rules::{Family, compile};
 use firewall_core::told::explanation::{Explained, Explanation, Judgement};
 use firewall_core::told::status::State;
-use firewall_core::world::explaining::{is_judged_by_rules, number, tried};
+use firewall_core::told::tried::{is_judged_by_rules, number, tried};
 
 use super::arguments::Explain;
 use super::subject::{Subject, subjects};
