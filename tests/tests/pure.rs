@@ -10,6 +10,7 @@ mod pure {
     mod layers;
     mod manual;
     mod many_names;
+    mod memory;
     mod metrics;
     mod monitoring;
     mod names;
@@ -20,6 +21,7 @@ mod pure {
     mod retries;
     mod rules;
     mod settling;
+    mod stage;
     mod targets;
     mod tidy;
     mod told;

@@ -13,8 +13,8 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use crate::edges::regular;
-use firewall_core::names::MOST_ADDRESSES;
 use firewall_core::names::answer::Remembered;
+use firewall_core::names::name::MOST_ADDRESSES;
 use firewall_core::rules::Family;
 use firewall_core::rules::question::Question;
 use firewall_core::time::Moment;

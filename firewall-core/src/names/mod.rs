@@ -9,129 +9,19 @@
 //! and with the last of them the name is unresolved again.
 
 pub mod answer;
+mod lifetimes;
+pub mod name;
 pub mod rebinding;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::IpAddr;
-use std::time::Duration;
 
-use crate::names::answer::{Answer, Failure, Outcome, Remembered};
-use crate::rules::question::Addresses;
-use crate::rules::question::Question;
+use self::answer::{Answer, Failure, Outcome, Remembered};
+use self::lifetimes::{BETWEEN_LOOKS, OLDEST, until_next};
+use self::name::{LastAnswer, Name};
+use self::rebinding::Guard;
+use crate::rules::question::{Addresses, Question};
 use crate::time::Moment;
-use rebinding::Guard;
-
-/// No answer is asked for again sooner; some servers say 0.
-const FLOOR: Duration = Duration::from_secs(5);
-/// None is used longer without asking; some servers say a week.
-const CEILING: Duration = Duration::from_secs(3600);
-/// How long an address stays that is in no answer any more.
-const GRACE: Duration = Duration::from_secs(600);
-/// The kernel is not asked more often what is in use.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(10);
-/// How long after a failure the next attempt is; it doubles with each.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
-/// An answer that is older is not used any more, be it this agent's or an earlier one's.
-const OLDEST: Duration = Duration::from_secs(24 * 3600);
-/// Most addresses of one name in one family.
-pub const MOST_ADDRESSES: usize = 256;
-
-/// An answer, and when it came.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LastAnswer {
-    /// Its addresses.
-    pub addresses: BTreeSet<IpAddr>,
-    /// When that was.
-    pub at: Moment,
-}
-
-/// All that is known about one question.
-#[derive(Clone, Debug, Default)]
-pub struct Name {
-    /// Every address that is used, and when it was last in the answer in force, or found in
-    /// use after that.
-    pub seen: BTreeMap<IpAddr, Moment>,
-    /// The answer in force: not if the name does not exist, or it is too old.
-    pub answer: Option<LastAnswer>,
-    /// Until when addresses may be missing, since there were too many.
-    pub crowded_until: Option<Moment>,
-    /// When to ask next.
-    pub due: Moment,
-    /// Whether it is being asked.
-    pub is_asked: bool,
-    /// Failures since the last answer.
-    pub failures: u32,
-    /// The last of them.
-    pub problem: Option<String>,
-    /// How often an answer had an address that no accept rule may use.
-    pub refused: u64,
-}
-
-impl Name {
-    /// Whether an address is in the answer in force.
-    pub fn is_current(&self, address: &IpAddr) -> bool {
-        self.answer.as_ref().is_some_and(|answer| answer.addresses.contains(address))
-    }
-
-    /// Addresses that are in no answer any more, and how long they stay.
-    fn leaving(&self) -> impl Iterator<Item = (IpAddr, Moment)> {
-        let gone = self.seen.iter().filter(|(address, _)| !self.is_current(address));
-        gone.map(|(address, seen)| (*address, *seen + GRACE))
-    }
-
-    /// When something is to be done about it, if the kernel can be asked from then on.
-    fn next(&self, look_at: Moment) -> Option<Moment> {
-        let ask = Some(self.due).filter(|_| !self.is_asked);
-        let leave = self.leaving().map(|(_, until)| until.max(look_at)).min();
-        let old = self.answer.as_ref().map(|answer| answer.at + OLDEST);
-        [ask, leave, old, self.crowded_until].into_iter().flatten().min()
-    }
-
-    /// Takes in an answer.
-    fn answered(&mut self, mut addresses: BTreeSet<IpAddr>, now: Moment) {
-        let was_too_many = addresses.len() > MOST_ADDRESSES;
-        while addresses.len() > MOST_ADDRESSES {
-            addresses.pop_last();
-        }
-        self.put_aside(now);
-        self.seen.extend(addresses.iter().map(|address| (*address, now)));
-        self.answer = Some(LastAnswer { addresses, at: now });
-        if self.seen.len() > MOST_ADDRESSES || was_too_many {
-            self.crowded_until = Some(now + GRACE);
-        }
-        // Those go that have been away longest.
-        let mut leaving: Vec<(IpAddr, Moment)> = self.leaving().collect();
-        leaving.sort_by_key(|(_, until)| *until);
-        let surplus = self.seen.len().saturating_sub(MOST_ADDRESSES);
-        for (address, _) in leaving.iter().take(surplus) {
-            self.seen.remove(address);
-        }
-    }
-
-    /// There is no answer in force any more; its addresses stay for a while.
-    fn put_aside(&mut self, now: Moment) {
-        let before = self.answer.take().map(|answer| answer.addresses);
-        self.seen.extend(before.into_iter().flatten().map(|address| (address, now)));
-    }
-
-    fn failed(&mut self, question: &Question, problem: String, now: Moment) {
-        self.due = now + pause(question, self.failures);
-        self.failures = self.failures.saturating_add(1);
-        self.problem = Some(problem);
-    }
-
-    fn addresses(&self, name: &str, guard: &Guard) -> Option<Addresses> {
-        if self.answer.is_none() && self.seen.is_empty() {
-            return None;
-        }
-        let known = || self.seen.keys().copied();
-        let accept = known().filter(|address| guard.allows(name, *address)).collect();
-        let drop = self.crowded_until.is_none().then(|| known().collect());
-        Some(Addresses { accept, drop })
-    }
-}
 
 /// What is known about all names that matter.
 #[derive(Debug, Default)]
@@ -217,7 +107,7 @@ impl Names {
                 let refused = addresses.iter().filter(is_refused).count();
                 name.refused = name.refused.saturating_add(u64::try_from(refused).unwrap_or(0));
                 name.answered(addresses, now);
-                name.due = now + ttl.clamp(FLOOR, CEILING);
+                name.due = now + until_next(ttl);
                 name.failures = 0;
                 name.problem = None;
             }
@@ -335,14 +225,4 @@ impl Names {
         // What is not asked for again yet may be so later.
         answered.chain(self.remembered.values().cloned()).collect()
     }
-}
-
-/// How long to wait after so many failures. Names that failed together are not asked again
-/// together: up to a quarter is added, another part for each name and each time.
-fn pause(question: &Question, failures: u32) -> Duration {
-    let pause = FIRST_RETRY.saturating_mul(2_u32.saturating_pow(failures)).min(LAST_RETRY);
-    let mut hasher = DefaultHasher::new();
-    (question, failures).hash(&mut hasher);
-    let part = u32::try_from(hasher.finish() % 256).unwrap_or(0);
-    pause + pause / 4 * part / 256
 }

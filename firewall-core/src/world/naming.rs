@@ -7,9 +7,10 @@ use std::net::IpAddr;
 
 use crate::connection::Flow;
 use crate::events::{Effect, Notice};
+use crate::names::Names;
 use crate::names::answer::{Outcome, Remembered};
+use crate::names::name::MOST_ADDRESSES;
 use crate::names::rebinding::Guard;
-use crate::names::{MOST_ADDRESSES, Names};
 use crate::rules::question::{Addresses, Question};
 use crate::time::Moment;
 use crate::told::status::{NameAddress, NameStatus};

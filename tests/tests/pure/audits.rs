@@ -9,7 +9,7 @@ use firewall_core::time::Moment;
 use firewall_core::world::World;
 use firewall_core::world::audits::LONGEST;
 
-use super::world::*;
+use super::memory::*;
 
 const CLIENT: &str = "10.137.0.1";
 

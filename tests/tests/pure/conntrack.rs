@@ -12,7 +12,7 @@ use nix::errno::Errno;
 use rand::rngs::StdRng;
 use rand::{Rng as _, RngCore as _, SeedableRng as _};
 
-use super::world::address;
+use super::memory::address;
 
 /// `NLMSG_NOOP`, `_ERROR`, `_DONE`, `_OVERRUN` (uapi/linux/netlink.h).
 const NOOP: u16 = 1;

@@ -10,7 +10,7 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::names::{Stage, address, flow, seconds};
+use super::stage::{Stage, address, flow, seconds};
 
 /// A rule of the random test, and what its name means as naively as can be.
 #[derive(Clone)]

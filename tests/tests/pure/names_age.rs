@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use firewall_core::events::Event;
-use firewall_core::names::MOST_ADDRESSES;
 use firewall_core::names::answer::Failure;
+use firewall_core::names::name::MOST_ADDRESSES;
 
-use super::names::{CLIENT, Stage, address, seconds};
+use super::names::CLIENT;
+use super::stage::{Stage, address, seconds};
 
 const ACCEPT: &str = "action=accept dsthost=a.example";
 const DROP: &str = "action=drop dsthost=a.example proto=tcp dstports=25-25";

@@ -15,8 +15,8 @@ use firewall_core::told::screen::on_screen;
 use firewall_core::told::status::{CounterStatus, Mode};
 use firewall_core::world::{Settings, World};
 
-use super::names::Stage;
-use super::world::{ACCEPT, DROP, address, links, rules, running, settle, status_at, step};
+use super::memory::{ACCEPT, DROP, address, links, rules, running, settle, status_at, step};
+use super::stage::Stage;
 
 const CLIENT: &str = "10.137.0.1";
 

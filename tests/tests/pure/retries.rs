@@ -10,7 +10,7 @@ use firewall_core::time::Moment;
 use firewall_core::told::status::State;
 use firewall_core::world::World;
 
-use super::world::*;
+use super::memory::*;
 
 const CLIENT: &str = "10.137.0.1";
 

@@ -14,7 +14,7 @@ use firewall_core::events::{Effect, Event, Task, Why};
 use firewall_core::time::Moment;
 use firewall_core::world::World;
 
-use super::world::*;
+use super::memory::*;
 
 const A: &str = "10.137.0.1";
 const B: &str = "10.137.0.2";
@@ -100,7 +100,7 @@ fn whatever_is_put_in_force_settles() {
     check(rules(A, ACCEPT).into(), &[A]);
     check(rules(A, ACCEPT).into(), &[]);
     check(rules(A, BROKEN).into(), &[A]);
-    check(super::world::refused(client(7, A), "", false, 0), &[A]);
+    check(super::memory::refused(client(7, A), "", false, 0), &[A]);
     check(Event::Rules { client: address(B), rules: Some(Ok(ruleset(B, DROP))) }.into(), &[B]);
     check(Event::Rules { client: address(B), rules: None }.into(), &[B]);
 }
@@ -275,7 +275,7 @@ fn rules_are_handled_when_what_they_deny_has_ended_behind_every_vif_of_the_clien
     settle(&mut world);
     check(&mut world, rules(A, WEB), &[]);
     check(&mut world, quiet(), &["read 10.137.0.1"]);
-    check(&mut world, super::world::refused(client(8, A), "no room", false, 0), &[]);
+    check(&mut world, super::memory::refused(client(8, A), "no room", false, 0), &[]);
     check(&mut world, read(Ok(()), 1), &["settled 10.137.0.1"]);
     check(&mut world, quiet(), &["read 10.137.0.1"]);
     check(&mut world, read(Ok(()), 2), &["settled 10.137.0.1", "handled 10.137.0.1"]);

@@ -31,7 +31,7 @@ use firewall_tests::packets::{TCP, UDP};
 use firewall_tests::rig::agent::binary;
 use serde_json::Value;
 
-use super::world::{clients, settle, step};
+use super::memory::{clients, settle, step};
 
 const CLIENT: &str = "10.137.0.12";
 const RULES: &str = "policy = drop\n\
