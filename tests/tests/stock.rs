@@ -236,7 +236,6 @@ fn each_named_difference_really_occurs() -> Result<()> {
     let drop_udp = ["drop udp", "accept"];
     for (protocol, rules, headers, expected) in [
         (UDP, &drop_udp[..], vec![DESTINATION], [PROHIBITED6, TO_SERVER6]),
-        (UDP, &drop_udp, vec![FRAGMENT, DESTINATION], [PROHIBITED6, TO_SERVER6]),
         (TCP, &["accept tcp"], vec![HOP_BY_HOP], [TO_SERVER6, PROHIBITED6]),
         (TCP, &["accept 443"], vec![HOP_BY_HOP, DESTINATION], [TO_SERVER6, PROHIBITED6]),
         (TCP, &["accept tcp"], vec![AUTHENTICATION], [TO_SERVER6, PROHIBITED6]),
@@ -265,11 +264,16 @@ fn each_named_difference_really_occurs() -> Result<()> {
     dropped6(RoutingHeaderDropped, SERVER6, Shape::Headers(vec![ROUTING]), TO_SERVER6)?;
     let many = Shape::Headers(vec![DESTINATION; 9]);
     dropped6(TooManyHeadersDropped, SERVER6, many, TO_SERVER6)?;
+    let twice = Shape::Headers(vec![FRAGMENT, FRAGMENT]);
+    dropped6(FragmentTwiceDropped, SERVER6, twice, TO_SERVER6)?;
     let mapped = "::ffff:198.51.100.7";
     let to_mapped = format!("left from 2001:db8:ffff::2 to {mapped}");
     dropped6(MappedAddressDropped, mapped, Shape::Plain, &to_mapped)?;
     dropped6(TruncatedDropped, "2001:db8:dead::9", Shape::Short, "icmp error 1/0")?;
 
+    let class = Some(DeniedFragmentsDropped);
+    let atomic = Shape::Headers(vec![FRAGMENT, DESTINATION]);
+    it.check(class, &drop_udp, SERVER6, (UDP, 443), atomic, [SILENT, TO_SERVER6])?;
     for (to, left, prohibited) in
         [(SERVER4, TO_SERVER4, PROHIBITED4), (SERVER6, TO_SERVER6, PROHIBITED6)]
     {

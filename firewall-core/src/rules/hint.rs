@@ -51,6 +51,9 @@ impl Problem {
             }
             Self::AfterCommit => "move it in front of `commit`, which is the last line",
             Self::NotAnEntry => "write `key = value`, with one space on either side of `=`",
+            Self::CarriageReturn => {
+                "end lines with a line feed only: `sed -i 's/\\r$//' FILE`, and no editor of Windows"
+            }
             Self::Unreadable(_) => "make it a file of UTF-8 text that root can read",
         };
         text.to_owned()

@@ -100,6 +100,8 @@ pub enum Problem {
     AfterCommit,
     #[error("not of the form `key = value`")]
     NotAnEntry,
+    #[error("lines end with a carriage return, as on Windows")]
+    CarriageReturn,
     #[error("cannot be read: {0}")]
     Unreadable(String),
 }

@@ -45,15 +45,17 @@ pub enum Difference {
     MalformedOptionsDropped,
     /// Fragments that do not come in their order are dropped.
     FragmentsOutOfOrderDropped,
-    /// Denied fragments are dropped, never rejected.
+    /// Denied fragments are dropped, never rejected; one with all of a datagram is one.
     DeniedFragmentsDropped,
+    /// IPv6 packets with two fragment headers are dropped.
+    FragmentTwiceDropped,
     /// IPv6 redirects are dropped, never rejected; the kernel forwards none either way.
     RedirectDropped,
 }
 
 impl Difference {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::VirtualResolverSeenBeforeDnat,
         Self::FinalProtocolBehindExtensionHeaders,
         Self::SourceRouteDropped,
@@ -65,6 +67,7 @@ impl Difference {
         Self::MalformedOptionsDropped,
         Self::FragmentsOutOfOrderDropped,
         Self::DeniedFragmentsDropped,
+        Self::FragmentTwiceDropped,
         Self::RedirectDropped,
     ];
 
@@ -75,7 +78,9 @@ impl Difference {
         }
         let ours = accepts_here(netvm, ruleset, shot);
         let stock = accepts_today(netvm, ruleset, shot);
-        if matches!(shot.shape, Shape::Halves { .. }) && !ours {
+        let is_fragment =
+            matches!(shot.shape, Shape::Halves { .. }) || walked(shot).contains(&FRAGMENT);
+        if is_fragment && !ours {
             return Some(Self::DeniedFragmentsDropped);
         }
         if ours != stock {
@@ -103,8 +108,11 @@ impl Difference {
             Shape::Options(options) => of_options(options),
             Shape::Headers(_) => {
                 let walked = walked(shot);
+                let fragments = walked.iter().filter(|it| **it == FRAGMENT).count();
                 if walked.iter().take(MOST_HEADERS + 1).any(|it| *it == ROUTING) {
                     Some(Self::RoutingHeaderDropped)
+                } else if fragments > 1 {
+                    Some(Self::FragmentTwiceDropped)
                 } else {
                     (walked.len() > MOST_HEADERS).then_some(Self::TooManyHeadersDropped)
                 }
@@ -145,6 +153,7 @@ impl Difference {
             | Self::MalformedOptionsDropped
             | Self::FragmentsOutOfOrderDropped
             | Self::DeniedFragmentsDropped
+            | Self::FragmentTwiceDropped
             | Self::RedirectDropped => ours.is_silent(),
         }
     }

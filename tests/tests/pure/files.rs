@@ -49,7 +49,13 @@ fn an_error_names_line_text_and_reason() {
     check("policy = drop\n", None, "", Problem::NoCommit);
     check("policy = drop\ncommit", None, "", Problem::NoCommit);
     check("policy=drop\ncommit\n", Some(1), "policy=drop", Problem::NotAnEntry);
-    check("policy = drop\r\ncommit\r\n", Some(2), "commit\r", Problem::NotAnEntry);
+    check("policy = drop\r\ncommit\r\n", Some(1), "policy = drop\r", Problem::CarriageReturn);
+    check("policy = drop\ncommit\r\n", Some(2), "commit\r", Problem::CarriageReturn);
+    check("policy = drop\r\ncommit\n\r\n", Some(1), "policy = drop\r", Problem::CarriageReturn);
+    let (entries, errors) = rule_files::entries("policy = drop\r\nnonsense\r\ncommit\r\n");
+    let problems: Vec<Problem> = errors.into_iter().map(|error| error.problem).collect();
+    assert_eq!(problems, [Problem::CarriageReturn, Problem::NotAnEntry]);
+    assert_eq!(entries.first().map(|entry| entry.value.as_str()), Some("drop"));
 }
 
 /// A directory that goes away with the test.

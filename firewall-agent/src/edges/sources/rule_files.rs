@@ -147,27 +147,34 @@ pub fn ruleset(client: IpAddr, text: &str) -> Result<Ruleset, RulesetError> {
 /// The entries in the text of a file, and all that is wrong with its lines.
 pub fn entries(text: &str) -> (Vec<Entry>, Vec<RulesetError>) {
     let (mut entries, mut errors) = (Vec::new(), Vec::new());
-    let mut committed = false;
+    let (mut committed, mut is_foreign) = (false, false);
     for (index, line) in text.split_inclusive('\n').enumerate() {
         // A line without an end may be half of what is going to be written.
         let whole = line.strip_suffix('\n');
         let line = whole.unwrap_or(line);
+        let number = Some(index + 1);
+        let mut error = |text: &str, problem| {
+            let (text, place) = (text.to_owned(), parse::bytes(0..text.len()));
+            errors.push(RulesetError { line: number, key: None, text, place, problem });
+        };
+        // Told once, and nothing else that is wrong is hidden behind it.
+        let plain = line.strip_suffix('\r').unwrap_or(line);
+        if plain.len() < line.len() && !is_foreign {
+            is_foreign = true;
+            error(line, Problem::CarriageReturn);
+        }
+        let line = plain;
         if line.is_empty() || line.starts_with('#') {
             continue;
         }
-        let number = Some(index + 1);
-        let mut error = |problem| {
-            let (text, place) = (line.to_owned(), parse::bytes(0..line.len()));
-            errors.push(RulesetError { line: number, key: None, text, place, problem });
-        };
         if committed {
-            error(Problem::AfterCommit);
+            error(line, Problem::AfterCommit);
         } else if line == "commit" {
             committed = whole.is_some();
         } else if let Some((key, value)) = line.split_once(" = ") {
             entries.push(Entry { line: number, key: key.to_owned(), value: value.to_owned() });
         } else {
-            error(Problem::NotAnEntry);
+            error(line, Problem::NotAnEntry);
         }
     }
     if !committed {
