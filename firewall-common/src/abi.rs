@@ -306,6 +306,8 @@ pub const FLOWS_BURST: u64 = 200;
 /// For how long a flow that was paid for is not new again, in seconds. Connection tracking
 /// keeps no flow for a shorter time (nf_conntrack_tcp_timeout_close, 10 s).
 pub const FLOW_SECONDS: u64 = 10;
+/// The same of TCP, in seconds, whose connections may rest for longer.
+pub const TCP_SECONDS: u64 = 120;
 /// Flows to the netvm itself that are known at once, of all vifs together.
 pub const MAX_FLOWS: usize = 1 << 13;
 /// ARP packets, packets of neighbour discovery and ICMP errors of a vif in a second.

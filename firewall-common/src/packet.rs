@@ -35,6 +35,10 @@ const IPV4_LENGTH: u32 = 20;
 const IPV6_LENGTH: u32 = 40;
 /// Length of a TCP header without options, in bytes.
 const TCP_LENGTH: u32 = 20;
+/// Where a TCP header has its flags, and two of them (RFC 9293, section 3.1).
+const TCP_FLAGS: u32 = 13;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
 /// Length of a UDP header, in bytes.
 const UDP_LENGTH: u32 = 8;
 /// Where the sender's protocol address is in an ARP packet.
@@ -151,7 +155,7 @@ pub struct Packet {
     pub port: u16,
     /// Source port of TCP and UDP, code of ICMP, 0 otherwise.
     pub source_port: u16,
-    /// Identifier of an ICMP echo request, 0 otherwise.
+    /// Identifier of an ICMP echo request; of a TCP segment that opens a connection 1; 0 otherwise.
     pub identifier: u16,
     /// Which piece of a datagram it is. A later fragment has no ports, and `port` means nothing.
     pub fragment: Fragment,
@@ -308,6 +312,10 @@ fn read_ports(
             let [s0, s1, d0, d1] = source.bytes(offset).ok_or(Reason::Truncated)?;
             packet.source_port = u16::from_be_bytes([s0, s1]);
             packet.port = u16::from_be_bytes([d0, d1]);
+            let is_tcp = packet.protocol == Protocol::Tcp && offset + TCP_LENGTH <= end;
+            if is_tcp && let Some([flags]) = source.bytes(offset + TCP_FLAGS) {
+                packet.identifier = u16::from(flags & (SYN | ACK) == SYN);
+            }
         }
         Protocol::Icmp => return icmp::read(source, packet, offset, end),
         // As with the whole headers above.

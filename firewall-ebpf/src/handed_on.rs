@@ -5,7 +5,7 @@
 use aya_ebpf::Global;
 use firewall_common::abi::{
     DEFAULT_RULE, FLOW_SECONDS, FLOWS_BURST, FlowKey, MAX_BUDGETS, NOTICES_BURST,
-    NOTICES_PER_SECOND,
+    NOTICES_PER_SECOND, TCP_SECONDS,
 };
 use firewall_common::fragments::{Piece, Turn};
 use firewall_common::packet::{Packet, Protocol};
@@ -20,9 +20,13 @@ use crate::maps::{FLOWS, PASS_BUDGETS};
 #[unsafe(no_mangle)]
 static LOCAL_INTERVAL: Global<u64> = Global::new(50_000_000);
 
-/// Flows that one of another protocol takes as much as: conntrack keeps it for 600 seconds
-/// (`nf_conntrack_generic_timeout`), and flows without an answer for 30.
-const OTHERS_SHARE: u64 = 20;
+/// As how many flows one counts that conntrack keeps for longer than for 30 seconds without an
+/// answer: TCP in mid-stream (300 s, `nf_conntrack_tcp_timeout_unacknowledged`), a TCP connection that
+/// begins (60 s, or 120 where nothing answers), other protocols (600 s,
+/// `nf_conntrack_generic_timeout`).
+const MID_STREAM: u64 = 10;
+const OPENING: u64 = 2;
+const OTHER: u64 = 20;
 
 /// Nanoseconds of budget that a notice takes.
 const NOTICE_INTERVAL: u64 = SECOND / NOTICES_PER_SECOND;
@@ -79,8 +83,7 @@ fn notice(vif: u32, now: u64) -> bool {
 }
 
 /// Takes a packet that can make connection tracking keep a flow out of its vif's budget, if
-/// there is room, unless its flow was paid for a short while ago. Flows of other protocols than
-/// TCP, UDP and ping are kept 20 times as long, so they take 20 times as much.
+/// there is room, unless its flow was paid for a short while ago.
 #[inline(always)]
 fn flow(vif: u32, packet: &Packet, now: u64) -> bool {
     let is_ping = packet.is_echo_request();
@@ -94,16 +97,22 @@ fn flow(vif: u32, packet: &Packet, now: u64) -> bool {
         protocol: u32::from(packet.number) | if packet.source.is_mapped() { 0 } else { 256 },
     };
     // Of other protocols only connection tracking knows what their flows are.
-    let has_key = is_ping || matches!(packet.protocol, Protocol::Tcp | Protocol::Udp);
+    let (share, seconds) = match packet.protocol {
+        Protocol::Tcp if packet.identifier != 0 => (OPENING, TCP_SECONDS),
+        Protocol::Tcp => (MID_STREAM, TCP_SECONDS),
+        Protocol::Udp => (1, FLOW_SECONDS),
+        Protocol::Icmp if is_ping => (1, FLOW_SECONDS),
+        Protocol::Icmp | Protocol::Other => (OTHER, 0),
+    };
+    let has_key = seconds != 0;
     // SAFETY: the value is a word, which is read and written as a whole.
     let paid = if has_key { unsafe { FLOWS.get(&key) } } else { None };
-    if paid.is_some_and(|since| now.wrapping_sub(*since) < FLOW_SECONDS * SECOND) {
+    if paid.is_some_and(|since| now.wrapping_sub(*since) < seconds * SECOND) {
         return true;
     }
     let Some(budget) = PASS_BUDGETS.get_ptr_mut(vif & (MAX_BUDGETS as u32 - 1)) else {
         return false;
     };
-    let share = if has_key { 1 } else { OTHERS_SHARE };
     let (interval, burst) = (LOCAL_INTERVAL.load() * share, FLOWS_BURST / share);
     // SAFETY: inside the map's value; a race costs accuracy, not safety.
     if !take(unsafe { &mut (*budget).flows }, now, interval, burst) {

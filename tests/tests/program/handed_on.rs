@@ -253,14 +253,17 @@ fn what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices() -> Result<()
     };
     let other = |_: u16| packets::plain(CLIENT4, SERVER4.into(), 132, 0);
     type Make<'a> = &'a dyn Fn(u16) -> Vec<u8>;
-    let kinds: [(&str, Make, u64); 7] = [
+    let opening =
+        |port: u16| V4::new(v4(CLIENT4), SERVER4, packets::TCP, &packets::tcp(port, 22)).frame();
+    let kinds: [(&str, Make, u64); 8] = [
         ("pings of all codes", &code, FLOWS_BURST),
         ("pings", &ping4, FLOWS_BURST),
         ("IPv6 pings", &ping6, FLOWS_BURST),
-        ("TCP in mid-stream", &tcp, FLOWS_BURST),
+        // Connection tracking keeps some longer without an answer, and they count for more.
+        ("TCP in mid-stream", &tcp, FLOWS_BURST / 10),
+        ("TCP that begins", &opening, FLOWS_BURST / 2),
         ("UDP", &udp, FLOWS_BURST),
         ("multicast", &group, FLOWS_BURST),
-        // Connection tracking keeps it 20 times as long.
         ("SCTP", &other, FLOWS_BURST / 20),
     ];
     for (name, frame, burst) in kinds {
