@@ -126,8 +126,8 @@ pub enum Message {
     /// below 128 (RFC 4443, section 2.1), which are what connection tracking takes for errors
     /// (`icmp_is_err` in uapi/linux/icmp.h, `nf_conntrack_icmpv6_error`).
     Error,
-    /// That an error was met by a packet that was not sent to the one that complains, or that cannot
-    /// have been sent by the one that the error goes to.
+    /// That an error was met by a packet that was not sent to the one that complains, or that
+    /// cannot have been sent by the one that the error goes to.
     ForeignError,
     /// That a packet should go by another way.
     Redirect,

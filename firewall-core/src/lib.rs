@@ -1,5 +1,6 @@
-//! What the agent decides, without ever acting: no files, sockets, clocks or kernel, which the
-//! crate's dependencies are without as well.
+//! What the agent decides.
+//! Never acts: it uses no files, sockets, clocks or kernel, and neither do the crate's
+//! dependencies.
 //!
 //! | module | owns |
 //! |---|---|
