@@ -210,7 +210,7 @@ pub struct Explained {
     pub judgement: Judgement,
     /// What the agent says, or a file of rules; nothing if neither does.
     pub agent: Option<Explanation>,
-    /// Why neither the agent nor a file of rules says anything.
+    /// Why no agent says anything; and that the gate is not there, or why nobody knows, if so.
     pub agent_problem: Option<String>,
     /// What the kernel's own tables say, by the same evaluator.
     pub kernel: Option<Judgement>,

@@ -99,7 +99,7 @@ pub enum RemainingState {
 pub struct RemainingRule {
     /// Index of the rule in the policy's ruleset.
     pub index: u32,
-    /// What the client's file of rules says at this index now; nothing if nothing.
+    /// What the client's file of rules says at this index now; nothing if there is no such rule.
     pub text_now: Option<String>,
     /// Packets that the rule decided.
     pub counter: CounterStatus,
