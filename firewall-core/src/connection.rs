@@ -1,5 +1,5 @@
 //! A connection, as the kernel tracks it.
-//! Never decides whether it may go on.
+//! Never decides whether a connection may go on.
 
 use std::net::IpAddr;
 

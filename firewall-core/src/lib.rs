@@ -1,6 +1,5 @@
 //! What the agent decides.
-//! Never acts: it uses no files, sockets, clocks or kernel, and neither do the crate's
-//! dependencies.
+//! Never acts: neither it nor a dependency uses files, sockets, clocks or the kernel.
 //!
 //! | module | owns |
 //! |---|---|

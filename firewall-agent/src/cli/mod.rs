@@ -1,6 +1,5 @@
 //! Arguments, and what a person sees.
-//! Never changes anything in the kernel itself: `prepare` and `run` have the daemon's modules do
-//! so.
+//! Never changes anything in the kernel itself: modules of the daemon do, for `prepare` and `run`.
 
 pub mod ask;
 pub mod audit;

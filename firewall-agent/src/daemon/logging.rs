@@ -1,5 +1,5 @@
 //! The agent's log: lines to standard error, written by a thread of their own.
-//! Never makes anybody wait: if nobody reads, lines are lost and counted.
+//! Never makes anybody wait before the end: if nobody reads, lines are lost and counted.
 
 use std::io::{self, Write};
 use std::sync::Arc;

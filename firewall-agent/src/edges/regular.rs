@@ -1,5 +1,5 @@
 //! Files that the agent reads, which are regular ones, and files that it replaces as a whole.
-//! Never waits for anybody: a pipe under the name of a file is an error.
+//! Never waits for anybody, but in [`read_all`]: a pipe under the name of a file is an error.
 
 use std::fs::{File, OpenOptions, Permissions};
 use std::io::{self, Read as _, Write as _};

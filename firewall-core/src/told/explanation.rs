@@ -1,4 +1,5 @@
-//! What is said about one packet: the types of `explain`'s JSON.
+//! What is said about one packet: the types of `explain`'s JSON, and what the gate makes of a
+//! verdict.
 //! Never judges a packet, and never formats text for people.
 
 use std::net::IpAddr;

@@ -1,5 +1,5 @@
 //! Audits. For a while, what a client's rules deny passes, and is counted and told.
-//! Never begins one by itself, and never lets one last for ever.
+//! Never begins an audit by itself, and never lets one last for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
