@@ -75,7 +75,7 @@ pub enum Effect {
     Publish {
         /// The client's address.
         client: IpAddr,
-        /// Addresses by name, as far as names are resolved.
+        /// Addresses that accept rules use, by name, as far as names are resolved.
         names: BTreeMap<String, BTreeSet<IpAddr>>,
     },
     /// Ask these DNS servers from now on, and forget what was asked before.

@@ -102,12 +102,12 @@ pub enum Event {
     },
     /// All that came of an event is done; whether the kernel's maps hold what was replaced.
     Done {
-        /// Whether the maps do.
+        /// Whether the kernel's maps hold what was replaced.
         has_replaced: bool,
     },
     /// Nothing is left to do; whether the kernel's maps have room ready for the next policies.
     Resting {
-        /// Whether the maps have room ready.
+        /// Whether the kernel's maps have room ready.
         is_prepared: bool,
     },
     /// How the gate was found.
@@ -116,7 +116,7 @@ pub enum Event {
     GateLoaded(Result<(), Why>),
     /// Packets were denied.
     Denied {
-        /// What the kernel program tells of them.
+        /// What the kernel program tells of the packets.
         records: Vec<DropRecord>,
         /// When the agent read this, in milliseconds since 1970.
         time_ms: u64,

@@ -16,7 +16,7 @@ pub enum Notice {
     Live {
         /// The client's address.
         client: IpAddr,
-        /// How many rules it has.
+        /// How many rules the client has.
         rules: usize,
         /// In how many cells policy and rules were compared.
         cells_checked: usize,
@@ -37,7 +37,7 @@ pub enum Notice {
     Audited {
         /// The client's address.
         client: IpAddr,
-        /// For how long from now on.
+        /// For how long from now on it passes.
         left: Duration,
     },
     /// What a client's rules deny is rejected again.
