@@ -1,4 +1,5 @@
-//! Starts what the arguments ask for.
+//! Starts what the arguments ask for, and turns what came of it into an exit code.
+//! Never does any command's work itself.
 
 use std::io::Write as _;
 use std::process::ExitCode;

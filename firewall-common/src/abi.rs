@@ -1,5 +1,5 @@
-//! The layout of everything that crosses between the kernel programs and the agent.
-//! Never holds behaviour.
+//! The layout and the limits of everything that crosses between the kernel programs and the agent.
+//! Never holds behaviour, but for the two conversions of [`Local`].
 //!
 //! All numbers are in the machine's byte order unless a field says otherwise.
 //! [`abi_type!`](crate::abi_type) is the only way to declare such a type: it fixes the layout,
@@ -31,7 +31,7 @@ pub const ABI_VERSION: u32 = 4;
 ///
 /// ```compile_fail,E0277
 /// firewall_common::abi_type! {
-///     /// As above, but for the flag.
+///     /// Like `Good`, but for the flag.
 ///     WithBool: 8 bytes {
 ///         /// A number.
 ///         number: u32,
@@ -47,7 +47,7 @@ pub const ABI_VERSION: u32 = 4;
 ///
 /// ```compile_fail,E0277
 /// firewall_common::abi_type! {
-///     /// As above, but for the flag.
+///     /// Like `Good`, but for the flag.
 ///     WithOption: 8 bytes {
 ///         /// A number.
 ///         number: u32,
@@ -63,7 +63,7 @@ pub const ABI_VERSION: u32 = 4;
 ///
 /// ```compile_fail,E0277
 /// firewall_common::abi_type! {
-///     /// As above, without what fills it up.
+///     /// Like `Good`, without what fills it up.
 ///     WithPadding: 8 bytes {
 ///         /// A number.
 ///         number: u32,
@@ -146,7 +146,7 @@ abi_type! {
         port: u16,
         /// UDP or TCP source port, or identifier of an ICMP echo request.
         source_port: u16,
-        /// Number of the protocol, and 256 for IPv6.
+        /// Number of the protocol as IANA assigns it; 256 is added for IPv6.
         protocol: u32,
     }
 }
@@ -160,9 +160,10 @@ abi_type! {
         state: u32,
         /// Slot of the client's policy; only meaningful with [`STATE_POLICY`].
         policy: u32,
-        /// Number of this policy, to tell later which policy a verdict came from.
+        /// Generation: number of what the agent put in force, by which it tells later where a
+        /// verdict came from.
         generation: u32,
-        /// First index of the client's counters.
+        /// Index of the client's first counter, in the map of counters.
         counters: u32,
         /// The client's own index, by which it has a budget of rejects.
         index: u32,
@@ -179,22 +180,23 @@ abi_type! {
     }
 }
 
-/// Nothing is known of a stamp: an earlier agent may have given it out. At index 0: packets with
-/// such stamps pass.
+/// In the map of stamps: nothing is known of a stamp, which an earlier agent may have given out. At
+/// index 0 of the map: packets with stamps of which nothing is known pass.
 pub const STAMP_UNKNOWN: u32 = 0;
-/// A stamp is in force.
+/// In the map of stamps: the record with this stamp is in force.
 pub const STAMP_CURRENT: u32 = 1;
-/// A stamp is not in force any more. At index 0: nor are those of which nothing is known.
+/// In the map of stamps: the record with this stamp is not in force any more. At index 0 of the
+/// map: nor are those with stamps of which nothing is known.
 pub const STAMP_OVER: u32 = 2;
 
-/// The client's rules are not known yet: its packets are dropped silently.
+/// [`Client::state`]: the client's rules are not known yet; its packets are dropped silently.
 pub const STATE_WAITING: u32 = 0;
-/// The client's policy decides.
+/// [`Client::state`]: the client's policy decides.
 pub const STATE_POLICY: u32 = 1;
-/// The client's rules cannot be used: everything is rejected.
+/// [`Client::state`]: the client's rules cannot be used; everything is rejected.
 pub const STATE_BLOCKED: u32 = 2;
-/// Added to a state while connections that it denies may still be known to conntrack: what
-/// would be rejected is dropped, so that not even a flowtable in front of the gate can
+/// Added to [`Client::state`] while connections that are denied may still be known to conntrack:
+/// what would be rejected is dropped, so that not even a flowtable in front of the gate can
 /// forward it.
 pub const SETTLING: u32 = 1 << 8;
 
@@ -203,7 +205,7 @@ abi_type! {
     Span: 8 bytes {
         /// Index of the first segment.
         start: u32,
-        /// How many; never 0 in a policy that the agent installed.
+        /// How many segments; never 0 in a policy that the agent installed.
         length: u32,
     }
 }
@@ -213,18 +215,18 @@ abi_type! {
     Class: 36 bytes {
         /// Index of a wider class to ask as well, or [`NO_CLASS`]; the lower rule wins.
         wider: u32,
-        /// By TCP destination port.
+        /// Segments by TCP destination port.
         tcp: Span,
-        /// By UDP destination port.
+        /// Segments by UDP destination port.
         udp: Span,
-        /// By ICMP type (ICMPv6 type for an IPv6 client).
+        /// Segments by ICMP type (ICMPv6 type for an IPv6 client).
         icmp: Span,
-        /// Any other protocol: one segment.
+        /// For any other protocol: one segment.
         other: Span,
     }
 }
 
-/// No class; see [`Class::wider`].
+/// [`Class::wider`] of a class that has no wider one to ask.
 pub const NO_CLASS: u32 = u32::MAX;
 
 abi_type! {
@@ -240,13 +242,14 @@ abi_type! {
     }
 }
 
-/// dom0's `action=drop`, which Qubes answers with "admin prohibited".
+/// [`Segment::action`] of dom0's `action=drop`, which Qubes answers with "admin prohibited" (ICMP
+/// type 3 code 13, ICMPv6 type 1 code 1; `firewall.py` of qubes-core-agent-linux).
 pub const ACTION_REJECT: u16 = 0;
-/// dom0's `action=accept`.
+/// [`Segment::action`] of dom0's `action=accept`.
 pub const ACTION_ACCEPT: u16 = 1;
 
-/// No rule matched: the default action decided. Compares above every rule, so that the
-/// lower of two answers is the first match.
+/// Index of no rule: none matched, and the default action decided. Compares above every rule, so
+/// that the lower of two answers is the first match.
 pub const DEFAULT_RULE: u32 = u32::MAX;
 
 abi_type! {
@@ -262,7 +265,7 @@ abi_type! {
 abi_type! {
     /// One packet that was denied, or would have been.
     DropRecord: 72 bytes {
-        /// Nanoseconds of the monotonic clock.
+        /// When the packet was judged, in nanoseconds of CLOCK_MONOTONIC (`bpf_ktime_get_ns`).
         time: u64,
         /// Interface index of the vif it came in by.
         vif: u32,
@@ -272,7 +275,7 @@ abi_type! {
         rule: u32,
         /// Length of the frame in bytes.
         length: u32,
-        /// Records of this vif left out since the one before.
+        /// How many records of this vif were left out since the record before this one.
         suppressed: u32,
         /// UDP or TCP source port, or ICMP code.
         source_port: u16,
@@ -284,7 +287,7 @@ abi_type! {
         destination: Address,
         /// Index of the reason, see [`crate::verdict::Reason`].
         reason: u8,
-        /// Final IP protocol number.
+        /// Number of the final IP protocol, as IANA assigns it.
         protocol: u8,
         /// Index of what was done with it, see [`crate::verdict::Verdict`].
         verdict: u8,
@@ -310,20 +313,24 @@ pub const FLOW_SECONDS: u64 = 10;
 pub const TCP_SECONDS: u64 = 120;
 /// Flows to the netvm itself that are known at once, of all vifs together.
 pub const MAX_FLOWS: usize = 1 << 13;
-/// ARP packets, packets of neighbour discovery and ICMP errors of a vif in a second.
+/// ARP packets, packets of neighbour discovery and ICMP errors, together, that one vif can have
+/// handed on in a second.
 pub const NOTICES_PER_SECOND: u64 = 1_000;
-/// How many of them can come at once.
+/// ARP packets, packets of neighbour discovery and ICMP errors, together, that one vif can have
+/// handed on at once.
 pub const NOTICES_BURST: u64 = 1_000;
-/// Stamps, of which 0 is none; at most 65,536, which `skb->tc_index` can hold.
+/// How many stamps there are, of which 0 is none; at most 65,536, which `skb->tc_index` can hold
+/// (16 bits, include/linux/skbuff.h).
 pub const MAX_STAMPS: usize = 1 << 15;
 
 /// Most clients (vif and address) at once.
 pub const MAX_CLIENTS: usize = 4096;
 /// Most [`Client`] values: one in force and one on its way in or out for each client.
 pub const MAX_INSTALLED: usize = 2 * MAX_CLIENTS;
-/// Most addresses that belong to clients, whether these are there or not.
+/// Most addresses that belong to clients, whether the clients are there or not.
 pub const MAX_CONNECTED: usize = 8192;
-/// Budgets of drop records; a power of two.
+/// Budgets of vifs, for drop records and for what is handed on; a power of two. Two vifs whose
+/// indices are so far apart share one.
 pub const MAX_BUDGETS: usize = 4096;
 /// Most different policies at once, 8 bytes each.
 pub const MAX_POLICIES: usize = 4096;
@@ -359,9 +366,10 @@ impl Local {
 }
 /// Most prefixes in one policy.
 pub const MAX_PREFIXES: usize = 1 << 17;
-/// Clients that are kept for each processor; a power of two.
+/// Clients that the program's cache keeps for each processor; a power of two.
 pub const CACHED_CLIENTS: usize = 1 << 8;
-/// Answers that are kept for each processor, 32 bytes each; a power of two.
+/// Answers of policies that the program's cache keeps for each processor, 32 bytes each; a power of
+/// two.
 pub const CACHED_ANSWERS: usize = 1 << 14;
 /// Words of a filter of addresses, 8 bytes each; a power of two.
 pub const FILTER_WORDS: usize = 1 << 10;

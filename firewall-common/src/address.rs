@@ -1,4 +1,5 @@
-//! What an address is: of which family, to one or to many, on one link or beyond.
+//! What an address is: of which family, to one or to many, on one link or beyond; and where a
+//! filter of addresses has it.
 //! Never looks an address up: whose it is, tables know.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -11,7 +12,7 @@ impl Address {
     /// All zero: no address.
     pub const NONE: Self = Self { words: [0; 4] };
 
-    /// From the four bytes of an IPv4 address, in network byte order.
+    /// The mapped form of the four bytes of an IPv4 address, in network byte order.
     #[inline(always)]
     pub const fn from_ipv4(octets: [u8; 4]) -> Self {
         Self { words: [0, 0, MAPPED_WORD, u32::from_ne_bytes(octets)] }

@@ -41,43 +41,46 @@ pub const MAX_DISTANCE: u32 = 60;
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct Datagram {
-    /// When its first fragment was handed on, in nanoseconds.
+    /// When its first fragment was handed on, in nanoseconds of the monotonic clock.
     pub since: u64,
-    /// Where it is for.
+    /// Its destination address.
     pub destination: Address,
-    /// What its fragments have in common.
+    /// The identification that its fragments have in common (RFC 791, section 3.1; RFC 8200,
+    /// section 4.5), in the machine's byte order.
     pub identification: u32,
     /// Protocol of the IPv4 header; 0 for IPv6, which has none in what its fragments have in
     /// common (`frag_v6_compare_key` in net/ipv6_frag.h).
     pub protocol: u16,
-    /// Where the next fragment's data begin, in bytes.
+    /// Where the next fragment's data begin in the datagram's, in bytes.
     pub next: u16,
-    /// What was in force when its first fragment passed, by its stamp.
+    /// Stamp of the record that was in force when its first fragment passed:
+    /// [`Client::stamp`](crate::abi::Client::stamp).
     pub stamp: u32,
     /// When an audit that let its first fragment pass ends, in seconds since the machine booted;
     /// 0 if none did.
     pub until: u32,
-    /// Number of the last of its fragments among all of the client.
+    /// [`Datagrams::count`] as of the last of its fragments.
     pub last: u32,
     /// Kernel memory for its fragments that were handed on, in bytes; 0 is an unused place.
     pub memory: u32,
 }
 
-/// All of a client.
+/// All datagrams of a client that are not finished.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct Datagrams {
-    /// 1 while a processor works on them.
+    /// 1 while a processor works on this table, else 0.
     pub lock: u64,
-    /// When a fragment was handed on last, in nanoseconds.
+    /// When a fragment was handed on last, in nanoseconds of the monotonic clock.
     pub since: u64,
-    /// When `waiting` was set to 0 because the kernel had given up everything, in nanoseconds.
+    /// When `waiting` was set to 0 because the kernel had given up everything, in nanoseconds of
+    /// the monotonic clock.
     pub cleared: u64,
     /// How many fragments were handed on, modulo 2^32.
     pub count: u32,
-    /// Kernel memory for those in datagrams that are not finished, in bytes.
+    /// Kernel memory for the fragments in datagrams that are not finished, in bytes.
     pub waiting: u32,
     /// The datagrams that are not finished.
     pub unfinished: [[Datagram; PLACES]; SETS],
@@ -86,13 +89,14 @@ pub struct Datagrams {
 /// A fragment: its datagram, and its place there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
-    /// Where it is for.
+    /// Its destination address.
     pub destination: Address,
-    /// What the fragments of its datagram have in common.
+    /// The identification that the fragments of its datagram have in common, in the machine's byte
+    /// order.
     pub identification: u32,
-    /// See [`Datagram::protocol`].
+    /// Protocol of the IPv4 header; 0 for IPv6.
     pub protocol: u16,
-    /// Where its data begin, in bytes.
+    /// Where its data begin in the datagram's, in bytes.
     pub start: u16,
     /// How many bytes of data it brings.
     pub length: u16,
@@ -113,17 +117,19 @@ impl Piece {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Turn {
-    /// It is the next of its datagram, or the first.
+    /// The fragment is the next of its datagram, or the first.
     Next,
-    /// It is not the next of any datagram, or of one that an audit let pass which is over.
+    /// The fragment is not the next of any datagram, or of one that an audit let pass which is
+    /// over; or it is the first of a datagram like one that the kernel may still keep.
     Stray,
-    /// There is no room for it.
+    /// There is no room for the fragment.
     TooMany,
 }
 
 /// Takes in a fragment that is to be handed on while the client's record has this stamp.
-/// `until` is the end of the audit that lets it pass, or 0; `seconds` is the time since the
-/// machine booted, asked for only when an audit let the first fragment pass.
+/// `until` is the end of the audit that lets it pass, in seconds since the machine booted, or 0;
+/// `now` is in nanoseconds of the monotonic clock; `seconds` tells those since the machine booted,
+/// and is asked only when an audit let the first fragment pass.
 #[inline(always)]
 pub fn follow(
     datagrams: &mut Datagrams,

@@ -1,4 +1,4 @@
-//! Bytes of an Ethernet frame to a [`Packet`], or the reason why it is dropped.
+//! Bytes of an Ethernet frame to a [`Frame`], ARP or a packet, or the reason why it is dropped.
 //! Never looks at tables, and never reads beyond what the IP header claims.
 
 mod fragment;
@@ -81,8 +81,8 @@ pub trait Source: Head {
     /// frame ends before.
     fn bytes<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
-    /// The same number. In the kernel, the verifier forgets here what comparisons told of it, and
-    /// goes on once for all outcomes.
+    /// Returns `number` unchanged. In the kernel, the verifier forgets here what comparisons told
+    /// of the number, and goes on once for all outcomes.
     fn forget(&self, number: u32) -> u32 {
         number
     }
@@ -130,8 +130,8 @@ pub enum Message {
     /// below 128 (RFC 4443, section 2.1), which are what connection tracking takes for errors
     /// (`icmp_is_err` in uapi/linux/icmp.h, `nf_conntrack_icmpv6_error`).
     Error,
-    /// The same of a packet that was not sent to the one that complains, or cannot have been sent
-    /// by the one that the error goes to.
+    /// That an error was met by a packet that was not sent to the one that complains, or that
+    /// cannot have been sent by the one that the error goes to.
     ForeignError,
     /// That a packet should go by another way.
     Redirect,
@@ -149,7 +149,7 @@ pub struct Packet {
     pub destination: Address,
     /// The final protocol, behind all extension headers.
     pub protocol: Protocol,
-    /// Its number as IANA assigns it.
+    /// Number of the final protocol, as IANA assigns it.
     pub number: u8,
     /// Destination port of TCP and UDP, type of ICMP, 0 otherwise.
     pub port: u16,
@@ -157,9 +157,10 @@ pub struct Packet {
     pub source_port: u16,
     /// Identifier of an ICMP echo request; of a TCP segment that opens a connection 1; 0 otherwise.
     pub identifier: u16,
-    /// Which piece of a datagram it is. A later fragment has no ports, and `port` means nothing.
+    /// Which piece of a datagram the packet is. A later fragment has no ports, and `port` means
+    /// nothing.
     pub fragment: Fragment,
-    /// What it tells that is judged apart from its type, if it is ICMP.
+    /// What the packet tells that is judged apart from its type, if it is ICMP.
     pub message: Message,
 }
 
@@ -180,13 +181,14 @@ impl Packet {
         }
     }
 
-    /// Whether it is a ping, which connection tracking tells from others by its identifier.
+    /// Whether the packet is a ping (an ICMP or ICMPv6 echo request), which connection tracking
+    /// tells from others by its identifier.
     #[inline(always)]
     pub fn is_echo_request(&self) -> bool {
         self.protocol == Protocol::Icmp && icmp::is_echo_request(self.port, self.source.is_mapped())
     }
 
-    /// Whether it is neighbour discovery of IPv6.
+    /// Whether the packet is neighbour discovery of IPv6 (RFC 4861).
     #[inline(always)]
     pub fn is_neighbour_discovery(&self) -> bool {
         self.number == PROTOCOL_ICMPV6
@@ -198,9 +200,9 @@ impl Packet {
 /// What a frame holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// ARP.
+    /// ARP (RFC 826).
     Arp {
-        /// Whose hardware address it tells; 0.0.0.0 in a probe (RFC 5227).
+        /// Whose hardware address the frame tells; 0.0.0.0 in a probe (RFC 5227).
         sender: Address,
     },
     /// An IPv4 or IPv6 packet.

@@ -14,17 +14,18 @@ const MAX_STEPS: u32 = 17;
 
 /// Where clients and policies are kept.
 pub trait Tables {
-    /// What is in force for a client.
+    /// What is in force for a client; `None` if there is no such client.
     fn client(&self, key: &ClientKey) -> Option<Client>;
-    /// Whether IPv6 neighbour discovery is judged.
+    /// Whether IPv6 neighbour discovery in which a client speaks for others is dropped.
     fn guards_neighbours(&self) -> bool;
-    /// Whom an address stands for, if the kernel takes it for the netvm's own.
+    /// Whom an address stands for; `None` if the kernel does not take it for the netvm's own.
     fn local(&self, address: &Address) -> Option<Local>;
-    /// Index of the class of the longest prefix, in a policy, that covers an address.
+    /// Index of the class of the longest prefix, in a policy, that covers an address; `None` if no
+    /// prefix does.
     fn class_of(&self, policy: u32, address: &Address) -> Option<u32>;
-    /// The class with this index.
+    /// The class with this index; `None` if there is none.
     fn class(&self, index: u32) -> Option<Class>;
-    /// The segment with this index.
+    /// The segment with this index; `None` if there is none.
     fn segment(&self, index: u32) -> Option<Segment>;
     /// Whole seconds since the machine booted.
     fn seconds(&self) -> u64;
@@ -40,7 +41,7 @@ pub trait Tables {
     }
 }
 
-/// Decides about a frame that came in by `vif`.
+/// Decides about a frame that came in by `vif`, an interface index.
 #[inline(always)]
 pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> Decision {
     let packet = match frame {
@@ -156,14 +157,14 @@ fn speaks_for_others(packet: &Packet) -> bool {
         || packet.is_neighbour_discovery() && packet.port == ROUTER_ADVERTISEMENT
 }
 
-/// The segment that answers for a packet.
+/// The segment of a policy that answers for a packet; `None` if the tables contradict themselves.
 #[inline(always)]
 pub fn answer(tables: &impl Tables, policy: u32, packet: &Packet) -> Option<Segment> {
     answer_of(tables, tables.class_of(policy, &packet.destination)?, packet)
 }
 
-/// The same of one class and the wider class behind it: the one with the lower rule, which
-/// is the first match.
+/// The segment that answers for a packet, of one class and the wider class behind it: the one with
+/// the lower rule, which is the first match.
 #[inline(always)]
 fn answer_of(tables: &impl Tables, class: u32, packet: &Packet) -> Option<Segment> {
     let class = tables.class(class)?;

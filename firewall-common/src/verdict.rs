@@ -1,6 +1,6 @@
 //! What happened to a packet, and why. Closed: a new reason breaks the build wherever
 //! reasons are counted, printed or tested.
-//! Never decides anything.
+//! Never looks at a packet or a table.
 
 use crate::abi::{ACTION_ACCEPT, Client, DEFAULT_RULE, SETTLING, Segment};
 
@@ -8,21 +8,22 @@ use crate::abi::{ACTION_ACCEPT, Client, DEFAULT_RULE, SETTLING, Segment};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Verdict {
-    /// Hand it on with the mark: the gate forwards it.
+    /// Hand the packet on with the mark: the gate forwards it.
     Accept,
-    /// Hand it on without the mark: the gate answers "admin prohibited".
+    /// Hand the packet on without the mark: the gate answers "admin prohibited" (ICMP type 3 code
+    /// 13, ICMPv6 type 1 code 1).
     Reject,
-    /// Hand it on without the mark because it is not this firewall's to judge; should
+    /// Hand the packet on without the mark because it is not this firewall's to judge; should
     /// the kernel forward it after all, the gate rejects it.
     Pass,
-    /// Drop it here, silently.
+    /// Drop the packet here, silently.
     Drop,
-    /// Hand it on with the mark although the client's policy denies it: the client is
+    /// Hand the packet on with the mark although the client's policy denies it: the client is
     /// audited.
     Audit,
-    /// Hand it on with the mark because it is an ICMP error about a packet to this client: the
-    /// gate forwards it if connection tracking knows the connection of that packet, and drops
-    /// it otherwise.
+    /// Hand the packet on with the mark because it is an ICMP error about a packet to this client:
+    /// the gate forwards the error if connection tracking knows the connection of that packet, and
+    /// drops it otherwise.
     Related,
 }
 
@@ -31,18 +32,18 @@ impl Verdict {
     pub const ALL: &'static [Self] =
         &[Self::Accept, Self::Reject, Self::Pass, Self::Drop, Self::Audit, Self::Related];
 
-    /// The verdict with this index.
+    /// The verdict with this index in records; `None` if there is none.
     pub fn from_index(index: u8) -> Option<Self> {
         Self::ALL.get(usize::from(index)).copied()
     }
 
-    /// Index of this verdict in records.
+    /// Index of this verdict in records, from 0.
     #[inline(always)]
     pub const fn index(self) -> u8 {
         self as u8
     }
 
-    /// The word that people read.
+    /// The word that people read and scripts compare.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Accept => "accept",
@@ -87,7 +88,7 @@ reasons! {
     Blocked = "blocked",
     /// The client's rules are not known yet.
     Waiting = "waiting",
-    /// ARP; the kernel's.
+    /// ARP, which is the kernel's to answer.
     Arp = "arp",
     /// For the netvm itself, or multicast or broadcast; the kernel's input rules judge.
     Local = "local",
@@ -136,7 +137,8 @@ reasons! {
     MappedAddress = "mapped-address",
     /// Denied, and over the client's budget of rejects: counted beside the rule.
     OverBudget = "over-budget",
-    /// Not the rules' business, but over what a vif may hand on of that.
+    /// ARP, neighbour discovery, an ICMP error, or a new flow to the netvm itself or to many, and
+    /// over what one vif can have handed on of these.
     TooMany = "too-many",
     /// Denied, but the client is audited, so it passed: counted beside the rule.
     Audit = "audit",
@@ -156,7 +158,7 @@ impl Reason {
     /// How many reasons there are.
     pub const COUNT: u32 = Self::ALL.len() as u32;
 
-    /// The reason with this index.
+    /// The reason with this index in records and counters; `None` if there is none.
     pub fn from_index(index: u8) -> Option<Self> {
         Self::ALL.get(usize::from(index)).copied()
     }
@@ -171,9 +173,9 @@ impl Reason {
 /// A verdict with its evidence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// What to do.
+    /// What to do with the packet.
     pub verdict: Verdict,
-    /// Why.
+    /// Why the packet meets this verdict.
     pub reason: Reason,
     /// Index of the deciding rule, or [`DEFAULT_RULE`].
     pub rule: u32,
@@ -183,9 +185,11 @@ pub struct Decision {
     pub counters: u32,
     /// Index of the client, or 0 for a packet without a client.
     pub client: u32,
-    /// What is in force for the client, by its number; see [`Client::stamp`].
+    /// Stamp of what is in force for the client ([`Client::stamp`]), or 0 for a packet without a
+    /// client.
     pub stamp: u32,
-    /// Until when the verdict counts, if the client is audited; see [`Client::audit_until`].
+    /// Until when the verdict counts, if the client is audited, in seconds since the machine booted
+    /// ([`Client::audit_until`]); else 0.
     pub until: u32,
 }
 
@@ -231,13 +235,14 @@ impl Decision {
         Self { verdict, reason, rule, generation, counters, client: index, stamp, until: 0 }
     }
 
-    /// The same while the client is audited, until then.
+    /// The verdict while the client is audited: the packet passes, until a time in seconds since
+    /// the machine booted.
     #[inline(always)]
     pub const fn audited(self, until: u32) -> Self {
         Self { verdict: Verdict::Audit, until, ..self }
     }
 
-    /// Index of the counter that counts this packet.
+    /// Index of the counter that counts this packet, in the map of counters.
     #[inline(always)]
     pub const fn counter(&self) -> u32 {
         match self.reason {

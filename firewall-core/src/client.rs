@@ -1,5 +1,5 @@
 //! Who is a client: addresses behind vifs, and all other links.
-//! Never tells what is in force for them.
+//! Never tells what is in force for a client.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,11 +22,11 @@ pub struct Vif {
     pub index: u32,
     /// Interface name.
     pub name: String,
-    /// Addresses of the clients behind it.
+    /// Addresses of the clients behind the vif.
     pub addresses: BTreeSet<IpAddr>,
 }
 
-/// All links, as they are now.
+/// All links, as the kernel told them in one reading.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Links {
     /// The vifs.

@@ -1,5 +1,5 @@
-//! What the agent decides, without ever acting: no files, sockets, clocks or kernel, which the
-//! crate's dependencies are without as well.
+//! What the agent decides.
+//! Never acts: neither it nor a dependency uses files, sockets, clocks or the kernel.
 //!
 //! | module | owns |
 //! |---|---|

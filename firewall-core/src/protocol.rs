@@ -3,13 +3,13 @@
 
 use firewall_common::packet::Protocol;
 
-/// ICMP.
+/// Number of ICMP.
 pub const ICMP: u8 = 1;
-/// TCP.
+/// Number of TCP.
 pub const TCP: u8 = 6;
-/// UDP.
+/// Number of UDP.
 pub const UDP: u8 = 17;
-/// ICMPv6.
+/// Number of ICMPv6.
 pub const ICMPV6: u8 = 58;
 
 /// The protocol with this number, as rules of a family know it.

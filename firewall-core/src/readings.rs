@@ -8,7 +8,7 @@ use firewall_common::verdict::Reason;
 
 use crate::client::ClientId;
 
-/// How often each reason was met.
+/// Packets and bytes that met each reason.
 pub type ReasonCounters = Vec<(Reason, Counter)>;
 
 /// All that status tells and the world does not know.
@@ -16,17 +16,18 @@ pub type ReasonCounters = Vec<(Reason, Counter)>;
 pub struct Readings {
     /// Version of the agent.
     pub version: String,
-    /// Process of the agent.
+    /// Process number of the agent.
     pub pid: u32,
     /// Where rules come from.
     pub source: String,
     /// Bit of the packet mark that the gate looks for, as a mask.
     pub mark_bit: u32,
-    /// Instructions that the kernel's verifier walked through to accept the program.
+    /// Instructions that the kernel's verifier walked through to accept the program; `None` if the
+    /// kernel does not tell.
     pub verified_instructions: Option<u32>,
     /// Whether the program keeps answers for packets like the last ones.
     pub caches: bool,
-    /// Programs that end with the agent, because there is no place to pin them.
+    /// How many programs end with the agent, because there is no place to pin them.
     pub unpinned_programs: usize,
     /// The kernel's counters.
     pub counters: Counters,
@@ -35,18 +36,18 @@ pub struct Readings {
 /// The kernel's counters.
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
-    /// Those of clients.
+    /// Counters of clients.
     pub clients: BTreeMap<ClientId, ClientCounters>,
-    /// Those of packets that belong to no known client.
+    /// Counters of packets that belong to no known client.
     pub strays: ReasonCounters,
 }
 
 /// Counters of one client.
 #[derive(Clone, Debug, Default)]
 pub struct ClientCounters {
-    /// Those of reasons; the default is one of them.
+    /// Counters of reasons, of which the default is one.
     pub reasons: ReasonCounters,
-    /// Those of rules, in order.
+    /// Counters of rules, in the order of the ruleset.
     pub rules: Vec<Counter>,
 }
 

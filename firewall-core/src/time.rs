@@ -1,11 +1,11 @@
-//! Points of time.
+//! Points of time, counted from when the machine booted.
 //! Never reads a clock.
 
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
 
-/// A point in time: how long ago the machine booted, suspends included (Linux's
-/// `CLOCK_BOOTTIME`).
+/// A point in time: how long after the machine booted it is, suspends included (Linux's
+/// `CLOCK_BOOTTIME`, clock_gettime(2)).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Moment(Duration);
 
@@ -15,24 +15,24 @@ impl Moment {
     /// Later than everything else.
     pub const NEVER: Self = Self(Duration::MAX);
 
-    /// So long after the machine booted.
+    /// The point of time so long after the machine booted.
     pub const fn after_boot(time: Duration) -> Self {
         Self(time)
     }
 
-    /// How long the machine has been up by then.
+    /// How long the machine has been up at this point of time.
     pub const fn since_boot(self) -> Duration {
         self.0
     }
 
-    /// The first whole second that is not before it.
+    /// The first whole second that is not before this point of time.
     pub fn rounded_up(self) -> Self {
         let seconds = self.0.as_secs();
         let is_whole = self.0.subsec_nanos() == 0;
         Self(Duration::from_secs(if is_whole { seconds } else { seconds.saturating_add(1) }))
     }
 
-    /// How long after another point it is; zero if it is before that.
+    /// How long after `before` this point of time is; zero if it is earlier.
     pub fn since(self, before: Self) -> Duration {
         self.0.saturating_sub(before.0)
     }

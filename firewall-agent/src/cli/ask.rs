@@ -29,7 +29,8 @@ pub struct Ask {
 }
 
 impl Ask {
-    /// The agent's answer, or the reason why no agent gives one.
+    /// The agent's answer, or inside the reason why no agent runs. An error if the answer is not
+    /// understood, or the socket cannot be used.
     pub fn agent<T: DeserializeOwned>(&self, request: &Request) -> Result<Result<T, String>> {
         match control::ask(&self.socket, request) {
             Ok(answer) => Ok(Ok(answer)),
@@ -38,7 +39,7 @@ impl Ask {
         }
     }
 
-    /// Says that no agent runs, and why that is known.
+    /// Says that no agent runs, and why that is known; returns the exit code for that.
     pub fn not_running(&self, why: &str) -> Result<ExitCode> {
         eprintln!("{why}");
         if self.json {
@@ -47,14 +48,14 @@ impl Ask {
         Ok(ExitCode::from(EXIT_NOT_RUNNING))
     }
 
-    /// Prints an answer for scripts or for people.
+    /// Prints an answer, as JSON or as text for people, as was asked for.
     pub fn print(&self, answer: &impl Serialize, text: impl FnOnce() -> String) -> Result<()> {
         let text = if self.json { serde_json::to_string_pretty(answer)? + "\n" } else { text() };
         print(&text)
     }
 }
 
-/// Prints for scripts why there is no answer.
+/// Prints, as JSON, why there is no answer.
 pub fn print_error(why: &str) -> Result<()> {
     print(&(serde_json::to_string(&ErrorStatus::new(why))? + "\n"))
 }

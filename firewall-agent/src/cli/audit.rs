@@ -1,5 +1,5 @@
 //! `audit`: lets what a client's rules deny pass for a while.
-//! Never does it without a length or an end.
+//! Never begins an audit without a length.
 
 use std::net::IpAddr;
 use std::process::ExitCode;
@@ -31,7 +31,7 @@ pub struct Audit {
     pub ask: Ask,
 }
 
-/// `audit`.
+/// Runs `audit`: begins or ends an audit, and prints what came of that.
 pub fn audit(Audit { client, length, off: _, ask }: &Audit) -> Result<ExitCode> {
     let seconds = length.unwrap_or_default().as_secs();
     let request = Request::Audit { client: *client, seconds };

@@ -35,7 +35,7 @@ pub struct Check {
     pub json: bool,
 }
 
-/// `check`.
+/// Runs `check`: prints all that was found in a file of rules.
 pub fn check(Check { file, client, json }: &Check) -> Result<ExitCode> {
     let by_name = || file.file_name()?.to_str()?.parse().ok();
     let client = client.or_else(by_name).with_context(|| {
@@ -56,7 +56,7 @@ pub fn check(Check { file, client, json }: &Check) -> Result<ExitCode> {
     Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
 }
 
-/// Looks through the text of a file.
+/// All that is to be found in the text of a file with the rules of a client.
 pub fn report(file: &Path, client: IpAddr, text: &str) -> Report {
     let family = Family::from(client);
     let (entries, mut errors) = rule_files::entries(text);

@@ -7,11 +7,11 @@ use anstream::stream::RawStream;
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 
-/// What goes well.
+/// The colour of what goes well.
 pub const GOOD: Style = AnsiColor::Green.on_default();
-/// What does not.
+/// The colour of what does not go well.
 pub const BAD: Style = AnsiColor::Red.on_default();
-/// What the eye should find.
+/// The colour of what the eye should find.
 pub const ODD: Style = AnsiColor::Cyan.on_default();
 
 /// Whether there are colours.
@@ -19,17 +19,17 @@ pub const ODD: Style = AnsiColor::Cyan.on_default();
 pub struct Colours(bool);
 
 impl Colours {
-    /// None.
+    /// No colours.
     pub const NONE: Self = Self(false);
 
-    /// As standard output takes them: only a terminal, and not if its user said no, in one of the
-    /// ways that all programs share (`NO_COLOR` of <https://no-color.org>, `CLICOLOR`,
+    /// Colours as standard output takes them: only a terminal, and not if its user said no, in one
+    /// of the ways that all programs share (`NO_COLOR` of <https://no-color.org>, `CLICOLOR`,
     /// `TERM=dumb`).
     pub fn of_stdout() -> Self {
         Self::of(&io::stdout())
     }
 
-    /// The same of standard error.
+    /// Colours as standard error takes them, by what [`Self::of_stdout`] goes by.
     pub fn of_stderr() -> Self {
         Self::of(&io::stderr())
     }
@@ -38,12 +38,12 @@ impl Colours {
         Self(AutoStream::choice(stream) != ColorChoice::Never)
     }
 
-    /// Whether there are any.
+    /// Whether there are colours.
     pub fn are_wanted(self) -> bool {
         self.0
     }
 
-    /// Text in a colour.
+    /// A text in a colour, if there are colours.
     pub fn paint(self, colour: Style, text: &str) -> String {
         if self.0 { format!("{colour}{text}{colour:#}") } else { text.to_owned() }
     }

@@ -16,7 +16,7 @@ const DNS: u16 = 53;
 /// Ports, or types of ICMP.
 type Services = BTreeMap<Protocol, BTreeSet<u16>>;
 
-/// What was learnt.
+/// What was learnt of denied packets; shown, it is rules that would allow them.
 #[derive(Debug, Default)]
 pub struct Lessons {
     /// By the vif, for a qube has one.
@@ -48,7 +48,7 @@ enum Destination {
 }
 
 impl Lessons {
-    /// Takes in one line.
+    /// Takes in one line of news.
     pub fn learn(&mut self, news: &News) {
         match news {
             News::Hello { .. } | News::Full { .. } => {}

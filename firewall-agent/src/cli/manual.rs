@@ -27,7 +27,7 @@ pub struct Manual {
     pub directory: PathBuf,
 }
 
-/// `completions`.
+/// Runs `completions`: prints completions of the commands for a shell.
 pub fn completions(Completions { shell }: &Completions) -> Result<ExitCode> {
     let mut text = Vec::new();
     let mut command = Arguments::command();
@@ -36,7 +36,7 @@ pub fn completions(Completions { shell }: &Completions) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// `manual`.
+/// Runs `manual`: writes manual pages into a directory.
 pub fn manual(Manual { directory }: &Manual) -> Result<ExitCode> {
     write_pages(directory).with_context(|| format!("cannot write to {}", directory.display()))?;
     Ok(ExitCode::SUCCESS)

@@ -1,5 +1,5 @@
 //! Arguments, and what a person sees.
-//! Never changes anything in the kernel.
+//! Never changes anything in the kernel itself: modules of the daemon do, for `prepare` and `run`.
 
 pub mod ask;
 pub mod audit;
@@ -134,7 +134,7 @@ pub enum Command {
 }
 
 impl Command {
-    /// Whether scripts read what it prints, also if it is no answer.
+    /// Whether scripts read what the command prints, even if that is no answer.
     pub fn is_for_scripts(&self) -> bool {
         match self {
             Self::Status(ask) => ask.json,
@@ -180,7 +180,7 @@ pub struct Prepare {
 /// How to run.
 #[derive(Debug, Args)]
 pub struct Run {
-    /// The same as with `prepare`.
+    /// The options of `prepare`.
     #[command(flatten)]
     pub prepare: Prepare,
     /// Where rules come from; by default QubesDB in a qube or where its socket is, and
@@ -340,7 +340,7 @@ impl TryFrom<Run> for crate::daemon::Options {
     }
 }
 
-/// `prepare`.
+/// Runs `prepare`.
 pub async fn prepare(prepare: &Prepare) -> Result<()> {
     prepare::prepare(&prepare.gate(), &prepare.pins, &prepare.root).await
 }

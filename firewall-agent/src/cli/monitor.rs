@@ -45,12 +45,12 @@ pub struct Monitor {
     pub ask: Ask,
 }
 
-/// Sought a packet is told.
+/// Which packets are to be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sought {
-    /// Those that were denied for this reason.
+    /// Packets that were denied for this reason.
     Reason(Reason),
-    /// Those that passed, because their client is audited.
+    /// Packets that passed because their client is audited.
     Audited,
 }
 
@@ -69,7 +69,7 @@ impl Sought {
     }
 }
 
-/// Sought it ends.
+/// Why `monitor` ends.
 enum End {
     /// Enough was shown, or a signal came.
     Asked,
@@ -79,7 +79,8 @@ enum End {
     Unread,
 }
 
-/// `monitor`.
+/// Runs `monitor`: prints denied packets until enough were seen, it is asked to end, or the agent
+/// has ended.
 pub fn monitor(monitor: &Monitor) -> Result<ExitCode> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(monitor.run())
 }

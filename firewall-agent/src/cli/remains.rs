@@ -21,7 +21,8 @@ use firewall_core::told::remains::{
 use firewall_core::told::status::CounterStatus;
 use firewall_core::told::words::Named;
 
-/// Looks at the gate, and at the tables of all programs that are attached.
+/// Looks at the gate, and at the tables of all programs that are attached. `why` is why no agent
+/// tells; `rules` is where files of rules may be; of clients all are told, or the one given.
 pub fn remains(
     why: String,
     pins: &Path,
@@ -103,7 +104,7 @@ fn status(counter: Counter) -> CounterStatus {
     CounterStatus { packets, bytes }
 }
 
-/// As text for people.
+/// What is in force although no agent runs, as text for people.
 pub fn text(remains: &Remains) -> String {
     // Writing to a String cannot fail.
     let mut text = format!("{}\n", remains.agent_problem);

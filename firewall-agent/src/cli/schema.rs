@@ -8,7 +8,7 @@ use anyhow::Result;
 use super::ask::print;
 use firewall_core::told;
 
-/// `schema`.
+/// Runs `schema`: prints the form of all JSON, as a JSON schema.
 pub fn schema() -> Result<ExitCode> {
     print(&(serde_json::to_string_pretty(&told::schema::schema())? + "\n"))?;
     Ok(ExitCode::SUCCESS)

@@ -28,12 +28,12 @@ pub struct Show {
     pub ask: Ask,
 }
 
-/// `status`.
+/// Runs `status`: prints whether all is well.
 pub fn status(ask: &Ask) -> Result<ExitCode> {
     answer(ask, &Request::Status, None, text::summary)
 }
 
-/// `show`.
+/// Runs `show`: prints clients with their rules.
 pub fn show(show: &Show) -> Result<ExitCode> {
     let Show { client, rules: _, ask } = show;
     let request = client.map_or(Request::Status, |client| Request::Show { client });

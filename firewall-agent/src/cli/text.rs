@@ -17,7 +17,7 @@ use firewall_core::told::status::{
 
 const AUDITED: &str = "what its rules deny passes";
 
-/// Whether all is well, and what is not.
+/// What `status` prints: whether all is well, and what is not.
 pub fn summary(status: &Status) -> String {
     let agent = &status.agent;
     let mut text = format!(
@@ -121,7 +121,7 @@ fn headline(client: &ClientStatus) -> String {
     text
 }
 
-/// A client with its rules and counters.
+/// What `show` prints of a client: its rules and counters.
 pub fn details(client: &ClientStatus, names: &[NameStatus], colours: Colours) -> String {
     let mut text = headline(client);
     if let Some(problem) = &client.problem {
@@ -198,7 +198,7 @@ fn ago(seconds: u64) -> String {
     }
 }
 
-/// What is wrong with rules, and where.
+/// What is wrong with rules, and where, as people read it.
 pub fn told(problem: &ProblemStatus) -> String {
     let mut text = problem.origin.clone();
     if let Some(line) = problem.line {
@@ -211,7 +211,7 @@ pub fn told(problem: &ProblemStatus) -> String {
     text
 }
 
-/// Packets and bytes.
+/// Packets and bytes, as people read them.
 pub fn counted(counter: &CounterStatus) -> String {
     let word = if counter.packets == 1 { "packet" } else { "packets" };
     format!("{} {word}, {} bytes", counter.packets, counter.bytes)

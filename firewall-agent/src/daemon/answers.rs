@@ -1,5 +1,5 @@
-//! What the daemon answers: status, news, audits, explanations.
-//! Never changes anything but by an event, and takes each answer from the world.
+//! What the daemon answers: status, news, audits, explanations; and the metrics that it writes.
+//! Never changes anything but by an event; what is in force, the world tells.
 
 use std::net::IpAddr;
 use std::time::Duration;

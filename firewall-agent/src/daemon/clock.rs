@@ -1,4 +1,4 @@
-//! The clocks of the machine.
+//! The clocks of the machine, and waiting for a time.
 //! Never says what is due.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

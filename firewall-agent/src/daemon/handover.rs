@@ -10,7 +10,8 @@ use tracing::info;
 use crate::edges::dataplane;
 use crate::edges::gate;
 
-/// Closes first, then takes away. Whoever follows finds the tables of today's firewall
+/// Closes the gate first, then detaches all programs that are pinned in a directory; an error if
+/// either cannot be done. Whoever follows finds the tables of today's firewall
 /// under their names, and in them nothing but a closed chain to which it adds its rules.
 pub async fn hand_over(pins: &Path) -> Result<()> {
     gate::close().await.context("cannot close the gate")?;

@@ -1,5 +1,5 @@
 //! The agent's log: lines to standard error, written by a thread of their own.
-//! Never makes anybody wait: if nobody reads, lines are lost and counted.
+//! Never makes anybody wait before the end: if nobody reads, lines are lost and counted.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -27,7 +27,7 @@ enum Line {
 }
 
 impl Log {
-    /// Begins to write to standard error.
+    /// Begins to write to standard error. An error if there can be no thread.
     pub fn to_stderr() -> io::Result<Self> {
         Self::to(io::stderr())
     }
@@ -42,7 +42,7 @@ impl Log {
         Ok(Self { lines, lost })
     }
 
-    /// Waits until everything is written, but not for long.
+    /// Waits until everything is written, but not longer than a second.
     pub fn finish(&self) {
         let (done, is_done) = sync_channel(1);
         if self.lines.try_send(Line::End(done)).is_ok() {

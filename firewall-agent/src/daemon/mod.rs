@@ -1,4 +1,4 @@
-//! THE event loop: edges tell what happened, [`World`] answers what to do, this does it.
+//! THE event loop: edges tell what happened, [`World`] answers what to do, the daemon does it.
 //! Never decides anything itself.
 
 mod answers;
@@ -45,12 +45,12 @@ const RESYNC: Duration = Duration::from_secs(10);
 /// Somebody may take programs away, of which nobody tells: they are looked at this often.
 const CHECK: Duration = Duration::from_secs(2);
 
-/// How to run.
+/// How the daemon is to run.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Where rules come from.
     pub source: Place,
-    /// Control socket.
+    /// Path of the control socket.
     pub socket: PathBuf,
     /// Where the netvm's DNS servers are named.
     pub resolv_conf: PathBuf,
@@ -62,16 +62,17 @@ pub struct Options {
     pub vifs: Pattern,
     /// The gate, as it is to be at first.
     pub gate: Gate,
-    /// Where metrics are written to, if they are.
+    /// File that metrics are written to; `None`: they are not written.
     pub metrics: Option<PathBuf>,
     /// Whether the end of the agent opens the firewall.
     pub open_on_stop: bool,
-    /// The kernel side.
+    /// How programs are loaded and attached, and where they are pinned.
     pub dataplane: dataplane::Options,
 }
 
 /// Runs until SIGTERM or SIGINT. What is in force then stays in force, unless the options
-/// say otherwise.
+/// say otherwise. An error if the daemon cannot start or end as it should, or can no longer read
+/// what the kernel program tells.
 pub async fn run(options: Options) -> Result<()> {
     dataplane::require_object()?;
     let mut terminate = signal(SignalKind::terminate())?;

@@ -28,7 +28,9 @@ const OF_USER: &str = "rw/config/qubes-firewall-user-script";
 /// With this, only chosen parts of /rw are the netvm's own; scripts are none of them.
 const CUSTOM_PERSIST: &str = "run/qubes-service/custom-persist";
 
-/// Does all of it. Scripts that fail are told of, and hinder nothing.
+/// Mounts a BPF file system for pins if there is none, makes their directory, loads the gate, and
+/// in mode `qubes` runs the administrator's scripts below `root`. An error if there is no place for
+/// pins, or no gate; scripts that fail are told of in the log, and hinder nothing.
 pub async fn prepare(gate: &Gate, pins: &Path, root: &Path) -> Result<()> {
     if let Some(directory) = pins.parent() {
         mount_bpffs(directory).with_context(|| {
@@ -76,7 +78,7 @@ fn mount_here(directory: &Path) -> Result<()> {
     Ok(mount(Some("bpf"), directory, Some("bpf"), MsFlags::empty(), Some("mode=700"))?)
 }
 
-/// The administrator's scripts in the order in which they run.
+/// The administrator's scripts below `root`, in the order in which they run.
 pub fn scripts(root: &Path) -> Vec<PathBuf> {
     let mut found = executables(&root.join(OF_TEMPLATE));
     if !root.join(CUSTOM_PERSIST).exists() {

@@ -31,7 +31,8 @@ impl Default for Desktop {
 }
 
 impl Desktop {
-    /// Shows a line to a user. Must be called inside a tokio runtime.
+    /// Shows a line to the user of this name; if there is none, to the one with number 1000. While
+    /// four lines are on their way, others are left out. Must be called inside a tokio runtime.
     pub fn tell(&self, user: Option<String>, text: String) {
         let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
             debug!(text, "too many notifications at once");

@@ -57,12 +57,13 @@ impl Dns {
         *self = Self { servers: servers.collect(), ..Self::default() };
     }
 
-    /// Asks, now or when there is room.
+    /// Asks a question, now or when there is room.
     pub fn ask(&mut self, question: Question) {
         self.waiting.push_back(question);
     }
 
-    /// Waits for outcomes, and returns all that are there. Nothing is lost if it is dropped.
+    /// Waits for outcomes, and returns all that are there. Whoever waits may stop waiting; nothing
+    /// is lost then.
     pub async fn next(&mut self) -> Vec<(Question, Outcome)> {
         loop {
             self.send();

@@ -45,7 +45,7 @@ impl Pattern {
         }
     }
 
-    /// As nftables and people write it.
+    /// The pattern as nftables and people write it.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -69,7 +69,7 @@ impl FromStr for Pattern {
 /// they can send ARP.
 const BETWEEN_READS: Duration = Duration::from_millis(50);
 
-/// A subscription to changes, and the means to read everything.
+/// A subscription to changes of links, and the means to read all links.
 pub struct Watch {
     pattern: Pattern,
     handle: Handle,
@@ -77,8 +77,8 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Subscribes to changes of links, neighbours, addresses and routes. Must be called
-    /// inside a tokio runtime.
+    /// Subscribes to changes of links, neighbours, addresses and routes. An error if there can be
+    /// no netlink socket. Must be called inside a tokio runtime.
     pub fn start(pattern: Pattern) -> std::io::Result<Self> {
         let groups = [
             MulticastGroup::Link,
@@ -98,12 +98,12 @@ impl Watch {
         Ok(Self { pattern, handle, changes })
     }
 
-    /// Waits until something changed.
+    /// Waits until something changed; no more often than once in 50 milliseconds.
     pub async fn changed(&mut self) {
         self.changes.next().await;
     }
 
-    /// Reads everything.
+    /// Reads all links, with what is behind them. An error if the kernel does not tell something.
     pub async fn read(&self) -> Result<Links, rtnetlink::Error> {
         let mut vifs: BTreeMap<u32, Vif> = BTreeMap::new();
         let mut uplinks = BTreeMap::new();

@@ -51,7 +51,8 @@ impl Entry {
     }
 }
 
-/// What an agent wrote since the machine booted.
+/// What an agent wrote since the machine booted; nothing if there is no such file, or if it cannot
+/// be used.
 pub fn read(path: &Path) -> Vec<Remembered> {
     let file = match try_read(path) {
         Ok(file) => file,
@@ -85,7 +86,8 @@ fn try_read(path: &Path) -> io::Result<File> {
     Ok(serde_json::from_slice(&regular::read(path, MAX_FILE)?)?)
 }
 
-/// Writes the file for the next agent; there is always a whole one.
+/// Writes the file for the next agent, only for root to read; there is always a whole file. An
+/// error if it cannot be written: then the old one stays.
 pub fn write(path: &Path, names: &[Remembered]) -> io::Result<()> {
     let entry = |Remembered { question, addresses, at, leaving }: &Remembered| Entry {
         name: question.name.clone(),

@@ -15,12 +15,12 @@ use firewall_core::told::totals::{Totals, problems};
 type Labels<'a> = &'a [(&'a str, &'a str)];
 
 /// Writes all metrics; there is always a whole file. Anybody may read it, whatever the umask: a
-/// collector is seldom root.
+/// collector is seldom root. An error if it cannot be written: then the old one stays.
 pub fn write(path: &Path, status: &Status) -> io::Result<()> {
     regular::replace(path, 0o644, &text(status)?)
 }
 
-/// All metrics.
+/// All metrics, in Prometheus' text format.
 pub fn text(status: &Status) -> io::Result<Vec<u8>> {
     let mut families = agent(status);
     families.extend(clients(status));

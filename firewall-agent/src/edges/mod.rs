@@ -1,5 +1,6 @@
 //! The edges: what the agent hears from outside, does there, and answers.
-//! Never decides, and no edge knows another one.
+//! Never decides, and no edge knows another one, but for the [`links::Pattern`] of vifs in the
+//! gate.
 //!
 //! | module | is an edge towards |
 //! |---|---|

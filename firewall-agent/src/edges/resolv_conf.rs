@@ -17,7 +17,7 @@ const MAX_FILE: u64 = 1 << 20;
 /// Where systemd-resolved names the servers behind its stub (systemd-resolved(8)).
 pub const BEHIND_STUB: &str = "/run/systemd/resolve/resolv.conf";
 
-/// The file that names the servers, and the one behind it.
+/// The file that names the netvm's DNS servers, and the one that names those behind a stub.
 pub struct Resolvers {
     file: PathBuf,
     behind_stub: PathBuf,
@@ -25,8 +25,9 @@ pub struct Resolvers {
 }
 
 impl Resolvers {
-    /// Begins to watch. Files that are not there yet can come; a directory that is not
-    /// there cannot be watched, and its file is read when everything is read again.
+    /// Begins to watch both files; an error if the kernel does not let. Files that are not there
+    /// yet can come; a directory that is not there cannot be watched, and its file is read when
+    /// everything is read again.
     pub fn watch(file: &Path, behind_stub: &Path) -> notify::Result<Self> {
         let mut watching =
             Watching::new(|event| !matches!(event, Ok(Event { kind: EventKind::Access(_), .. })))?;
@@ -46,17 +47,17 @@ impl Resolvers {
         Ok(Self { file, behind_stub, watching })
     }
 
-    /// Waits until a file may have changed.
+    /// Waits until one of the files may have changed.
     pub async fn changed(&mut self) {
         self.watching.changed().await;
     }
 
-    /// All servers that the file names.
+    /// All servers that the file names now, the netvm's loopback included.
     pub fn own(&self) -> Vec<IpAddr> {
         read(&self.file)
     }
 
-    /// The servers that clients can mean, as they are named now.
+    /// The servers that clients can mean, as the files name them now.
     pub fn read(&self) -> Vec<IpAddr> {
         read_both(&self.file, &self.behind_stub)
     }

@@ -45,13 +45,13 @@ impl Service {
         Self { watchdog, manager, socket: None, status: String::new(), unsaid: Unsaid::default() }
     }
 
-    /// Everything that is known is in force.
+    /// Tells that everything that is known is in force.
     pub fn ready(&mut self) {
         self.unsaid.phase = Some(NotifyState::Ready.to_string());
         self.say();
     }
 
-    /// Everything is being read again; `ready` is to follow.
+    /// Tells that everything is being read again; [`Self::ready`] is to follow.
     pub fn reloading(&mut self) {
         match NotifyState::monotonic_usec_now() {
             Ok(now) => {
@@ -62,14 +62,14 @@ impl Service {
         }
     }
 
-    /// The agent ends.
+    /// Tells that the agent ends.
     pub fn stopping(&mut self) {
         self.unsaid.phase = Some(NotifyState::Stopping.to_string());
         self.say();
     }
 
-    /// One line for `systemctl status`. Tells as well what there was no room for before, so it
-    /// is to be called whenever anything happened.
+    /// Tells one line for `systemctl status`. Tells as well what there was no room for before, so
+    /// it is to be called whenever anything happened.
     pub fn status(&mut self, status: String) {
         if self.status != status {
             // Another line would be another assignment.
@@ -80,7 +80,7 @@ impl Service {
         self.say();
     }
 
-    /// Waits until a sign of life is due.
+    /// Waits until a sign of life is due; for ever, if the service manager wants none.
     pub async fn sign_of_life_due(&mut self) {
         match &mut self.watchdog {
             Some(watchdog) => {

@@ -34,20 +34,20 @@ impl Fragment {
         Ok(Self((identification as u64) << 32 | (place as u64) << 16 | length as u64))
     }
 
-    /// What the pieces of one datagram have in common, as it stands in the header; 0 for a whole
-    /// packet.
+    /// The identification that the pieces of one datagram have in common, in the machine's byte
+    /// order; 0 for a whole packet.
     #[inline(always)]
     pub const fn identification(&self) -> u32 {
         (self.0 >> 32) as u32
     }
 
-    /// Where its data begin in the datagram's, in bytes; a multiple of 8.
+    /// Where the packet's data begin in the datagram's, in bytes; a multiple of 8.
     #[inline(always)]
     pub const fn start(&self) -> u16 {
         (self.0 >> 16) as u16 & !7
     }
 
-    /// How many bytes of data it brings; 0 for a whole packet.
+    /// How many bytes of data the packet brings; 0 for a whole packet.
     #[inline(always)]
     pub const fn length(&self) -> u16 {
         self.0 as u16
@@ -59,7 +59,7 @@ impl Fragment {
         self.0 & 1 << 16 != 0
     }
 
-    /// Whether it is a fragment other than the first: it has no ports.
+    /// Whether the packet is a fragment other than the first, which has no ports.
     #[inline(always)]
     pub const fn is_later(&self) -> bool {
         self.start() != 0
@@ -78,13 +78,13 @@ impl Fragment {
         self.0 != 0
     }
 
-    /// As one word, and back.
+    /// This value as one word, for [`Self::from_bits`].
     #[inline(always)]
     pub const fn to_bits(&self) -> u64 {
         self.0
     }
 
-    /// See [`Self::to_bits`].
+    /// The value of which [`Self::to_bits`] made this word.
     #[inline(always)]
     pub const fn from_bits(bits: u64) -> Self {
         Self(bits)

@@ -78,7 +78,7 @@ fn ipv4_destination(
     Some(Address::from_ipv4(source.bytes(offset + 16)?))
 }
 
-/// The same for IPv6.
+/// Destination of the IPv6 packet quoted at `offset`, if the destination of the error sent it.
 #[inline(always)]
 fn ipv6_destination(
     source: &(impl Source + ?Sized),

@@ -39,49 +39,52 @@ pub enum Effect {
     SetLocals(BTreeMap<IpAddr, Local>),
     /// These addresses, and no others, belong to clients, present or not.
     SetConnected(BTreeSet<IpAddr>),
-    /// From now on, the gate is to lead virtual resolvers to these real ones.
+    /// From now on, the gate is to lead the first address of each pair, a virtual resolver, to the
+    /// second, a real one.
     Redirect(Vec<(Ipv4Addr, Ipv4Addr)>),
     /// Put something in force for a client.
     Put {
         /// The client.
         client: ClientId,
-        /// What.
+        /// What to put in force.
         installation: Installation,
-        /// Its number.
+        /// Number of what is put in force.
         generation: u32,
     },
     /// Let what a client's policy denies pass, and tell it.
     Audit {
         /// The client.
         client: ClientId,
-        /// Until then, in seconds since the machine booted; 0: not any more.
+        /// When that ends, in seconds since the machine booted (CLOCK_BOOTTIME); 0: the client is
+        /// not audited any more.
         until: u32,
     },
     /// A client is gone: remove all that is in force for it.
     Remove(ClientId),
-    /// Tell what these addresses have open, part by part.
+    /// Tell which connections these addresses have opened, part by part.
     ReadConnections(BTreeSet<IpAddr>),
     /// End these connections.
     Disconnect(Vec<Flow>),
     /// A client has nothing open any more that it must not have: its denied packets are to be
     /// rejected again.
     Settled(ClientId),
-    /// What a client's rules come to is in force: tell the source.
+    /// What the rules of the client with this address come to is in force, and what they deny has
+    /// ended: tell the source.
     Handled(IpAddr),
     /// Tell the source what the names in a client's rules lead to.
     Publish {
         /// The client's address.
         client: IpAddr,
-        /// Addresses by name, as far as names are resolved.
+        /// Addresses that accept rules use, by name, as far as names are resolved.
         names: BTreeMap<String, BTreeSet<IpAddr>>,
     },
     /// Ask these DNS servers from now on, and forget what was asked before.
     SetServers(Vec<IpAddr>),
-    /// Ask DNS.
+    /// Ask DNS this question.
     Ask(Question),
     /// Find out which connections lead to these addresses.
     ReadFlows(BTreeSet<IpAddr>),
-    /// Keep this for a later agent.
+    /// Keep these answers of DNS for a later agent.
     Remember(Vec<Remembered>),
     /// Attach the program to a vif.
     Attach {
@@ -103,7 +106,7 @@ pub enum Effect {
         link: u32,
     },
     /// Everything that is there is in force for the first time: what an earlier agent left
-    /// for links other than these can go.
+    /// for links other than these can go. Links are interface indices.
     TakenOver(Vec<u32>),
     /// Wait until no packet can see what was replaced, and make room of it. From then on what
     /// clients have open can be looked through.

@@ -1,5 +1,5 @@
 //! What happened outside, as edges tell it.
-//! Never says when: time is told beside each event.
+//! Never says when, but of denied packets: time is told beside each event.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -33,13 +33,14 @@ pub enum Event {
     },
     /// Addresses of clients, present or not, as the source knows them.
     Connected(BTreeSet<IpAddr>),
-    /// The source cannot be read, and why; what it said before stays. `None`: it can be again.
+    /// Why the source of rules cannot be read; what it said before stays. `None`: it can be read
+    /// again.
     Source(Option<String>),
     /// The DNS servers that the netvm names.
     Servers {
-        /// Those that clients can mean.
+        /// Servers that clients can mean by `specialtarget=dns`.
         of_clients: Vec<IpAddr>,
-        /// Those that the agent can ask.
+        /// Servers that the agent can ask.
         own: Vec<IpAddr>,
     },
     /// What an earlier agent knew about names.
@@ -50,26 +51,26 @@ pub enum Event {
     AskAll,
     /// A part of what [`Effect::ReadFlows`](super::Effect::ReadFlows) asks for.
     Flows(Vec<Flow>),
-    /// All that [`Effect::ReadFlows`](super::Effect::ReadFlows) asks for was told; or it cannot
-    /// be, and why.
+    /// All that [`Effect::ReadFlows`](super::Effect::ReadFlows) asks for was told; or why that
+    /// cannot be told.
     FlowsRead(Result<(), Why>),
     /// A part of what [`Effect::ReadConnections`](super::Effect::ReadConnections) asks for.
     Connections(Vec<Flow>),
-    /// All that [`Effect::ReadConnections`](super::Effect::ReadConnections) asks for was told;
-    /// or it cannot be, and why.
+    /// All that [`Effect::ReadConnections`](super::Effect::ReadConnections) asks for was told; or
+    /// why that cannot be told.
     ConnectionsRead(Result<(), Why>),
     /// What came of [`Effect::Disconnect`](super::Effect::Disconnect).
     Disconnected {
         /// How many connections are gone.
         gone: usize,
-        /// Who opened those that are not, and why.
+        /// Who opened connections that could not be ended, and why they could not.
         refused: BTreeMap<IpAddr, String>,
     },
     /// Somebody wants what a client's rules deny to pass for a while.
     Audit {
         /// The client's address.
         client: IpAddr,
-        /// How long; zero ends it.
+        /// For how long from now on; zero ends the audit.
         length: Duration,
     },
     /// Time has passed.
@@ -78,7 +79,7 @@ pub enum Event {
     Attached {
         /// Interface index.
         link: u32,
-        /// How, or why not.
+        /// How the program is attached, or why it is not.
         outcome: Result<Attachment, Why>,
     },
     /// Somebody took the programs of these links away, by interface index.
@@ -87,7 +88,7 @@ pub enum Event {
     Refused {
         /// The client.
         client: ClientId,
-        /// Why.
+        /// Why the kernel refused.
         why: String,
         /// Whether it may work later with the same rules.
         may_pass: bool,
@@ -101,12 +102,12 @@ pub enum Event {
     },
     /// All that came of an event is done; whether the kernel's maps hold what was replaced.
     Done {
-        /// Whether the maps do.
+        /// Whether the kernel's maps hold what was replaced.
         has_replaced: bool,
     },
     /// Nothing is left to do; whether the kernel's maps have room ready for the next policies.
     Resting {
-        /// Whether the maps have room ready.
+        /// Whether the kernel's maps have room ready.
         is_prepared: bool,
     },
     /// How the gate was found.
@@ -115,9 +116,9 @@ pub enum Event {
     GateLoaded(Result<(), Why>),
     /// Packets were denied.
     Denied {
-        /// What the kernel program tells of them.
+        /// What the kernel program tells of the packets.
         records: Vec<DropRecord>,
-        /// When, in milliseconds since 1970.
+        /// When the agent read this, in milliseconds since 1970.
         time_ms: u64,
     },
     /// How many packets each client's default and rules have decided about, in this order.
@@ -136,16 +137,16 @@ pub enum Event {
 /// How the gate was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GateLook {
-    /// As it is to be.
+    /// The gate is as it is to be.
     Whole,
-    /// Somebody changed it: what is missing or different.
+    /// Somebody changed the gate: what is missing or different.
     Changed(String),
-    /// It cannot be looked at, and why.
+    /// Why the gate cannot be looked at.
     Unknown(Why),
 }
 
 /// Why an edge could not do something, in its own words: people are told them, and nothing is
-/// decided by them.
+/// decided by these.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub struct Why(pub String);

@@ -1,5 +1,5 @@
 //! News worth a line in the log.
-//! Never has the words of that line.
+//! Never words that line: `daemon/notices.rs` of firewall-agent does.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -14,35 +14,35 @@ use crate::told::status::Attachment;
 pub enum Notice {
     /// A policy is in force for a client's address.
     Live {
-        /// The address.
+        /// The client's address.
         client: IpAddr,
-        /// How many rules it has.
+        /// How many rules the client has.
         rules: usize,
         /// In how many cells policy and rules were compared.
         cells_checked: usize,
     },
     /// A client's address is blocked.
     Blocked {
-        /// The address.
+        /// The client's address.
         client: IpAddr,
-        /// Why.
+        /// Why the client is blocked.
         why: String,
     },
     /// A client's address has no rules any more.
     Waiting {
-        /// The address.
+        /// The client's address.
         client: IpAddr,
     },
     /// What a client's rules deny passes.
     Audited {
-        /// The address.
+        /// The client's address.
         client: IpAddr,
-        /// For how long from now on.
+        /// For how long from now on it passes.
         left: Duration,
     },
     /// What a client's rules deny is rejected again.
     AuditEnded {
-        /// The address.
+        /// The client's address.
         client: IpAddr,
     },
     /// So many connections that rules deny have been ended.
@@ -51,23 +51,23 @@ pub enum Notice {
     Failing {
         /// What is so as long as it does not work.
         what: String,
-        /// Why; `None`: it works again.
+        /// Why it does not work; `None`: it works again.
         why: Option<String>,
     },
     /// Programs were attached to a link.
     Attached {
         /// Interface name.
         link: String,
-        /// How.
+        /// How the programs are attached.
         how: Attachment,
     },
     /// Programs could not be attached to a link.
     NotAttached {
         /// Interface name.
         link: String,
-        /// Whether it is a vif.
+        /// Whether the link is a vif.
         is_vif: bool,
-        /// Why.
+        /// Why the programs could not be attached.
         why: Why,
     },
     /// Somebody took the programs of a link away.
@@ -77,16 +77,16 @@ pub enum Notice {
     },
     /// A link has another name.
     Renamed {
-        /// The name it had.
+        /// The name that the link had.
         from: String,
-        /// The name it has.
+        /// The name that the link has now.
         to: String,
-        /// Whether it was a vif.
+        /// Whether the link was a vif.
         was_vif: bool,
-        /// Whether it is one now.
+        /// Whether the link is a vif now.
         is_vif: bool,
     },
-    /// The source of rules cannot be read, or can be again.
+    /// Why the source of rules cannot be read; `None`: it can be read again.
     Source(Option<String>),
     /// A name leads elsewhere now.
     Name {
@@ -94,7 +94,7 @@ pub enum Notice {
         question: Question,
         /// Addresses that are new.
         added: BTreeSet<IpAddr>,
-        /// Addresses that it does not lead to any more.
+        /// Addresses that the name does not lead to any more.
         gone: BTreeSet<IpAddr>,
     },
     /// A name cannot be resolved, or rules may not use all that it leads to.
@@ -104,11 +104,11 @@ pub enum Notice {
         /// What is wrong; `None`: nothing any more.
         why: Option<String>,
     },
-    /// Somebody changed the gate, and how.
+    /// How somebody changed the gate.
     GateChanged(String),
-    /// The gate cannot be looked at, and why.
+    /// Why the gate cannot be looked at.
     GateUnknown(Why),
-    /// The gate could not be loaded, and why.
+    /// Why the gate could not be loaded.
     GateNotLoaded(String),
     /// So many clients still settle when the agent ends.
     Unsettled(usize),

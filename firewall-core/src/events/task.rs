@@ -31,7 +31,7 @@ pub enum Task {
     Cut(ClientId),
     /// [`Effect::ReadFlows`](super::Effect::ReadFlows).
     ReadFlows,
-    /// [`Effect::Forget`](super::Effect::Forget).
+    /// [`Effect::Forget`](super::Effect::Forget) of the link with this interface index.
     Forget(u32),
     /// [`Effect::TakenOver`](super::Effect::TakenOver).
     TakenOver,

@@ -10,12 +10,12 @@ use thiserror::Error;
 use crate::rules::question::Question;
 use crate::time::Moment;
 
-/// What DNS says.
+/// What DNS says about the addresses of a name in one family.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The addresses; none if the name has none of this family.
     pub addresses: BTreeSet<IpAddr>,
-    /// How long they may be used, as whoever owns the name says.
+    /// How long the addresses may be used, as whoever owns the name says.
     pub ttl: Duration,
 }
 
@@ -38,10 +38,11 @@ pub type Outcome = Result<Answer, Failure>;
 pub struct Remembered {
     /// What was asked.
     pub question: Question,
-    /// The addresses.
+    /// The addresses in the answer.
     pub addresses: BTreeSet<IpAddr>,
-    /// When it came.
+    /// When the answer came.
     pub at: Moment,
-    /// Addresses of earlier answers that stay for a while, and since when.
+    /// Addresses of earlier answers that stay for a while, and when each was last in an answer or
+    /// in use.
     pub leaving: BTreeMap<IpAddr, Moment>,
 }

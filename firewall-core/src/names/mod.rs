@@ -35,12 +35,12 @@ pub struct Names {
 }
 
 impl Names {
-    /// Nothing is known yet.
+    /// Names of which nothing is known yet.
     pub fn new(guard: Guard) -> Self {
         Self { guard, ..Self::default() }
     }
 
-    /// Takes over what an earlier agent knew, as far as it is not too old.
+    /// Takes over what an earlier agent knew, as far as it is not older than a day.
     pub fn recall(&mut self, remembered: Vec<Remembered>, now: Moment) {
         let usable = remembered.into_iter().filter(|it| it.at <= now && now.since(it.at) <= OLDEST);
         let usable = usable.map(|mut it| {
@@ -50,8 +50,8 @@ impl Names {
         self.remembered = usable.collect();
     }
 
-    /// Says which names matter from now on. Returns those about which something is known
-    /// from earlier, or was.
+    /// Says which names matter from now on. Returns the names that lead elsewhere by that: new ones
+    /// about which something is known from earlier, and known ones that matter no more.
     pub fn want(&mut self, wanted: &BTreeSet<Question>) -> BTreeSet<Question> {
         let mut changed = BTreeSet::new();
         self.known.retain(|question, name| {
@@ -79,7 +79,7 @@ impl Names {
         changed
     }
 
-    /// What is to be asked now. It counts as being asked from then on.
+    /// The questions that are to be asked now. They count as being asked from then on.
     pub fn take_due(&mut self, now: Moment) -> Vec<Question> {
         let due = self.known.iter_mut().filter(|(_, name)| !name.is_asked && name.due <= now);
         due.map(|(question, name)| {
@@ -89,12 +89,12 @@ impl Names {
         .collect()
     }
 
-    /// When something is to be done next, if at all.
+    /// When something is to be done about names next; `None` if never.
     pub fn next(&self) -> Option<Moment> {
         self.known.values().filter_map(|name| name.next(self.look_at)).min()
     }
 
-    /// Takes in what came of a question. Returns whether addresses changed.
+    /// Takes in what came of a question. Returns whether the addresses of the name changed.
     pub fn answered(&mut self, question: &Question, outcome: Outcome, now: Moment) -> bool {
         let before = self.addresses(question);
         let Some(name) = self.known.get_mut(question) else {
@@ -151,7 +151,7 @@ impl Names {
         changed
     }
 
-    /// Whether it is time to find out what is in use. It counts as done from then on.
+    /// Whether it is time to find out which addresses are in use. That counts as done from then on.
     pub fn take_look(&mut self, now: Moment) -> bool {
         let is_time = now >= self.look_at && self.late(now).next().is_some();
         if is_time {
@@ -192,7 +192,7 @@ impl Names {
         changed
     }
 
-    /// What rules with a name match; `None` if it is unresolved.
+    /// What rules with a name match; `None` if the name is unresolved.
     pub fn addresses(&self, question: &Question) -> Option<Addresses> {
         self.known.get(question)?.addresses(&question.name, &self.guard)
     }
@@ -204,7 +204,7 @@ impl Names {
         seen.filter(|address| !self.guard.allows(&question.name, *address)).collect()
     }
 
-    /// All that is known about a name that matters.
+    /// All that is known about a name; `None` if it does not matter.
     pub fn get(&self, question: &Question) -> Option<&Name> {
         self.known.get(question)
     }

@@ -15,9 +15,9 @@ pub const MOST_ADDRESSES: usize = 256;
 /// An answer, and when it came.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LastAnswer {
-    /// Its addresses.
+    /// The addresses in the answer.
     pub addresses: BTreeSet<IpAddr>,
-    /// When that was.
+    /// When the answer came.
     pub at: Moment,
 }
 
@@ -27,17 +27,18 @@ pub struct Name {
     /// Every address that is used, and when it was last in the answer in force, or found in
     /// use after that.
     pub seen: BTreeMap<IpAddr, Moment>,
-    /// The answer in force: not if the name does not exist, or it is too old.
+    /// The answer in force; `None` if there was none yet, if the name does not exist, or if the
+    /// answer is older than a day.
     pub answer: Option<LastAnswer>,
-    /// Until when addresses may be missing, since there were too many.
+    /// Until when addresses may be missing, since there were more than [`MOST_ADDRESSES`].
     pub crowded_until: Option<Moment>,
-    /// When to ask next.
+    /// When DNS is to be asked next.
     pub due: Moment,
-    /// Whether it is being asked.
+    /// Whether DNS is being asked.
     pub is_asked: bool,
     /// Failures since the last answer.
     pub failures: u32,
-    /// The last of them.
+    /// What the last failure was; `None` after an answer.
     pub problem: Option<String>,
     /// How often an answer had an address that no accept rule may use.
     pub refused: u64,

@@ -37,12 +37,12 @@ pub struct ProvedPolicy {
 }
 
 impl ProvedPolicy {
-    /// The policy.
+    /// The policy that was proved.
     pub fn policy(&self) -> &Arc<Policy> {
         &self.policy
     }
 
-    /// What was checked.
+    /// Figures of the check that the policy passed.
     pub fn proof(&self) -> Proof {
         self.proof
     }
@@ -53,15 +53,15 @@ impl ProvedPolicy {
 pub struct Proof {
     /// Ranges of destination addresses on which rules and tables are constant.
     pub address_ranges: usize,
-    /// How many of them were looked at.
+    /// How many address ranges were looked at.
     pub address_ranges_checked: usize,
-    /// Cells compared in those.
+    /// How many cells were compared in those address ranges.
     pub cells_checked: usize,
     /// Whether every cell was compared, not just an even selection.
     pub complete: bool,
 }
 
-/// The compiler is wrong.
+/// A policy and its rules differ: the compiler is wrong.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error(
     "BUG: for {protocol:?} port or type {port} to {destination} \
@@ -75,7 +75,7 @@ pub struct Mismatch {
     found: String,
 }
 
-/// Compares a policy with its rules.
+/// Compares a policy with its rules. An error is a bug of the compiler.
 pub fn prove(ruleset: &ResolvedRuleset, policy: Policy) -> Result<ProvedPolicy, Mismatch> {
     let tables = PolicyTables::new(&policy);
     let changes = changes(ruleset, &policy);
@@ -207,7 +207,7 @@ fn ports_of(service: &Service, protocol: Protocol) -> Option<RangeInclusive<u16>
     }
 }
 
-/// A policy as the evaluator sees it, outside the kernel. The policy of every client.
+/// A policy as the evaluator sees it, outside the kernel: the policy of every client.
 pub struct PolicyTables<'a> {
     policy: &'a Policy,
     /// Prefix lengths in use, longest first.
@@ -215,8 +215,8 @@ pub struct PolicyTables<'a> {
 }
 
 impl<'a> PolicyTables<'a> {
-    /// Prepares the look-up of prefixes, which takes little time and next to no memory. Of
-    /// prefixes that are not in order, as they are to be, none is found.
+    /// Prepares the look-up of a policy's prefixes, which takes little time and next to no memory.
+    /// If the prefixes are not in order, none of them is found.
     pub fn new(policy: &'a Policy) -> Self {
         let is_in_order = policy.prefixes.is_sorted_by(|(one, _), (next, _)| one < next);
         let prefixes = policy.prefixes.iter().filter(|_| is_in_order);

@@ -37,7 +37,7 @@ pub struct Policy {
     pub prefixes: Vec<(Prefix, u32)>,
     /// The classes; their spans and links count from 0.
     pub classes: Vec<Class>,
-    /// The segments.
+    /// The segments; the spans of classes are runs of them.
     pub segments: Vec<Segment>,
 }
 
@@ -69,7 +69,7 @@ struct Step<'a> {
     anchor: u32,
 }
 
-/// Compiles a ruleset.
+/// Compiles a ruleset. An error says that the policy would be too large, or take too long to make.
 pub fn compile(ruleset: &ResolvedRuleset) -> Result<Policy, TooComplex> {
     let own = own_rules(ruleset)?;
     let sizes = subtree_sizes(own.keys());

@@ -17,11 +17,11 @@ use super::{Action, Destination, Rule, Ruleset, Service};
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum Aspect {
-    /// Where it goes.
+    /// Where the packet goes.
     Destination,
-    /// TCP, UDP, ICMP or another.
+    /// The packet's protocol: TCP, UDP, ICMP or another.
     Protocol,
-    /// The port, or the type of ICMP.
+    /// The packet's destination port, or its type of ICMP.
     Port,
 }
 
@@ -39,9 +39,9 @@ impl Aspect {
 /// A rule that was tried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trial {
-    /// Index of the rule.
+    /// Index of the rule in the ruleset.
     pub rule: usize,
-    /// What it does not match, and why; nothing if it decides.
+    /// What of the packet the rule does not match, and why; empty if the rule decides.
     pub differs: Vec<(Aspect, String)>,
 }
 

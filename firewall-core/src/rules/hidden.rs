@@ -43,8 +43,9 @@ pub fn hidden(rules: &[ResolvedRule]) -> Vec<Option<Never>> {
     hidden_by(rules, rules)
 }
 
-/// The same where not all is known about the rules: `most` is what they match at most, and
-/// `least` what they match in any case, so that none is said to be hidden that may not be.
+/// For each rule of a list, why it never decides, if it never does, where not all is known about
+/// the rules: `most` is what they match at most, and `least` what they match in any case, so that
+/// no rule is said to be hidden that may not be.
 pub fn hidden_by(least: &[ResolvedRule], most: &[ResolvedRule]) -> Vec<Option<Never>> {
     let mut earlier = Boxes::default();
     let mut all = Vec::new();

@@ -5,7 +5,7 @@ use super::Family;
 use super::problem::Problem;
 
 impl Problem {
-    /// What to do about it.
+    /// What to do about the problem, as people read it.
     pub fn hint(&self) -> String {
         let text = match self {
             Self::NoPolicy => "add a line `policy = drop`: what happens when no rule matches",

@@ -20,17 +20,17 @@ const NOWHERE: [(&str, &str); 4] = [
 /// Something odd about one rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lint {
-    /// Index of the rule.
+    /// Index of the rule in the ruleset.
     pub rule: usize,
-    /// Which bytes of its text it is about.
+    /// Which bytes of the rule's text are odd.
     pub place: Range<usize>,
-    /// What is odd.
+    /// What is odd, as people read it.
     pub what: String,
-    /// What to do about it.
+    /// What to do about what is odd, as people read it.
     pub hint: String,
 }
 
-/// Looks a client's rules through.
+/// All that is odd about a client's rules, in the order of the rules.
 pub fn lint(family: Family, ruleset: &Ruleset) -> Vec<Lint> {
     let hidden = hidden_in_any_case(family, ruleset);
     let mut found = Vec::new();
@@ -72,7 +72,8 @@ fn hidden_in_any_case(family: Family, ruleset: &Ruleset) -> Vec<Option<Never>> {
     hidden::hidden_by(&least, &most)
 }
 
-/// `rule 0001 matches all of it` or `rules 0001 and 0003 together match all of it`.
+/// That rules hide another one, as people read it: `rule 0001 matches all of it` or `rules 0001 and
+/// 0003 together match all of it`.
 pub fn match_first(numbers: &[u16]) -> String {
     let names: Vec<String> = numbers.iter().map(|number| format!("{number:04}")).collect();
     match names.as_slice() {

@@ -1,7 +1,7 @@
 //! What dom0 wrote, and the stages from text to policy. Each stage is a type:
 //! text → [`Ruleset`] → [`resolve::ResolvedRuleset`] → [`compile::Policy`] →
 //! [`check::ProvedPolicy`].
-//! Pure: no files, sockets, clocks or kernel anywhere below this module.
+//! Never touches files, sockets, clocks or the kernel, in this module or below it.
 
 pub mod check;
 pub mod compile;
@@ -80,9 +80,9 @@ impl Action {
 /// All of a client's rules, in order, and what happens when none matches.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
-    /// Qubes' key `policy`.
+    /// What happens when no rule matches: Qubes' key `policy`.
     pub default: Action,
-    /// In the order of their numbers. The index in this list is the index of the rule in
+    /// The rules, in the order of their numbers. The index in this list is the index of the rule in
     /// counters, drop records and policies.
     pub rules: Vec<Rule>,
 }
@@ -94,20 +94,20 @@ pub struct Rule {
     pub number: u16,
     /// The line as dom0 wrote it.
     pub text: String,
-    /// What it says about packets that match.
+    /// What the rule says about packets that match.
     pub action: Action,
-    /// Where to.
+    /// Destination of packets that match.
     pub destination: Destination,
-    /// Whether it is restricted to DNS to the resolvers (`specialtarget=dns`).
+    /// Whether the rule is restricted to DNS to the resolvers (`specialtarget=dns`).
     pub dns: bool,
-    /// Which protocols and ports.
+    /// Protocols and ports of packets that match.
     pub service: Service,
 }
 
 /// The destination of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
-    /// Anywhere.
+    /// Every address.
     Any,
     /// `dst4=` or `dst6=`, host bits cleared.
     Network(IpNet),
@@ -124,12 +124,12 @@ pub struct Service {
     pub udp: Option<RangeInclusive<u16>>,
     /// ICMP types (ICMPv6 types for an IPv6 client).
     pub icmp: Option<RangeInclusive<u16>>,
-    /// All other protocols.
+    /// Whether all other protocols match.
     pub other: bool,
 }
 
 impl Service {
-    /// Everything.
+    /// Every protocol, with every port and type.
     pub const ANY: Self = Self {
         tcp: Some(0..=u16::MAX),
         udp: Some(0..=u16::MAX),
@@ -137,10 +137,10 @@ impl Service {
         other: true,
     };
 
-    /// Nothing.
+    /// No protocol.
     pub const NONE: Self = Self { tcp: None, udp: None, icmp: None, other: false };
 
-    /// The port of DNS, as far as this service has it.
+    /// Port 53 of TCP and of UDP, as far as this service has it.
     pub fn only_dns(&self) -> Self {
         let port = |range: &Option<RangeInclusive<u16>>| {
             range.as_ref().filter(|ports| ports.contains(&53)).map(|_| 53..=53)

@@ -1,5 +1,6 @@
 //! Text to [`Ruleset`]. Total: any bytes give a ruleset or an error that names the place,
-//! quotes the text and says what is wrong; nothing is guessed.
+//! quotes the text and says what is wrong.
+//! Never guesses, and never leaves out what it does not understand.
 //!
 //! The grammar is the contract of Qubes' vm-interface documentation, section "Firewall
 //! rules in 4.x": options in a fixed order, separated by one space, none twice. Options
@@ -24,14 +25,14 @@ pub struct Entry {
     pub line: Option<usize>,
     /// `policy` or four digits.
     pub key: String,
-    /// Everything behind it.
+    /// The value; in a file, everything between ` = ` and the end of the line.
     pub value: String,
 }
 
 /// All that entries say, the wrong ones aside.
 #[derive(Clone, Debug, Default)]
 pub struct Parsed {
-    /// What happens when no rule matches.
+    /// What happens when no rule matches; `None` if no entry says so rightly.
     pub default: Option<Action>,
     /// Rules by their numbers.
     pub rules: BTreeMap<u16, Rule>,
@@ -39,7 +40,8 @@ pub struct Parsed {
     pub errors: Vec<RulesetError>,
 }
 
-/// The rules of one client of one family, from entries in any order.
+/// The rules of one client of one family, from entries in any order. An error is the first in the
+/// order of the entries.
 pub fn ruleset(family: Family, entries: &[Entry]) -> Result<Ruleset, RulesetError> {
     let Parsed { default, rules, errors } = parse(family, entries);
     if let Some(error) = errors.into_iter().next() {
@@ -52,7 +54,7 @@ pub fn ruleset(family: Family, entries: &[Entry]) -> Result<Ruleset, RulesetErro
     }
 }
 
-/// The same, going on after an error.
+/// All that entries of one client of one family say, in any order: goes on after an error.
 pub fn parse(family: Family, entries: &[Entry]) -> Parsed {
     let mut parsed = Parsed::default();
     for entry in entries {

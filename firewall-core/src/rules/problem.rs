@@ -8,19 +8,21 @@ use thiserror::Error;
 
 use super::Family;
 
-/// Longest value that QubesDB keeps, in bytes.
+/// Longest value that QubesDB keeps, in bytes (`QDB_MAX_DATA` in `qubesdb.h` of
+/// qubes-core-qubesdb).
 pub(super) const MAX_VALUE: usize = 3072;
 
 /// Why a client's rules cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RulesetError {
-    /// Line in a file, from 1; `None` if it is about the whole.
+    /// Line in a file, from 1; `None` if the error is about the whole, or in no file.
     pub line: Option<usize>,
-    /// The key whose value is wrong; `None` if it is about the whole.
+    /// The key whose value is wrong; `None` if the error is about a line without a key, or about
+    /// the whole.
     pub key: Option<String>,
     /// The offending text, as far as it is worth quoting.
     pub text: String,
-    /// Which bytes of the text it is about.
+    /// Which bytes of `text` are wrong; empty if none in particular.
     pub place: Range<u32>,
     /// What is wrong.
     pub problem: Problem,

@@ -9,17 +9,17 @@ use crate::rules::Family;
 /// What is asked of DNS: the addresses of a name in one family.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Question {
-    /// The name, as in the rule.
+    /// The name, lower case, without a dot at the end.
     pub name: String,
-    /// A for IPv4, AAAA for IPv6.
+    /// Family of the addresses: DNS is asked for A for IPv4, for AAAA for IPv6.
     pub family: Family,
 }
 
 /// What rules with a name match.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Addresses {
-    /// Where an accept rule leads.
+    /// Addresses that an accept rule with the name matches.
     pub accept: BTreeSet<IpAddr>,
-    /// What a drop rule closes; `None`: everything.
+    /// Addresses that a drop rule with the name matches; `None`: every address.
     pub drop: Option<BTreeSet<IpAddr>>,
 }

@@ -14,7 +14,8 @@ use super::{Action, Destination, Family, Rule, Ruleset, Service};
 use crate::rules::question::Addresses;
 use crate::rules::question::Question;
 
-/// The addresses that Qubes gives to every client as its DNS servers.
+/// The addresses that Qubes gives to every client as its DNS servers (`net.py` of qubes-core-admin;
+/// QubesDB's `/qubes-primary-dns` and `/qubes-secondary-dns` in the client).
 pub const VIRTUAL_RESOLVERS: [Ipv4Addr; 2] =
     [Ipv4Addr::new(10, 139, 1, 1), Ipv4Addr::new(10, 139, 1, 2)];
 
@@ -28,7 +29,8 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// The real resolver that stands behind each virtual one, as DNAT hands them out:
+    /// The real resolver that stands behind each virtual one, as Qubes' DNAT hands them out
+    /// (`qubes-setup-dnat-to-ns` of qubes-core-agent-linux):
     /// first to first, second to second, and again from the first when there is one only.
     pub fn redirections(&self) -> Vec<(Ipv4Addr, Ipv4Addr)> {
         let real = self.resolvers.iter().filter_map(|address| match address {
@@ -71,22 +73,22 @@ impl Prefix {
         }
     }
 
-    /// One address.
+    /// The prefix of one address.
     pub fn host(address: IpAddr) -> Self {
         Self { bits: bits(address), length: 128 }
     }
 
-    /// The first address, as a number.
+    /// The first address in its 16-byte form, as a number: the first byte is the most significant.
     pub fn first(&self) -> u128 {
         self.bits
     }
 
-    /// The last address, as a number.
+    /// The last address in its 16-byte form, as a number: the first byte is the most significant.
     pub fn last(&self) -> u128 {
         self.bits | u128::MAX.checked_shr(self.length.into()).unwrap_or(0)
     }
 
-    /// How many bits are common, 0 to 128.
+    /// How many bits are common in the 16-byte form, 0 to 128.
     pub fn length(&self) -> u8 {
         self.length
     }
@@ -96,7 +98,7 @@ impl Prefix {
         to_address(self.bits)
     }
 
-    /// As people write it.
+    /// The prefix as people write it; `None` if it holds IPv4 addresses and others too.
     pub fn network(&self) -> Option<IpNet> {
         let address = IpAddr::from(self.address());
         let length = match address {
@@ -106,18 +108,18 @@ impl Prefix {
         IpNet::new(address, length).ok()
     }
 
-    /// Whether every address of `other` is one of these.
+    /// Whether every address of `other` is in this prefix.
     pub fn covers(&self, other: &Self) -> bool {
         self.first() <= other.first() && other.last() <= self.last()
     }
 
-    /// The prefix around this one that is no longer than `length`.
+    /// The prefix of this length around this one; `length` is at most this one's.
     pub fn widened(&self, length: u8) -> Self {
         let mask = !u128::MAX.checked_shr(length.into()).unwrap_or(0);
         Self { bits: self.bits & mask, length }
     }
 
-    /// Both halves; a single address has none.
+    /// Both halves of the prefix; `None` for a single address.
     pub fn halves(&self) -> Option<[Self; 2]> {
         let half = (1_u128 << 127).checked_shr(self.length.into())?;
         let length = self.length.checked_add(1)?;
@@ -153,7 +155,8 @@ fn bits(address: IpAddr) -> u128 {
     }
 }
 
-/// An address given as a number, in the form of the maps.
+/// The address, in the form of the maps, whose 16-byte form is this number, the first byte the most
+/// significant.
 pub fn to_address(bits: u128) -> Address {
     let v6 = std::net::Ipv6Addr::from_bits(bits);
     Address::from(IpAddr::V6(v6))
@@ -162,7 +165,7 @@ pub fn to_address(bits: u128) -> Address {
 /// A ruleset without names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedRuleset {
-    /// Of the client.
+    /// Family of the client.
     pub family: Family,
     /// What happens when no rule matches.
     pub default: Action,
@@ -173,14 +176,14 @@ pub struct ResolvedRuleset {
 /// A rule whose destinations are known. It matches where any of its matches does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolvedRule {
-    /// What it says.
+    /// What the rule says about packets that match.
     pub action: Action,
-    /// Where and what.
+    /// Destinations, each with the services there.
     pub matches: Vec<Match>,
 }
 
 impl ResolvedRule {
-    /// Where it can match at all, in order.
+    /// Where the rule can match at all, in the order of addresses, each network once.
     pub fn networks(&self) -> Vec<IpNet> {
         let prefixes = self.matches.iter().flat_map(|found| &found.prefixes);
         let prefixes: BTreeSet<&Prefix> = prefixes.collect();
@@ -191,9 +194,9 @@ impl ResolvedRule {
 /// Destinations, and the services there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Match {
-    /// Any of these prefixes.
+    /// The destinations: any of these prefixes.
     pub prefixes: Vec<Prefix>,
-    /// Protocols and ports.
+    /// Protocols and ports at these destinations.
     pub service: Service,
 }
 

@@ -9,8 +9,8 @@ use crate::rules::problem::RulesetError;
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{origin}: {error}")]
 pub struct SourceError {
-    /// File or QubesDB path.
+    /// Where the rules come from: a file, or a path of QubesDB.
     pub origin: String,
-    /// What is wrong with it.
+    /// What is wrong with the rules.
     pub error: Box<RulesetError>,
 }

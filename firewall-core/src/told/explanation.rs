@@ -1,5 +1,6 @@
-//! What is said about one packet: the types of `explain`'s JSON.
-//! Never decides, and never formats text for people.
+//! What is said about one packet: the types of `explain`'s JSON, and what the gate makes of a
+//! verdict.
+//! Never judges a packet, and never formats text for people.
 
 use std::net::IpAddr;
 
@@ -27,13 +28,13 @@ pub struct PacketStatus {
     pub protocol: u8,
     /// Destination port of TCP and UDP, type of ICMP, 0 otherwise.
     pub port: u16,
-    /// Source port of TCP and UDP, code of ICMP, if it is known.
+    /// Source port of TCP and UDP, code of ICMP; nothing if it is not known.
     pub source_port: Option<u16>,
-    /// Whether it is the first of several fragments.
+    /// Whether the packet is the first of several fragments.
     pub first_fragment: bool,
-    /// Whether it is a fragment other than the first.
+    /// Whether the packet is a fragment other than the first.
     pub later_fragment: bool,
-    /// What it tells that is judged apart from its type, if it is ICMP.
+    /// What the packet tells that is judged apart from its type, if it is ICMP.
     pub message: Option<MessageStatus>,
 }
 
@@ -43,13 +44,13 @@ pub struct PacketStatus {
 )]
 #[serde(rename_all = "kebab-case")]
 pub enum MessageStatus {
-    /// An error about a packet to its sender.
+    /// An error about a packet that was sent to the one that complains.
     Error,
     /// An error about a packet that was not sent to the one that complains.
     ForeignError,
-    /// A redirect.
+    /// That packets should go by another way (a redirect).
     Redirect,
-    /// A neighbour advertisement of somebody else's address.
+    /// A neighbour advertisement (ICMPv6) of somebody else's address.
     ForeignAdvertisement,
 }
 
@@ -68,7 +69,7 @@ impl PacketStatus {
         }
     }
 
-    /// As the evaluator takes it.
+    /// The packet as the evaluator takes it.
     pub fn packet(&self) -> Packet {
         let Self { source, destination, protocol: number, port, .. } = *self;
         let protocol = protocol(number, source.is_ipv4());
@@ -117,11 +118,11 @@ impl From<&Packet> for PacketStatus {
 /// A verdict with its evidence.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Judgement {
-    /// What the program does.
+    /// What the program does with the packet.
     #[serde(with = "words")]
     #[schemars(with = "Named<Verdict>")]
     pub verdict: Verdict,
-    /// Why, in the word of counters and drop records.
+    /// Why the packet meets this verdict, in the word of counters and drop records.
     #[serde(with = "words")]
     #[schemars(with = "Named<Reason>")]
     pub reason: Reason,
@@ -143,17 +144,17 @@ impl From<&Decision> for Judgement {
 pub struct Explanation {
     /// The client's address.
     pub client: IpAddr,
-    /// Name of its vif.
+    /// Name of the client's vif; nothing if there is none, or for a file.
     pub vif: Option<String>,
-    /// Interface index of its vif.
+    /// Interface index of the client's vif; nothing if there is none, or for a file.
     pub vif_index: Option<u32>,
-    /// What is in force for it.
+    /// What is in force for the client.
     pub state: State,
-    /// Why it is blocked.
+    /// Why the client is blocked; nothing if it is not.
     pub problem: Option<ProblemStatus>,
     /// Whether connections are being ended just now; until then what is denied is dropped.
     pub settling: bool,
-    /// Whether IPv6 neighbour discovery of clients is judged.
+    /// Whether IPv6 neighbour discovery in which a client speaks for others is dropped.
     pub guards_neighbours: bool,
     /// What the evaluator says, on the agent's own policy.
     pub judgement: Judgement,
@@ -161,11 +162,11 @@ pub struct Explanation {
     pub rule: Option<u16>,
     /// The rules that were tried, in order; the last one decides, unless the default does.
     pub tried: Vec<TriedStatus>,
-    /// How many rules there are.
+    /// How many rules the client has.
     pub rules: usize,
-    /// What happens when no rule matches.
+    /// What happens when no rule matches; nothing if no rules are in force.
     pub default: Option<Action>,
-    /// Who translates addresses; unknown for a file.
+    /// Who translates addresses; nothing for a file.
     pub mode: Option<Mode>,
     /// Whether the destination is the address of another client.
     pub to_client: bool,
@@ -176,51 +177,51 @@ pub struct Explanation {
 /// A rule that was tried.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TriedStatus {
-    /// Number of its key.
+    /// Number of the rule's key.
     pub number: u16,
-    /// As dom0 wrote it.
+    /// The rule as dom0 wrote it.
     pub text: String,
-    /// What it does not match; nothing if it decides.
+    /// What of the packet the rule does not match; empty if the rule decides.
     pub differs: Vec<DifferenceStatus>,
 }
 
 /// What of a packet a rule does not match.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DifferenceStatus {
-    /// What it is.
+    /// What of the packet differs.
     pub aspect: Aspect,
-    /// The reason.
+    /// Why the rule does not match, for people.
     pub why: String,
 }
 
 /// One packet, and all that can be said about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explained {
-    /// The version of this form.
+    /// The version of this form of JSON.
     pub schema: u32,
-    /// The client that sends it.
+    /// The client that sends the packet.
     pub client: IpAddr,
-    /// The name that was asked for, if it was one.
+    /// The name that was asked for, if it was no address.
     pub name: Option<String>,
     /// The packet; nothing if the frame holds none that rules can judge.
     pub packet: Option<PacketStatus>,
-    /// What becomes of it.
+    /// What becomes of the packet.
     pub outcome: Outcome,
     /// What decides: the agent's judgement, or the kernel's if no agent runs.
     pub judgement: Judgement,
-    /// What the agent says, or a file of rules.
+    /// What the agent says, or a file of rules; nothing if neither does.
     pub agent: Option<Explanation>,
-    /// Why nobody says that.
+    /// Why no agent says anything; and that the gate is not there, or why nobody knows, if so.
     pub agent_problem: Option<String>,
     /// What the kernel's own tables say, by the same evaluator.
     pub kernel: Option<Judgement>,
-    /// Why they cannot be read.
+    /// Why the kernel's own tables cannot be read.
     pub kernel_problem: Option<String>,
-    /// Whether both say the same, if both say something.
+    /// Whether agent and kernel say the same, if both say something.
     pub agree: Option<bool>,
     /// The connection that the packet belongs to, if the kernel knows one.
     pub connection: Option<Connection>,
-    /// Why its table cannot be read.
+    /// Why the kernel's table of connections cannot be read.
     pub connection_problem: Option<String>,
 }
 
@@ -228,16 +229,16 @@ pub struct Explained {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Outcome {
-    /// The gate forwards it.
+    /// The gate forwards the packet.
     Forwarded,
-    /// It is for the netvm itself, whose own input rules decide.
+    /// The packet is for the netvm itself, whose own input rules decide.
     Local,
     /// Connection tracking decides: the gate forwards an ICMP error about a connection that is
     /// known, and drops any other.
     Related,
-    /// The gate rejects it: the client gets an ICMP error.
+    /// The gate rejects the packet: the client gets an ICMP error.
     Rejected,
-    /// It ends silently.
+    /// The packet ends silently.
     Dropped,
 }
 
@@ -245,9 +246,9 @@ pub enum Outcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Connection {
-    /// The client opened it, and this is another packet of it.
+    /// The client opened the connection, and the packet is another one of it.
     Opened,
-    /// It was opened towards the client, and this answers.
+    /// The connection was opened towards the client, and the packet answers.
     Answers,
 }
 

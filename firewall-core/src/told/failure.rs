@@ -1,5 +1,5 @@
 //! What a script is told instead of an answer.
-//! Never says what to do about it: the text does.
+//! Never says what to do, but in the text for people.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,14 +9,14 @@ use super::SCHEMA;
 /// Why there is no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ErrorStatus {
-    /// The version of this form.
+    /// The version of this form of JSON.
     pub schema: u32,
     /// What is wrong, as people read it.
     pub error: String,
 }
 
 impl ErrorStatus {
-    /// For this reason.
+    /// That there is no answer, for this reason.
     pub fn new(error: impl Into<String>) -> Self {
         Self { schema: SCHEMA, error: error.into() }
     }

@@ -13,17 +13,17 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::protocol;
 use crate::told::words::{self, Named};
 
-/// One line.
+/// One line of news.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase", tag = "event")]
 pub enum News {
-    /// The first line.
+    /// The first line: who tells.
     Hello {
-        /// The version of this form.
+        /// The version of this form of JSON.
         schema: u32,
         /// Version of the agent.
         version: String,
-        /// Its process.
+        /// Process number of the agent.
         pid: u32,
         /// Most records of one vif in a second.
         records_per_second: u32,
@@ -32,12 +32,12 @@ pub enum News {
     Denied(Box<Denied>),
     /// Lines that this reader was too slow for.
     Missed {
-        /// How many.
+        /// How many lines.
         lines: u64,
     },
     /// The agent tells as many readers as it can; this line is the last.
     Full {
-        /// How many.
+        /// How many readers there are.
         readers: usize,
     },
 }
@@ -45,15 +45,16 @@ pub enum News {
 /// A packet that was denied, or would have been.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Denied {
-    /// When, in milliseconds since 1970.
+    /// When the agent heard of the packet, in milliseconds since 1970.
     pub time_ms: u64,
-    /// Name of the interface it came in by.
+    /// Name of the vif that the packet came in by.
     pub vif: String,
-    /// Who sent it, if it could be read that far.
+    /// Source address; nothing if the packet could not be read that far.
     pub source: Option<IpAddr>,
-    /// Where to, as the client wrote it, if it could be read that far.
+    /// Destination address, as the client wrote it; nothing if the packet could not be read that
+    /// far.
     pub destination: Option<IpAddr>,
-    /// Names in rules that lead there.
+    /// Names in rules that lead to the destination.
     pub names: Vec<String>,
     /// Number of the final protocol, as IANA assigns it.
     pub protocol: u8,
@@ -61,17 +62,17 @@ pub struct Denied {
     pub source_port: u16,
     /// Destination port of TCP and UDP, type of ICMP, 0 otherwise.
     pub port: u16,
-    /// Bytes of its frame.
+    /// Length of the frame in bytes.
     pub length_bytes: u32,
-    /// What was done with it: `reject`, `drop`, or `audit` for let through.
+    /// What was done with the packet: `reject`, `drop`, or `audit` for let through.
     #[serde(with = "words")]
     #[schemars(with = "Named<Verdict>")]
     pub verdict: Verdict,
-    /// Why.
+    /// Why the packet met this verdict.
     #[serde(with = "words")]
     #[schemars(with = "Named<Reason>")]
     pub reason: Reason,
-    /// The rule that denies it, if it still is in force.
+    /// The rule that denies the packet, if it still is in force.
     pub rule: Option<DeniedBy>,
     /// Number of the policy that decided, if one did.
     pub generation: Option<u32>,
@@ -82,9 +83,9 @@ pub struct Denied {
 /// A rule that denies.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DeniedBy {
-    /// Number of its key.
+    /// Number of the rule's key.
     pub number: u16,
-    /// As dom0 wrote it.
+    /// The rule as dom0 wrote it.
     pub text: String,
 }
 

@@ -14,9 +14,9 @@ use super::words::Named;
 /// Everything that is in force.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Remains {
-    /// The version of this form.
+    /// The version of this form of JSON.
     pub schema: u32,
-    /// Why the agent does not tell.
+    /// Why no agent tells.
     pub agent_problem: String,
     /// Whether the gate is there.
     pub gate: GateState,
@@ -43,35 +43,35 @@ pub enum GateState {
     Closed,
     /// Whatever no program drops is forwarded.
     Open,
-    /// `gate_problem` says why nobody knows.
+    /// Nobody knows whether the gate is there; `gate_problem` says why.
     Unknown,
 }
 
 /// A vif with a program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RemainingVif {
-    /// Its interface index.
+    /// Interface index of the vif.
     pub index: u32,
-    /// Its name, if it is still there.
+    /// Name of the vif; nothing if it is gone.
     pub name: Option<String>,
-    /// Why the tables of its program cannot be read.
+    /// Why the tables of the vif's program cannot be read.
     pub problem: Option<String>,
-    /// Its clients.
+    /// The clients behind the vif.
     pub clients: Vec<RemainingClient>,
 }
 
 /// What is in force for a client.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RemainingClient {
-    /// Its address.
+    /// The client's address.
     pub address: IpAddr,
-    /// What is in force.
+    /// What is in force for the client.
     pub state: RemainingState,
-    /// Whether what it may not send is dropped and not rejected for now.
+    /// Whether what the client may not send is dropped and not rejected for now.
     pub settling: bool,
-    /// Whether it is audited, unless that has ended by itself.
+    /// Whether the client is audited, unless that has ended by itself.
     pub audited: bool,
-    /// Number of its policy.
+    /// Number of the client's policy.
     pub generation: u32,
     /// The rules that can decide, by their index.
     pub rules: Vec<RemainingRule>,
@@ -84,23 +84,23 @@ pub struct RemainingClient {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum RemainingState {
-    /// Its policy decides.
+    /// The client's policy decides.
     Live,
     /// Everything is rejected.
     Blocked,
     /// Everything is dropped.
     Waiting,
-    /// The tables have another number there.
+    /// The tables have a number there that means none of these.
     Unknown,
 }
 
 /// A rule, known by its index only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RemainingRule {
-    /// Its index.
+    /// Index of the rule in the policy's ruleset.
     pub index: u32,
-    /// What the client's file of rules says at this index now, if there is one.
+    /// What the client's file of rules says at this index now; nothing if there is no such rule.
     pub text_now: Option<String>,
-    /// Packets it decided.
+    /// Packets that the rule decided.
     pub counter: CounterStatus,
 }

@@ -10,17 +10,17 @@ use serde::Serialize;
 /// All that was found in a file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Report {
-    /// The version of this form.
+    /// The version of this form of JSON.
     pub schema: u32,
-    /// The file.
+    /// Path of the file, as it was given.
     pub file: String,
-    /// Whose rules they are.
+    /// Address of the client whose rules the file has.
     pub client: IpAddr,
-    /// How many of them can be used.
+    /// How many rules can be used.
     pub rules: usize,
     /// How many findings block the client.
     pub errors: usize,
-    /// How many do not.
+    /// How many findings do not block the client.
     pub warnings: usize,
     /// What was found, in the order of lines.
     pub findings: Vec<Finding>,
@@ -29,19 +29,19 @@ pub struct Report {
 /// Something to mend.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {
-    /// How bad it is.
+    /// How bad the finding is.
     pub severity: Severity,
-    /// From 1; nothing if it is about the file as a whole.
+    /// Line in the file, from 1; nothing if the finding is about the file as a whole.
     pub line: Option<usize>,
-    /// In characters, from 1.
+    /// Column in the line, in characters, from 1; nothing without a line.
     pub column: Option<usize>,
-    /// The line.
+    /// Text of the line.
     pub text: String,
     /// What is wrong.
     pub what: String,
     /// What to write instead.
     pub hint: String,
-    /// Which bytes of the line; not told.
+    /// Which part of the line the finding is about; not told.
     #[serde(skip)]
     pub place: Range<usize>,
 }

@@ -1,5 +1,5 @@
 //! What the agent tells about itself: the types of the control socket's JSON.
-//! Never decides or formats anything.
+//! Never decides anything, and never formats text for people.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use crate::told::words::Named;
 /// Everything about a running agent.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
-    /// The version of this form.
+    /// The version of this form of JSON.
     pub schema: u32,
     /// The agent.
     pub agent: AgentStatus,
@@ -33,28 +33,29 @@ pub struct Status {
 /// The agent itself.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct AgentStatus {
-    /// Its version.
+    /// Version of the agent.
     pub version: String,
-    /// Its process.
+    /// Process number of the agent.
     pub pid: u32,
     /// Where rules come from.
     pub source: String,
-    /// Why they cannot be read at present; those in force stay.
+    /// Why rules cannot be read at present; those in force stay.
     pub source_problem: Option<String>,
     /// Who translates addresses.
     pub mode: Mode,
     /// Bit of the packet mark that the gate looks for, as a mask.
     pub mark_bit: u32,
-    /// Instructions that the kernel's verifier walked through to accept the program.
+    /// Instructions that the kernel's verifier walked through to accept the program; nothing if the
+    /// kernel does not tell.
     pub verified_instructions: Option<u32>,
     /// Whether the program keeps answers for packets like the last ones: not on every machine
     /// may it.
     pub caches: bool,
     /// DNS servers behind `specialtarget=dns`.
     pub resolvers: Vec<IpAddr>,
-    /// The last attempt to load the gate, if it failed.
+    /// Why the last attempt to load the gate failed; nothing if it did not.
     pub gate_problem: Option<String>,
-    /// Programs that end with the agent, because there is no place to pin them.
+    /// How many programs end with the agent, because there is no place to pin them.
     pub unpinned_programs: usize,
     /// Links that are not vifs and not guarded against clients' addresses, with the reason.
     pub unguarded_uplinks: BTreeMap<String, String>,
@@ -69,9 +70,9 @@ pub struct AgentStatus {
 /// Something that does not work and is tried again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FailingStatus {
-    /// What is so until it works.
+    /// What is so as long as something does not work.
     pub what: String,
-    /// Why.
+    /// Why it does not work.
     pub why: String,
     /// In how many seconds it is tried again; 0 if it is being tried.
     pub next_seconds_left: u64,
@@ -81,15 +82,15 @@ pub struct FailingStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Qubes OS.
+    /// Qubes OS translates addresses.
     #[default]
     Qubes,
-    /// The agent.
+    /// The agent translates addresses.
     Standalone,
 }
 
 impl Mode {
-    /// The word in JSON.
+    /// The word in JSON, and that people read.
     pub fn name(self) -> &'static str {
         match self {
             Self::Qubes => "qubes",
@@ -101,7 +102,7 @@ impl Mode {
 /// How the programs of a link are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Attachment {
-    /// By tcx.
+    /// By tcx (Linux 6.6 and newer).
     #[serde(rename = "tcx")]
     Tcx,
     /// By filters of a clsact qdisc.
@@ -116,11 +117,11 @@ pub enum Attachment {
 }
 
 impl Attachment {
-    /// All ways.
+    /// All ways to attach programs.
     pub const ALL: &'static [Self] =
         &[Self::Tcx, Self::Clsact, Self::XdpAndTcx, Self::XdpAndClsact];
 
-    /// The word in JSON.
+    /// The word in JSON, and that people read.
     pub fn name(self) -> &'static str {
         match self {
             Self::Tcx => "tcx",
@@ -134,15 +135,15 @@ impl Attachment {
 /// One vif.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct VifStatus {
-    /// Its interface index.
+    /// Interface index of the vif.
     pub index: u32,
-    /// Its name.
+    /// Name of the vif.
     pub name: String,
-    /// How its programs are attached; nothing if no program is.
+    /// How the vif's programs are attached; nothing if no program is.
     pub attached: Option<Attachment>,
-    /// Why no program could be attached.
+    /// Why no program could be attached to the vif.
     pub problem: Option<String>,
-    /// Its clients' addresses.
+    /// Addresses of the clients behind the vif.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -150,18 +151,18 @@ pub struct VifStatus {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Its policy decides.
+    /// The client's policy decides.
     Live,
     /// Everything is rejected; `problem` says why.
     Blocked,
     /// Everything is dropped; no rules are known.
     Waiting,
-    /// It has rules and no vif.
+    /// The client has rules and no vif.
     Absent,
 }
 
 impl State {
-    /// The word in JSON.
+    /// The word in JSON, and that people read.
     pub fn name(self) -> &'static str {
         match self {
             Self::Live => "live",
@@ -175,21 +176,21 @@ impl State {
 /// One client.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct ClientStatus {
-    /// Its address.
+    /// The client's address.
     pub address: IpAddr,
-    /// Name of its vif.
+    /// Name of the client's vif; nothing if there is none.
     pub vif: Option<String>,
-    /// Interface index of its vif.
+    /// Interface index of the client's vif; nothing if there is none.
     pub vif_index: Option<u32>,
-    /// What is in force.
+    /// What is in force for the client.
     pub state: State,
-    /// Why it is blocked.
+    /// Why the client is blocked; nothing if it is not.
     pub problem: Option<ProblemStatus>,
-    /// Whether connections that its rules deny are being ended just now; until then, its denied
-    /// packets are dropped and not rejected.
+    /// Whether connections that the client's rules deny are being ended just now; until then, its
+    /// denied packets are dropped and not rejected.
     pub settling: bool,
-    /// In how many seconds its audit ends, if it is audited: until then, what its rules deny
-    /// passes.
+    /// In how many seconds the client's audit ends; until then, what its rules deny passes. Nothing
+    /// if the client is not audited.
     pub audit_seconds_left: Option<u64>,
     /// Number of the policy in force, as drop records quote it.
     pub generation: Option<u32>,
@@ -197,9 +198,9 @@ pub struct ClientStatus {
     pub default: Option<Action>,
     /// Packets that no rule matched.
     pub default_counter: CounterStatus,
-    /// How many seconds ago the last of them was seen, to within ten seconds.
+    /// How many seconds ago the last packet that no rule matched was seen, to within ten seconds.
     pub default_last_seconds_ago: Option<u64>,
-    /// Its rules in order.
+    /// The client's rules, in order.
     pub rules: Vec<RuleStatus>,
     /// Size of the policy and figures of its proof.
     pub policy: Option<PolicyStatus>,
@@ -211,20 +212,20 @@ pub struct ClientStatus {
 /// What came of a wish to audit a client, or to end that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditStatus {
-    /// The version of this form.
+    /// The version of this form of JSON.
     pub schema: u32,
     /// The client's address.
     pub client: IpAddr,
-    /// In how many seconds its audit ends; nothing if it is not audited.
+    /// In how many seconds the client's audit ends; nothing if the client is not audited.
     pub audit_seconds_left: Option<u64>,
 }
 
 /// What is wrong with a client's rules.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ProblemStatus {
-    /// File or QubesDB path.
+    /// Where the rules come from: a file, or a path of QubesDB.
     pub origin: String,
-    /// Line in the file, from 1.
+    /// Line in the file, from 1; nothing without a file, or if the problem is about the whole.
     pub line: Option<usize>,
     /// The offending text.
     pub text: String,
@@ -235,27 +236,27 @@ pub struct ProblemStatus {
 /// One rule.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RuleStatus {
-    /// Number of its key.
+    /// Number of the rule's key.
     pub number: u16,
-    /// As dom0 wrote it.
+    /// The rule as dom0 wrote it.
     pub text: String,
-    /// What it says.
+    /// What the rule says about packets that match.
     pub action: Action,
-    /// Its host name; `names` of the document has what is known about it. A name that is not there
-    /// makes no difference, whatever it leads to, and is not looked up.
+    /// The rule's host name; `names` of the document has what is known about it. A name that is not
+    /// there makes no difference, whatever it leads to, and is not looked up.
     pub name: Option<String>,
-    /// Where it can match: its network, the addresses of its name, the DNS servers.
+    /// Where the rule can match: its network, the addresses of its name, the DNS servers.
     #[schemars(with = "Vec<String>")]
     pub destinations: Vec<IpNet>,
-    /// Whether any packet can reach it: false if earlier rules match all of its packets, or
+    /// Whether any packet can reach the rule: false if earlier rules match all of its packets, or
     /// if there are none.
     pub effective: bool,
-    /// Numbers of the rules that match all of its packets first, if it is not effective: the
-    /// first that does alone, or several that do together. Empty if it matches nothing.
+    /// Numbers of the rules that match all packets of this rule first, if it is not effective: the
+    /// first that does alone, or several that do together. Empty if the rule matches nothing.
     pub hidden_by: Vec<u16>,
-    /// Packets it decided, since its client's rules changed last.
+    /// Packets that the rule decided, since the client's rules changed last.
     pub counter: CounterStatus,
-    /// How many seconds ago the last of them was seen, to within ten seconds.
+    /// How many seconds ago the last packet that the rule decided was seen, to within ten seconds.
     pub last_seconds_ago: Option<u64>,
 }
 
@@ -264,14 +265,14 @@ pub struct RuleStatus {
 pub struct NameStatus {
     /// The name.
     pub name: String,
-    /// `v4` or `v6`.
+    /// Family of the addresses: `v4` or `v6`.
     pub family: Family,
-    /// Where it leads.
+    /// Addresses that the name leads to.
     pub addresses: Vec<NameAddress>,
     /// How long ago the answer in force came, in seconds. Without one and without addresses,
     /// an accept rule with this name matches nothing, and a drop rule everything.
     pub answered_seconds_ago: Option<u64>,
-    /// In how many seconds it is asked again; 0 if it is being asked.
+    /// In how many seconds DNS is asked again; 0 if it is being asked.
     pub next_seconds_left: u64,
     /// Failures since the last answer.
     pub failures: u32,
@@ -279,7 +280,7 @@ pub struct NameStatus {
     pub problem: Option<String>,
     /// How often an answer had an address that no accept rule may use.
     pub refused: u64,
-    /// Numbers of the rules that use it, by client.
+    /// Numbers of the rules that use the name, by client.
     pub users: BTreeMap<IpAddr, Vec<u16>>,
 }
 
@@ -288,11 +289,11 @@ pub struct NameStatus {
 pub struct NameAddress {
     /// The address.
     pub address: IpAddr,
-    /// How long ago it was in an answer or in use, in seconds.
+    /// How long ago the address was in an answer or in use, in seconds.
     pub age_seconds: u64,
-    /// Whether it is in the last answer; if not, it stays for a while.
+    /// Whether the address is in the last answer; if not, it stays for a while.
     pub in_answer: bool,
-    /// Whether accept rules use it: a public name must not lead into a private network.
+    /// Whether accept rules use the address: a public name must not lead into a private network.
     pub usable: bool,
 }
 
@@ -301,21 +302,21 @@ pub struct NameAddress {
 pub struct CounterStatus {
     /// Packets.
     pub packets: u64,
-    /// Bytes of frames.
+    /// Bytes of frames, from the Ethernet header on.
     pub bytes: u64,
 }
 
 /// Size and proof of a policy.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PolicyStatus {
-    /// Destination prefixes.
+    /// How many destination prefixes the policy has.
     pub prefixes: usize,
-    /// Classes.
+    /// How many classes the policy has.
     pub classes: usize,
-    /// Segments.
+    /// How many segments the policy has.
     pub segments: usize,
     /// Cells in which policy and rules were compared before it went live.
     pub cells_checked: usize,
-    /// Whether those were all cells there are.
+    /// Whether policy and rules were compared in all cells there are.
     pub complete: bool,
 }

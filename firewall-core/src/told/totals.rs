@@ -1,6 +1,6 @@
 //! Sums of what the agent tells: what became of a client's packets, and how much is
 //! wrong.
-//! Never asks for it.
+//! Never asks the agent.
 
 use std::ops::{AddAssign, SubAssign};
 
@@ -9,16 +9,16 @@ use firewall_common::verdict::Reason;
 use crate::rules::Action;
 use crate::told::status::{ClientStatus, CounterStatus, Status};
 
-/// Packets of a client since its policy went into force. Each packet is in one of them.
+/// Packets of a client since its policy went into force. Each packet is in one of these sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Accepted by rules.
+    /// Packets that rules accepted.
     pub accepted: CounterStatus,
-    /// Rejected or dropped, for whatever reason.
+    /// Packets that were rejected or dropped, for whatever reason.
     pub denied: CounterStatus,
-    /// Denied by rules, but let through by an audit.
+    /// Packets that rules denied, but an audit let through.
     pub audited: CounterStatus,
-    /// Not the rules' business.
+    /// Packets that were handed on because they are not the rules' business.
     pub passed: CounterStatus,
 }
 
@@ -64,7 +64,7 @@ fn kind(reason: Reason) -> Kind {
 }
 
 impl Totals {
-    /// Of one client.
+    /// The sums of one client.
     pub fn of(client: &ClientStatus) -> Self {
         let mut totals = Self::default();
         let rules = client.rules.iter().map(|rule| (rule.action, rule.counter));
@@ -91,7 +91,7 @@ impl Totals {
     }
 }
 
-/// How many things need attention.
+/// How many things need attention: clients, vifs, uplinks, names, and parts of the agent.
 pub fn problems(status: &Status) -> usize {
     let needs =
         |client: &&ClientStatus| client.problem.is_some() || client.audit_seconds_left.is_some();

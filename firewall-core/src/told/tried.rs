@@ -9,7 +9,7 @@ use crate::rules::explain::{Trial, tries};
 use crate::rules::resolve::ResolvedRuleset;
 use crate::told::explanation::{DifferenceStatus, Judgement, TriedStatus};
 
-/// Whether rules had a say.
+/// Whether rules had a say in a verdict with this reason.
 pub fn is_judged_by_rules(reason: Reason) -> bool {
     matches!(reason, Reason::Rule | Reason::Default)
 }
@@ -29,7 +29,7 @@ pub fn tried(ruleset: &Ruleset, resolved: &ResolvedRuleset, packet: &Packet) -> 
     tried.collect()
 }
 
-/// Key number of the rule that a judgement names.
+/// Key number of the rule that a judgement names; `None` if it names none, or none of this ruleset.
 pub fn number(ruleset: Option<&Ruleset>, judgement: &Judgement) -> Option<u16> {
     let index = usize::try_from(judgement.rule_index?).ok()?;
     Some(ruleset?.rules.get(index)?.number)

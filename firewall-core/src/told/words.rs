@@ -11,17 +11,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// One of a closed list, each with its word.
 pub trait Word: Copy + PartialEq + 'static {
-    /// Name of the list.
+    /// Name of the list, as in the JSON schema.
     const LIST: &'static str;
-    /// What the list is of.
+    /// What the words of the list are about, as in the JSON schema.
     const ABOUT: &'static str;
-    /// The list.
+    /// All that the list has.
     const ALL: &'static [Self];
 
-    /// The word.
+    /// The word for this one.
     fn name(self) -> &'static str;
 
-    /// What has this word.
+    /// What has this word; `None` if it is not in the list.
     fn of_name(name: &str) -> Option<Self> {
         Self::ALL.iter().copied().find(|it| it.name() == name)
     }
@@ -47,12 +47,13 @@ impl Word for Reason {
     }
 }
 
-/// For `#[serde(with = "words")]`.
+/// Writes a verdict or a reason as its word; for `#[serde(with = "words")]`.
 pub fn serialize<W: Word, S: Serializer>(word: &W, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(word.name())
 }
 
-/// See [`serialize`]. A word that is not in the list is an error.
+/// Reads a verdict or a reason from its word; for `#[serde(with = "words")]`. A word that is not in
+/// the list is an error.
 pub fn deserialize<'de, W: Word, D: Deserializer<'de>>(deserializer: D) -> Result<W, D::Error> {
     let name = String::deserialize(deserializer)?;
     W::of_name(&name).ok_or_else(|| {

@@ -1,5 +1,5 @@
 //! Audits. For a while, what a client's rules deny passes, and is counted and told.
-//! Never begins one by itself, and never lets one last for ever.
+//! Never begins an audit by itself, and never lets one last for ever.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -12,7 +12,7 @@ use crate::client::ClientId;
 use crate::events::{Effect, Notice};
 use crate::time::Moment;
 
-/// Longest audit; whoever needs more says so again.
+/// Longest audit: 24 hours; whoever needs more says so again.
 pub const LONGEST: Duration = Duration::from_secs(24 * 60 * 60);
 /// How often the log is told that an audit goes on.
 const REMINDER: Duration = Duration::from_secs(60);
@@ -21,13 +21,13 @@ const REMINDER: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum NoAudit {
-    /// Nobody is there.
+    /// No vif leads to a client with this address.
     #[error("{0} is no client: no vif leads to it")]
     NoClient(IpAddr),
-    /// Everything is rejected, whatever rules say.
+    /// The client is blocked: everything is rejected, whatever rules say.
     #[error("{0} is blocked: no rule of it can be audited")]
     Blocked(IpAddr),
-    /// No rules are known.
+    /// No rules of the client are known.
     #[error("{0} has no rules that could be audited")]
     NoRules(IpAddr),
 }

@@ -1,5 +1,5 @@
-//! Clients that are there: what is put in force for each, what instead if the kernel refuses, and
-//! that a client settles each time. What is new may deny what the client has open.
+//! Clients that are there: what is put in force for each, what instead if the kernel refuses, which
+//! of them are audited, and that a client settles each time: what is new may deny what it has open.
 //! Never knows rules, but what they come to.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,6 @@
 //! Which addresses belong to clients: those behind vifs, and those that the source names, which
 //! knows of clients that are not running too.
-//! Never asks who they are.
+//! Never asks who these clients are.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;

@@ -1,4 +1,4 @@
-//! How many denied packets were told.
+//! How many denied packets were told, and how many were only counted.
 //! Never knows what they were.
 
 use firewall_common::abi::DropRecord;

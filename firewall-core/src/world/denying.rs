@@ -1,5 +1,5 @@
-//! What is told of a packet that the kernel program denied.
-//! Never decides anything, or changes it.
+//! What is told of a packet that the kernel program denied, or would have.
+//! Never decides anything, and never changes anything.
 
 use std::net::IpAddr;
 

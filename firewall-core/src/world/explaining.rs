@@ -20,8 +20,8 @@ use crate::told::explanation::{Explanation, Judgement};
 use crate::told::tried::{is_judged_by_rules, number, tried};
 
 impl World {
-    /// What becomes of a packet that a client sends, for each vif that leads to it; or as if
-    /// it had one, if it only has rules. Nothing if it is no client.
+    /// What becomes of a packet that a client sends, for each vif that leads to the client; or as
+    /// if one did, if the client only has rules. Empty if there is no client with this address.
     pub fn explain(&self, now: Moment, client: IpAddr, packet: &Packet) -> Vec<Explanation> {
         let live = self.standings.live(client);
         let presences = self.presences().into_iter().filter(|it| it.address == client);

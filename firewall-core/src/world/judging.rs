@@ -12,8 +12,8 @@ use crate::client::ClientId;
 use crate::rules::check::PolicyTables;
 
 impl World {
-    /// Whether what is in force for a client now denies a packet of it. What is not the rules'
-    /// business is not denied.
+    /// Tells whether what is in force for a client now denies a packet of that client. What is not
+    /// the rules' business is not denied.
     pub fn judge_of(&self, client: ClientId) -> impl Fn(&Packet) -> bool {
         let installed = self.clients.installed();
         let is_there = installed.is_present(client) && installed.refusal(client).is_none();

@@ -141,7 +141,7 @@ impl KnownLinks {
         vif.or_else(|| self.uplinks.get(&link).map(|(name, _)| name.as_str()))
     }
 
-    /// Interface indices of all links that programs are attached to.
+    /// Interface indices of all links that programs are, or are to be, attached to.
     pub(super) fn in_use(&self) -> Vec<u32> {
         self.vifs.keys().chain(self.uplinks.keys()).copied().collect()
     }

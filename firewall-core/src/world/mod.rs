@@ -64,16 +64,16 @@ use self::source::Source;
 use self::standings::{Change, Read, Standing, Standings};
 use self::start::Start;
 
-/// What whoever runs the agent wants.
+/// What whoever runs the agent wants, as far as the world needs it.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     /// Which names may lead into private networks.
     pub guard: Guard,
     /// Who translates addresses.
     pub mode: Mode,
-    /// Where the gate that is in force leads DNS.
+    /// Where the gate in force leads DNS: pairs of a virtual resolver and a real one.
     pub redirections: Vec<(Ipv4Addr, Ipv4Addr)>,
-    /// Whether ARP and neighbour discovery are judged.
+    /// Whether IPv6 neighbour discovery in which a client speaks for others is dropped.
     pub guards_neighbours: bool,
 }
 
@@ -172,8 +172,8 @@ impl World {
         }
     }
 
-    /// When something is to be done about names, audits, or what did not work, if at all:
-    /// [`Event::Time`].
+    /// When [`Event::Time`] is to be told next, for something about names, audits, or what did not
+    /// work; `None` if never.
     pub fn next_time(&self) -> Option<Moment> {
         let audits = self.clients.audits().next();
         [self.naming.next(), audits, self.retries.next()].into_iter().flatten().min()
@@ -189,7 +189,7 @@ impl World {
         self.clients.settling().count()
     }
 
-    /// Whether an audit of a client would make a difference; if not, why. An end is never refused.
+    /// An error says why an audit of a client would make no difference. An end is never refused.
     pub fn may_audit(&self, client: IpAddr, length: Duration) -> Result<(), NoAudit> {
         let installed = self.clients.installed();
         let present = installed.of(client);

@@ -24,7 +24,7 @@ use crate::told::status::{
 use crate::told::words::Named;
 
 impl World {
-    /// Everything; of clients only those with an address, if one is given.
+    /// All that the world tells; of clients only those with an address, if one is given.
     pub fn status(&self, now: Moment, readings: &Readings, of: Option<IpAddr>) -> Status {
         let wanted = self.presences().into_iter();
         let wanted = wanted.filter(|presence| of.is_none_or(|of| presence.address == of));

@@ -8,7 +8,7 @@ use crate::time::Moment;
 use crate::told::status::State;
 
 impl World {
-    /// One line about everything.
+    /// One line about everything: what is broken, or else how many clients are in which state.
     pub fn summary(&self, now: Moment) -> String {
         if let Some(problem) = self.gate.problem() {
             return format!("the gate could not be loaded: {problem}");

@@ -1,5 +1,5 @@
 //! What `explain` is asked on the command line.
-//! Never reads what is given.
+//! Never opens a file that is named there.
 
 use std::net::IpAddr;
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
 //! Packets that somebody recorded: digits, or a file of tcpdump or Wireshark.
-//! Never judges them.
+//! Never judges a packet.
 
 use std::io;
 use std::path::Path;
@@ -15,7 +15,8 @@ const HEADER: usize = 14;
 const COOKED: (usize, usize) = (14, 16);
 const COOKED_2: (usize, usize) = (0, 20);
 
-/// The frames that are meant: hexadecimal digits, or the name of a file.
+/// The frames that are meant: by hexadecimal digits, or by the name of a file. An error if it is
+/// neither, or if the file is no whole capture file of a kind that is understood.
 pub fn frames(given: &str) -> Result<Vec<Vec<u8>>> {
     let path = Path::new(given);
     if path.exists() {

@@ -21,14 +21,18 @@ const MOST_PACKETS: usize = 100;
 /// What is asked about: the frame as the evaluator reads it.
 #[derive(Clone)]
 pub(super) struct Subject {
+    /// Address of the client that sends the packet.
     pub client: IpAddr,
+    /// The name that was asked for, if it was no address.
     pub name: Option<String>,
+    /// The frame as the parser reads it, or the reason to drop it.
     pub frame: Result<Frame, Reason>,
     /// Whether somebody sent it: then it has a source port.
     is_recorded: bool,
 }
 
 impl Subject {
+    /// The packet; `None` if the frame holds none that rules can judge.
     pub fn packet(&self) -> Option<PacketStatus> {
         match &self.frame {
             Ok(Frame::Ip(packet)) => {

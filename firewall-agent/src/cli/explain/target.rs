@@ -13,25 +13,25 @@ use firewall_core::told::explanation::{MessageStatus, PacketStatus};
 const PING: u8 = 8;
 const PING_V6: u8 = 128;
 
-/// A destination.
+/// The destination of a packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// Where.
+    /// The host that the packet is to go to.
     pub host: Host,
-    /// What.
+    /// The protocol of the packet, and its port or type.
     pub service: Service,
 }
 
-/// An address or a name.
+/// A host, by its address or a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// An address.
+    /// The host with this address.
     Address(IpAddr),
-    /// A name.
+    /// The host with this name, lower case, without a dot at the end.
     Name(String),
 }
 
-/// A protocol with what it needs.
+/// A protocol, with the port or type that it needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
     /// TCP, to a port.
@@ -45,7 +45,7 @@ pub enum Service {
 }
 
 impl Target {
-    /// The packet that a client would send to an address.
+    /// The packet that the client `source` would send to the address `destination`.
     pub fn packet(&self, source: IpAddr, destination: IpAddr) -> PacketStatus {
         let is_v4 = destination.is_ipv4();
         let (protocol, port) = match self.service {

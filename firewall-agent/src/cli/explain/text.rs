@@ -19,7 +19,8 @@ const SHOWN_OF_MANY: usize = 8;
 /// Columns of a line, where a terminal has as many.
 const WIDTH: usize = 80;
 
-/// One packet.
+/// What is said about one packet. Of many rules that were tried some are left out, unless `all` is
+/// set.
 pub fn explained(it: &Explained, all: bool, colours: Colours) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.

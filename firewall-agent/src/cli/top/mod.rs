@@ -43,7 +43,7 @@ pub struct Top {
 /// An answer, and how long after the one before it came.
 type Answer = (Result<Status, String>, Duration);
 
-/// `top`.
+/// Runs `top` until it is told to end.
 pub fn top(Top { every, socket }: &Top) -> Result<ExitCode> {
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         bail!("top needs a terminal; for scripts there is `firewall-agent status --json`");

@@ -14,7 +14,7 @@ use firewall_core::told::totals::problems;
 /// Most names in trouble that are shown.
 const MOST_NAMES: usize = 4;
 
-/// Draws everything.
+/// Draws a board on the whole screen, with or without colours.
 pub fn draw(frame: &mut Frame<'_>, board: &Board, colours: bool) {
     let painter = Painter { board, colours };
     let names = painter.names();

@@ -19,15 +19,15 @@ const PAGE: usize = 10;
 /// By what clients are sorted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
-    /// Address.
+    /// By address.
     Client,
-    /// Packets accepted in a second.
+    /// By packets accepted in a second.
     Accepted,
-    /// Bytes accepted in a second.
+    /// By bytes accepted in a second.
     Bytes,
-    /// Packets denied in a second.
+    /// By packets denied in a second.
     DeniedRate,
-    /// Packets denied.
+    /// By packets denied since the policy went into force.
     Denied,
 }
 
@@ -54,12 +54,12 @@ impl Sort {
     }
 }
 
-/// In a second.
+/// How much is counted in a second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rate {
-    /// Packets.
+    /// Packets in a second.
     pub packets: f64,
-    /// Bytes.
+    /// Bytes in a second.
     pub bytes: f64,
 }
 
@@ -78,9 +78,9 @@ impl Rate {
 /// What a key comes to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Go on.
+    /// Go on, and draw.
     Draw,
-    /// End.
+    /// End the command.
     Quit,
 }
 
@@ -89,25 +89,25 @@ pub enum Next {
 pub struct Board {
     status: Status,
     before: BTreeMap<Key, ClientStatus>,
-    /// Time between the two.
+    /// Time between the last answer and the one before.
     elapsed: Duration,
-    /// Why the last question was not answered.
+    /// Why the last question was not answered; `None` if it was.
     pub unanswered: Option<String>,
     /// By what clients are sorted.
     pub sort: Sort,
-    /// Only clients that contain this.
+    /// Only clients are shown that have this text in their address, vif or state.
     pub filter: String,
     /// Whether keys go into the filter.
     pub is_typing: bool,
     selected: Option<Key>,
     /// Whether the selected client is shown alone.
     is_open: bool,
-    /// First rule that is shown of it.
+    /// Index of the first rule that is shown of the client that is shown alone.
     pub scroll: usize,
 }
 
 impl Board {
-    /// At first there are no rates.
+    /// The board after the first answer, when there are no rates yet.
     pub fn new(status: Status) -> Self {
         Self {
             status,
@@ -123,7 +123,8 @@ impl Board {
         }
     }
 
-    /// Takes in an answer, or the reason why there is none.
+    /// Takes in an answer, which came so long after the one before, or the reason why there is
+    /// none.
     pub fn answered(&mut self, answer: Result<Status, String>, elapsed: Duration) {
         match answer {
             Ok(status) => {
@@ -222,24 +223,25 @@ impl Board {
         clients
     }
 
-    /// The selected client; the first one, if the one that was selected is gone.
+    /// The selected client; the first one, if the one that was selected is gone; `None` if no
+    /// client is shown.
     pub fn selected(&self) -> Option<&ClientStatus> {
         self.clients().get(self.selected_row()?).copied()
     }
 
-    /// Its place among the clients.
+    /// Index of the selected client among [`Self::clients`]; `None` if no client is shown.
     pub fn selected_row(&self) -> Option<usize> {
         let clients = self.clients();
         let selected = clients.iter().position(|client| Some(key(client)) == self.selected);
         selected.or((!clients.is_empty()).then_some(0))
     }
 
-    /// The client that is shown alone.
+    /// The client that is shown alone; `None` if all are shown.
     pub fn opened(&self) -> Option<&ClientStatus> {
         self.selected().filter(|_| self.is_open)
     }
 
-    /// Names that are not as they should be.
+    /// Names that are not as they should be, in the rules of clients that are shown.
     pub fn names_in_trouble(&self) -> Vec<&NameStatus> {
         let is_mine = |name: &&NameStatus| {
             self.opened().is_none_or(|client| name.users.contains_key(&client.address))
@@ -248,7 +250,7 @@ impl Board {
         names.filter(is_mine).collect()
     }
 
-    /// How fast something grows that a client counts.
+    /// How fast a counter of a client, which `of` picks out, has grown since the answer before.
     pub fn rate(&self, client: &ClientStatus, of: impl Fn(&ClientStatus) -> CounterStatus) -> Rate {
         let Some(before) = self.before.get(&key(client)) else {
             return Rate::default();

@@ -1,6 +1,7 @@
 //! The kernel's table of connections, over netlink: what clients have open, read part by part,
 //! and an end to what they must not have.
-//! Never decides which, and never holds more of the table than a part.
+//! Never decides which connections end, and never holds more of the table than a part and what is
+//! wanted of it.
 
 pub mod wire;
 
@@ -71,7 +72,8 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// Begins. Must be called inside a tokio runtime.
+    /// Begins to read. An error if the kernel cannot be asked. Must be called inside a tokio
+    /// runtime.
     pub async fn start(wanted: Wanted) -> Result<Self, ConntrackError> {
         let socket = Socket::open()?;
         socket.send(&wire::list(1)).await?;
@@ -92,8 +94,8 @@ impl Reading {
     }
 }
 
-/// All that is wanted, at once: for those who ask about few. Must be called inside a tokio
-/// runtime.
+/// All connections that are wanted, at once: for those who ask about few. An error if not all of
+/// the table could be read. Must be called inside a tokio runtime.
 pub async fn flows(wanted: Wanted) -> Result<Vec<Flow>, ConntrackError> {
     let mut reading = Reading::start(wanted).await?;
     let mut flows = Vec::new();
@@ -106,9 +108,9 @@ pub async fn flows(wanted: Wanted) -> Result<Vec<Flow>, ConntrackError> {
 /// What came of requests to forget connections.
 #[derive(Debug, Default)]
 pub struct Forgotten {
-    /// How many are gone, by themselves or by this.
+    /// How many connections are gone, by themselves or by the request.
     pub gone: usize,
-    /// Who opened those that are still there, and why they are.
+    /// Who opened connections that are still there, and why they are.
     pub refused: BTreeMap<IpAddr, String>,
 }
 
@@ -121,13 +123,14 @@ pub struct Forgetting {
 }
 
 impl Forgetting {
-    /// Opens a netlink socket. Must be called inside a tokio runtime.
+    /// Opens a netlink socket; an error if there can be none. Must be called inside a tokio
+    /// runtime.
     pub fn open() -> io::Result<Self> {
         Ok(Self { socket: Socket::open()?, buffer: vec![0; DATAGRAM], sequence: 0 })
     }
 
-    /// Forgets connections. One that is gone already is no error; what cannot be forgotten
-    /// does not keep the others.
+    /// Has the kernel forget connections. One that is gone already counts as gone; one that cannot
+    /// be forgotten does not keep the others.
     pub async fn forget(&mut self, flows: &[Flow]) -> Forgotten {
         let mut forgotten = Forgotten::default();
         for flows in flows.chunks(AT_ONCE) {

@@ -1,5 +1,8 @@
 //! PURE: conntrack's netlink messages: what is asked of the kernel, and what it says.
 //! Never opens a socket, and never takes a part of something for the whole.
+//!
+//! In messages, numbers are in the machine's byte order, but for ports, which are in network byte
+//! order.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -53,7 +56,7 @@ pub enum ConntrackError {
     /// The kernel does not tell the table, or not all of it.
     #[error("the kernel does not list connections: {error}{}", hint(.error))]
     NotListed {
-        /// Why.
+        /// The kernel's error.
         error: io::Error,
     },
     /// The kernel says that parts of what it said do not fit together.
@@ -78,11 +81,11 @@ fn hint(error: &io::Error) -> &'static str {
 /// Which connections somebody asks about.
 #[derive(Clone, Debug)]
 pub enum Wanted {
-    /// Those that one of these opened.
+    /// Connections that one of these addresses opened.
     From(BTreeSet<IpAddr>),
-    /// Those that were opened towards one of these.
+    /// Connections that were opened towards one of these addresses.
     To(BTreeSet<IpAddr>),
-    /// Those that one of these opened or answers.
+    /// Connections that one of these addresses opened or answers.
     Of(BTreeSet<IpAddr>),
 }
 
@@ -99,14 +102,16 @@ impl Wanted {
     }
 }
 
-/// The question for the whole table: both families, all zones.
+/// The message that asks for the whole table: both families, all zones. `sequence` comes back in
+/// each message of the answer.
 pub fn list(sequence: u32) -> Vec<u8> {
     let mut message = Vec::new();
     write(&mut message, GET, NLM_F_REQUEST | NLM_F_DUMP, sequence, 0, &[]);
     message
 }
 
-/// Adds the request to forget a connection: this one, and none that has taken its place.
+/// Adds the request to forget a connection: this one, and none that has taken its place. `sequence`
+/// comes back in the answer.
 /// (Without any attribute it would mean all of them; a flow always has its tuple.)
 pub fn forget(messages: &mut Vec<u8>, flow: &Flow, sequence: u32) {
     write(messages, DELETE, NLM_F_REQUEST | NLM_F_ACK, sequence, flow.family, &flow.name);
@@ -126,7 +131,8 @@ fn write(to: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, att
 }
 
 /// Takes in a datagram that answers [`list`], and adds what is wanted of it. Returns whether
-/// the table ends with it; then, and only then, all of it was told.
+/// the table ends with it; then, and only then, all of it was told. An error if the kernel reports
+/// one, or says what is not understood.
 pub fn take_part(
     datagram: &[u8],
     sequence: u32,
@@ -160,8 +166,8 @@ pub fn take_part(
     Ok(false)
 }
 
-/// Takes in a datagram that answers requests of [`forget`]: the numbers of requests, each
-/// with the error if it failed.
+/// Takes in a datagram that answers requests of [`forget`]: the sequence numbers of requests, each
+/// with the error if it failed. An error if the datagram is not understood.
 pub fn outcomes(datagram: &[u8]) -> Result<Vec<(u32, Option<io::Error>)>, ConntrackError> {
     let all = messages(datagram).map(|message| {
         let Message { kind, flags: _, sequence, payload } = message?;

@@ -13,14 +13,14 @@ use tokio::sync::broadcast::{self, error::RecvError};
 use super::{ControlError, Request};
 use firewall_core::told::news::News;
 
-/// Lines that are kept for slow readers.
+/// How many lines are kept for slow readers.
 pub const KEPT: usize = 1024;
 
 /// Where the agent tells its news.
 #[derive(Debug)]
 pub struct Feed(broadcast::Sender<Arc<str>>);
 
-/// A reader's place in it.
+/// A reader's place in a [`Feed`], with the line that the reader is told first.
 #[derive(Debug)]
 pub struct Place {
     hello: News,
@@ -34,7 +34,7 @@ impl Default for Feed {
 }
 
 impl Feed {
-    /// Tells whoever listens now.
+    /// Tells news to whoever listens now.
     pub fn tell(&self, news: &News) {
         if self.0.receiver_count() > 0
             && let Ok(line) = line(news)
@@ -44,7 +44,7 @@ impl Feed {
         }
     }
 
-    /// A place for a new reader, who is told this first.
+    /// A place for a new reader, who is told `hello` first.
     pub fn place(&self, hello: News) -> Place {
         Place { hello, lines: self.0.subscribe() }
     }
@@ -91,7 +91,8 @@ fn line(news: &News) -> io::Result<String> {
 #[derive(Debug)]
 pub struct Followed(Lines<BufReader<UnixStream>>);
 
-/// Listens to a running agent. Must be called inside a tokio runtime.
+/// Listens to a running agent. An error if no agent listens at the socket. Must be called inside a
+/// tokio runtime.
 pub async fn follow(path: &Path) -> Result<Followed, ControlError> {
     let mut stream =
         UnixStream::connect(path).await.map_err(|error| super::cannot_connect(path, error))?;
@@ -103,7 +104,7 @@ pub async fn follow(path: &Path) -> Result<Followed, ControlError> {
 }
 
 impl Followed {
-    /// The next line; none if the agent has ended.
+    /// The next line; `None` if the agent has ended. An error if the line is not understood.
     pub async fn next(&mut self) -> Result<Option<News>, ControlError> {
         match self.0.next_line().await {
             Ok(Some(line)) => Ok(Some(serde_json::from_str(&line)?)),

@@ -27,8 +27,8 @@ use firewall_core::world::audits::NoAudit;
 
 /// Longest question, in bytes.
 const MAX_REQUEST: u64 = 4096;
-/// Who listens at the socket may be what a killed agent was about to start, which holds its
-/// files for a moment more.
+/// How often it is looked whether somebody listens at the socket. A process that a killed agent was
+/// about to start holds the agent's files, the socket among them, for a moment more.
 const ATTEMPTS: u32 = 20;
 const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 /// How long the daemon may take for an answer, and whoever asked to read it.
@@ -41,13 +41,13 @@ const MOST_ASKING: usize = 256;
 /// Most readers of news.
 const MOST_READERS: usize = 64;
 
-/// A question.
+/// A question to the agent.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", tag = "request")]
 pub enum Request {
-    /// Everything.
+    /// Everything that the agent tells.
     Status,
-    /// Everything about one client.
+    /// Everything that the agent tells, of clients only one.
     Show {
         /// The client's address.
         client: IpAddr,
@@ -58,7 +58,7 @@ pub enum Request {
     Audit {
         /// The client's address.
         client: IpAddr,
-        /// How long; 0 ends it.
+        /// For how long, in seconds; 0 ends the audit.
         seconds: u64,
     },
     /// What becomes of a packet, and why.
@@ -70,7 +70,7 @@ pub enum Request {
     },
 }
 
-/// An answer. Whoever asked knows which one comes.
+/// An answer of the agent. Whoever asked knows which one comes.
 #[derive(Debug, Serialize)]
 #[serde(untagged)]
 pub enum Answer {
@@ -79,7 +79,7 @@ pub enum Answer {
     /// To [`Request::Monitor`].
     #[serde(skip)]
     News(feed::Place),
-    /// To [`Request::Audit`]: what came of it, or why there can be none.
+    /// To [`Request::Audit`]: what came of the wish, or why there can be no audit.
     Audit(Result<AuditStatus, NoAudit>),
     /// To [`Request::Explain`]: for each vif that leads to the client.
     Explanations(Vec<Explanation>),
@@ -91,10 +91,10 @@ pub type Question = (Request, oneshot::Sender<Answer>);
 /// The agent cannot be asked.
 #[derive(Debug, Error)]
 pub enum ControlError {
-    /// Nobody listens.
+    /// Nobody listens at the socket.
     #[error("no agent answers at {0}: it is not running, or listens elsewhere (--socket)")]
     NotRunning(PathBuf),
-    /// Somebody listens already.
+    /// Somebody else listens at the socket already.
     #[error("another agent already listens at {0}")]
     AlreadyRunning(PathBuf),
     /// The socket is unusable.
@@ -102,23 +102,23 @@ pub enum ControlError {
     Io {
         /// The socket.
         path: PathBuf,
-        /// Why.
+        /// What does not work.
         error: io::Error,
     },
-    /// The answer is not one.
+    /// The agent's answer is not understood.
     #[error("the agent's answer is not understood, is it of another version? {0}")]
     Answer(#[from] serde_json::Error),
 }
 
-/// The agent's end. Dropping it removes the socket.
+/// The agent's end of the control socket. Dropping it removes the socket.
 pub struct Listener {
     path: PathBuf,
     questions: mpsc::Receiver<Question>,
 }
 
 impl Listener {
-    /// Listens. A socket that a dead agent left behind is replaced. Must be called inside
-    /// a tokio runtime.
+    /// Listens at a path. A socket that a dead agent left behind is replaced; an error if another
+    /// agent listens there, or the socket cannot be made. Must be called inside a tokio runtime.
     pub async fn bind(path: &Path) -> Result<Self, ControlError> {
         let failed = |error| ControlError::Io { path: path.to_owned(), error };
         let mut attempts = 0;
@@ -144,7 +144,7 @@ impl Listener {
         Ok(Self { path: path.to_owned(), questions })
     }
 
-    /// Waits for a question.
+    /// Waits for the next question.
     pub async fn question(&mut self) -> Question {
         match self.questions.recv().await {
             Some(question) => question,
@@ -230,7 +230,8 @@ fn cannot_connect(path: &Path, error: io::Error) -> ControlError {
     }
 }
 
-/// Asks a running agent.
+/// Asks a running agent, and waits for the answer. An error if no agent listens, if none answers
+/// within a minute, or if the answer is not understood.
 pub fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T, ControlError> {
     let failed = |error| ControlError::Io { path: path.to_owned(), error };
     let mut stream = UnixStream::connect(path).map_err(|error| cannot_connect(path, error))?;

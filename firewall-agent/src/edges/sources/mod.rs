@@ -1,5 +1,5 @@
 //! Where rules come from. Each source is an edge: it reads text and says what is there.
-//! Never decides what comes of it.
+//! Never decides what comes of what it reads.
 
 pub mod qubesdb;
 pub mod rule_files;
@@ -23,7 +23,7 @@ pub enum Place {
 }
 
 impl Place {
-    /// As people read it.
+    /// The place as people read it.
     pub fn name(&self) -> String {
         match self {
             Self::Files(directory) => directory.display().to_string(),
@@ -41,7 +41,8 @@ pub enum Source {
 }
 
 impl Source {
-    /// Begins to read. Must be called inside a tokio runtime.
+    /// Begins to read. An error if a directory cannot be watched. Must be called inside a tokio
+    /// runtime.
     pub fn start(place: &Place) -> notify::Result<Self> {
         match place {
             Place::Files(directory) => Files::watch(directory).map(Self::Files),
@@ -61,7 +62,7 @@ impl Source {
         }
     }
 
-    /// Has everything read again; the answer is as at first.
+    /// Has everything read again; [`Self::next`] tells it as it tells what is there at first.
     pub fn reload(&mut self) {
         match self {
             Self::Files(files) => files.reload(),
@@ -79,7 +80,7 @@ impl Source {
         }
     }
 
-    /// Tells whoever wrote a client's rules that they are in force.
+    /// Tells whoever wrote a client's rules, if the source can, that they are in force.
     pub fn handled(&self, client: IpAddr) {
         match self {
             Self::Files(_) => {}
@@ -87,7 +88,7 @@ impl Source {
         }
     }
 
-    /// Tells where the names in a client's rules lead.
+    /// Tells where the names in a client's rules lead, if the source has a place for that.
     pub fn publish(&self, client: IpAddr, names: BTreeMap<String, BTreeSet<IpAddr>>) {
         match self {
             Self::Files(_) => {}
@@ -95,7 +96,7 @@ impl Source {
         }
     }
 
-    /// The user who sits at the screen, if the source knows.
+    /// Name of the user who sits at the screen; `None` if the source does not know.
     pub fn default_user(&self) -> Option<String> {
         match self {
             Self::Files(_) => None,

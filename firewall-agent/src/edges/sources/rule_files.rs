@@ -40,7 +40,7 @@ pub struct Files {
 }
 
 impl Files {
-    /// Begins to watch a directory.
+    /// Begins to watch a directory; an error if it cannot be watched.
     pub fn watch(directory: &Path) -> notify::Result<Self> {
         let mut watching = Watching::new(is_change)?;
         watching.add(directory)?;
@@ -54,7 +54,7 @@ impl Files {
     }
 
     /// Waits until something in the directory changed, and tells all that is there then.
-    /// A directory that cannot be listed is a problem, and nothing is taken for removed.
+    /// A directory that cannot be listed is told as a problem, and no rules are taken for removed.
     pub async fn next(&mut self) -> Event {
         loop {
             if let Some(event) = self.news.pop_front() {
@@ -126,7 +126,8 @@ fn read_file(path: &Path, client: IpAddr) -> Result<Ruleset, SourceError> {
     rules.map_err(|error| SourceError { origin, error: Box::new(error) })
 }
 
-/// The text of a file, if it can be one of rules; a person may give a pipe.
+/// The text of a file of rules, which may be a pipe that a person gives. An error if it cannot be
+/// read, is larger than 16 MiB, or is not UTF-8.
 pub fn read_text(path: &Path) -> io::Result<String> {
     text(regular::read_all(std::fs::File::open(path)?, MAX_FILE)?)
 }
@@ -135,7 +136,7 @@ fn text(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|_| io::Error::other("not UTF-8 text"))
 }
 
-/// The rules in the text of a file.
+/// The rules in the text of a file. An error is the first in its lines.
 pub fn ruleset(client: IpAddr, text: &str) -> Result<Ruleset, RulesetError> {
     let (entries, errors) = entries(text);
     match errors.into_iter().next() {

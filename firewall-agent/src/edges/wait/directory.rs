@@ -13,8 +13,8 @@ pub struct Watching {
 }
 
 impl Watching {
-    /// Watches none yet. `is_change` says which events count; an error (an overrun, say) can
-    /// hide any of them.
+    /// Watches no directory yet. `is_change` says which events count; an error among them (an
+    /// overrun, say) can hide any event. An error if the kernel has no watches to give.
     pub fn new(
         is_change: impl Fn(&notify::Result<Event>) -> bool + Send + 'static,
     ) -> notify::Result<Self> {
@@ -28,7 +28,7 @@ impl Watching {
         Ok(Self { changed, watcher })
     }
 
-    /// Watches one more, without those that it holds.
+    /// Watches one more directory, without those in it; an error if that is not possible.
     pub fn add(&mut self, directory: &Path) -> notify::Result<()> {
         self.watcher.watch(directory, RecursiveMode::NonRecursive)
     }

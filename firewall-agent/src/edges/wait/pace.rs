@@ -1,5 +1,5 @@
 //! Changes that come as fast as they like, and are told now and then.
-//! Never loses the last one.
+//! Never loses the last change.
 
 use std::time::Duration;
 

@@ -25,32 +25,32 @@ pub enum ClientError {
     /// No daemon listens, or it went away.
     #[error("{0}")]
     Io(#[from] io::Error),
-    /// It ended.
+    /// The daemon ended the connection.
     #[error("the daemon closed the connection")]
     Closed,
-    /// It does not answer.
+    /// The daemon does not answer in time.
     #[error("the daemon does not answer about `{path}`")]
     Silent {
-        /// What was asked.
+        /// The path that it was asked about.
         path: Path,
     },
-    /// It says what no daemon says.
+    /// The daemon says what no daemon says.
     #[error(transparent)]
     Wire(#[from] WireError),
-    /// It answers another question.
+    /// The daemon answers another question.
     #[error("asked about `{asked}`, the daemon says {response:?} about `{path}`")]
     Unexpected {
-        /// What was asked.
+        /// The path that it was asked about.
         asked: String,
-        /// What came.
+        /// The kind of answer that came.
         response: Response,
-        /// About what.
+        /// The path that the answer is about.
         path: String,
     },
-    /// It does not end.
+    /// A series of answers does not end.
     #[error("more than {MAX_SERIES} bytes below `{0}`")]
     Endless(Path),
-    /// It does not do what it is asked; the connection goes on.
+    /// The daemon does not do what it is asked; the connection goes on.
     #[error("the daemon refuses `{0}`")]
     Refused(Path),
 }
@@ -60,12 +60,14 @@ pub enum ClientError {
 pub struct OwnKey(Path);
 
 impl OwnKey {
-    /// Where it is counted how often rules of a client came into force.
+    /// The key `/qubes-firewall-handled/ADDRESS`, where it is counted how often rules of a client
+    /// came into force.
     pub fn handled(client: IpAddr) -> Result<Self, NotAPath> {
         Path::new(format!("/qubes-firewall-handled/{client}")).map(Self)
     }
 
-    /// Where the addresses of a name in a client's rules are told.
+    /// The key `/dns/ADDRESS/NAME`, where the addresses of a name in a client's rules are told. An
+    /// error if the name is too long for a path.
     pub fn name(client: IpAddr, name: &str) -> Result<Self, NotAPath> {
         Path::new(format!("/dns/{client}/{name}")).map(Self)
     }
@@ -77,13 +79,13 @@ impl OwnKey {
 pub struct OwnTree(Path);
 
 impl OwnTree {
-    /// All names of a client.
+    /// The keys below `/dns/ADDRESS/`: all names of a client.
     pub fn names(client: IpAddr) -> Result<Self, NotAPath> {
         Path::new(format!("/dns/{client}/")).map(Self)
     }
 }
 
-/// A connection.
+/// A connection to QubesDB's daemon.
 pub struct Connection {
     stream: UnixStream,
     patience: Duration,
@@ -94,7 +96,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects. Each single answer may take as long as `patience`.
+    /// Connects to the daemon's socket. Each single answer may take as long as `patience`.
     pub async fn open(socket: &std::path::Path, patience: Duration) -> Result<Self, ClientError> {
         let stream = UnixStream::connect(socket).await?;
         Ok(Self { stream, patience, received: Vec::new(), events: VecDeque::new() })
@@ -105,7 +107,7 @@ impl Connection {
         self.command(Request::Watch, path, b"").await
     }
 
-    /// The value of a key, if there is one.
+    /// The value of a key; `None` if there is no such key.
     pub async fn read(&mut self, path: &Path) -> Result<Option<Vec<u8>>, ClientError> {
         self.send(Request::Read, path, b"").await?;
         let (header, data) = self.answer(path).await?;
@@ -124,12 +126,12 @@ impl Connection {
         self.series(Request::Multiread, Response::Multiread, prefix).await
     }
 
-    /// Whether there is any key of the agent below this.
+    /// Whether there is any key of the agent in a tree.
     pub async fn has_any(&mut self, tree: &OwnTree) -> Result<bool, ClientError> {
         Ok(!self.series(Request::List, Response::List, &tree.0).await?.is_empty())
     }
 
-    /// Writes a key of the agent.
+    /// Writes a key of the agent. Refused is a value with a NUL, or of [`MAX_DATA`] bytes and more.
     pub async fn write(&mut self, key: &OwnKey, value: &[u8]) -> Result<(), ClientError> {
         // The daemon takes no more, and no NUL.
         if value.len() >= MAX_DATA || value.contains(&0) {
@@ -138,17 +140,18 @@ impl Connection {
         self.command(Request::Write, &key.0, value).await
     }
 
-    /// The value of a key of the agent.
+    /// The value of a key of the agent; `None` if there is no such key.
     pub async fn read_own(&mut self, key: &OwnKey) -> Result<Option<Vec<u8>>, ClientError> {
         self.read(&key.0).await
     }
 
-    /// Removes keys of the agent.
+    /// Removes all keys of the agent in a tree. There must be one: [`Self::has_any`].
     pub async fn remove(&mut self, tree: &OwnTree) -> Result<(), ClientError> {
         self.command(Request::Rm, &tree.0, b"").await
     }
 
-    /// Waits for the next event. Whoever waits may stop waiting; nothing is lost then.
+    /// Waits for the next event of a watch: the path that changed. Whoever waits may stop waiting;
+    /// nothing is lost then.
     pub async fn next_event(&mut self) -> Result<String, ClientError> {
         if let Some(path) = self.events.pop_front() {
             return Ok(path);

@@ -1,5 +1,5 @@
 //! Rules from QubesDB, where dom0 writes them.
-//! Never waits for the agent or makes it wait: a task of its own talks to the daemon.
+//! Never makes the agent wait: a task of its own talks to the daemon.
 //!
 //! dom0 removes a client's rules, writes the new ones, and writes the empty key
 //! `/qubes-firewall/ADDRESS` last: this commits them. Until then a tree is not to be read;
@@ -26,9 +26,9 @@ use firewall_core::events::Event;
 pub struct Patience {
     /// How long a single answer of the daemon may take.
     pub answer: Duration,
-    /// How long after a failure the next attempt is; it doubles with each.
+    /// How long after a first failure the next attempt is; it doubles with each failure.
     pub first_pause: Duration,
-    /// The longest of these.
+    /// How long after a failure the next attempt is at most.
     pub last_pause: Duration,
 }
 
@@ -50,7 +50,7 @@ enum Order {
     Publish(IpAddr, BTreeMap<String, BTreeSet<IpAddr>>),
 }
 
-/// QubesDB as a source.
+/// QubesDB as a source of rules.
 pub struct QubesDb {
     news: mpsc::Receiver<Event>,
     orders: mpsc::UnboundedSender<Order>,
@@ -94,7 +94,8 @@ impl QubesDb {
         self.order(Order::Publish(client, names));
     }
 
-    /// The user of this qube, as dom0 says.
+    /// Name of the user of this qube, as dom0 says in `/default-user`; `None` as long as that is
+    /// not known.
     pub fn default_user(&self) -> Option<String> {
         self.default_user.lock().ok()?.clone()
     }

@@ -40,7 +40,7 @@ enum Ended {
     NobodyListens,
 }
 
-/// See the module.
+/// The task that talks to QubesDB.
 pub struct Task {
     socket: PathBuf,
     patience: Patience,
@@ -59,7 +59,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// Nothing is known yet.
+    /// A task that has not connected yet.
     pub fn new(
         socket: PathBuf,
         patience: Patience,

@@ -31,7 +31,7 @@ pub struct NotAPath(String);
 pub struct Path(String);
 
 impl Path {
-    /// A path, if it is one.
+    /// The path that a text is; an error if it is none.
     pub fn new(text: impl Into<String>) -> Result<Self, NotAPath> {
         let text = text.into();
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_/.:@".contains(&byte);
@@ -39,12 +39,12 @@ impl Path {
         if fits && text.bytes().all(allowed) { Ok(Self(text)) } else { Err(NotAPath(text)) }
     }
 
-    /// As text.
+    /// The path as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it stands for all keys that begin with it.
+    /// Whether the path stands for all keys that begin with it.
     pub fn is_prefix(&self) -> bool {
         self.0.ends_with('/')
     }
@@ -96,13 +96,13 @@ impl Response {
     }
 }
 
-/// Not what the daemon says.
+/// Bytes that are no response of the daemon.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum WireError {
-    /// Not a response.
+    /// The first byte is not the number of a response.
     #[error("{0} is not the number of a response")]
     Kind(u8),
-    /// Too much of it.
+    /// More bytes of data than a message may have.
     #[error("{0} bytes of data in a message; there may be {MAX_DATA}")]
     Length(u32),
     /// A path without an end, or not text.
@@ -113,15 +113,15 @@ pub enum WireError {
 /// Header of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// What it is.
+    /// What kind of response it is.
     pub response: Response,
-    /// About what; empty at the end of a series.
+    /// The path that the response is about; empty at the end of a series.
     pub path: String,
     /// How many bytes of data follow.
     pub length: usize,
 }
 
-/// The bytes of a request.
+/// The bytes of a request, header and data.
 pub fn request(request: Request, path: &Path, data: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(HEADER + data.len());
     bytes.push(request as u8);
@@ -133,7 +133,7 @@ pub fn request(request: Request, path: &Path, data: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// The header of a response, from its bytes.
+/// The header of a response, from its bytes; an error if they are none.
 pub fn header(bytes: &[u8; HEADER]) -> Result<Header, WireError> {
     let [kind, rest @ ..] = bytes;
     let response = Response::from_number(*kind).ok_or(WireError::Kind(*kind))?;
