@@ -134,6 +134,10 @@ fn a_policy_that_the_kernel_refuses_for_now_is_in_force_by_itself_when_it_does_n
     limit_files(&agent, 3)?;
     qube.write(WEB);
     agent.wait_for_log("no room is ready for the next policies")?;
+    // Each took a room of its own; with a file less, `status` cannot be asked.
+    for client in qube.clients() {
+        agent.wait_for_log(&format!("policy proved client={client} rules=1 cells_checked=6"))?;
+    }
     qube.write(&[("0000", b"action=accept"), ("0001", b"action=drop proto=udp")]);
     for client in qube.clients() {
         let problem = format!("blocked client={client} why=");
