@@ -123,7 +123,11 @@ pub fn text(remains: &Remains) -> String {
         let _ = writeln!(text, "Which programs are attached is NOT KNOWN: {problem}");
         return text;
     }
-    let end = if remains.is_closed() { "; nothing else is forwarded" } else { "" };
+    let end = if remains.is_closed() {
+        "; nothing else is forwarded but answers to connections towards clients"
+    } else {
+        ""
+    };
     let _ = match remains.vifs.len() {
         0 if remains.is_closed() => writeln!(
             text,

@@ -211,7 +211,8 @@ impl Daemon {
             }
             match gate::open_families().await {
                 Ok(open) if open.is_empty() => info!(
-                    "stopped; the policies in force stay in force, and nothing else is forwarded"
+                    "stopped; the policies in force stay in force, and nothing else is forwarded but \
+                     answers to connections towards clients"
                 ),
                 Ok(open) => error!(
                     families = open.join(", "),
