@@ -1,8 +1,8 @@
-//! How many denied packets are answered, and how many are told of, so that a flood of them
-//! costs the netvm little.
-//! Never touches what is accepted, and counts nothing.
+//! How many denied packets are answered and how many packets are told of, so that a flood of
+//! them costs the netvm little; and the arithmetic of budgets.
+//! Never changes what becomes of an accepted packet, and never writes the counters.
 //!
-//! Times are of the coarse clock, which moves with the kernel's tick.
+//! Times are nanoseconds of the coarse clock, which moves with the kernel's tick.
 
 use aya_ebpf::Global;
 use firewall_common::abi::{MAX_BUDGETS, RECORDS_PER_SECOND, REJECT_BURST};
@@ -15,19 +15,20 @@ use crate::maps::{RECORD_BUDGETS, REJECT_BUDGETS};
 #[unsafe(no_mangle)]
 static REJECT_INTERVAL: Global<u64> = Global::new(100_000);
 
-/// The longest tick of any kernel, in nanoseconds (a CONFIG_HZ of 100).
+/// The longest tick of a kernel for x86 or arm64, in nanoseconds (a CONFIG_HZ of 100,
+/// kernel/Kconfig.hz).
 const TICK: u64 = 10_000_000;
 
 /// A decision, as the budget leaves it.
 pub struct Limited {
     /// What becomes of the packet.
     pub decision: Decision,
-    /// Whether it is dropped only because the budget has no room for it.
+    /// Whether the packet is dropped only because the budget has no room for it.
     pub is_over: bool,
 }
 
-/// When a packet is judged, in nanoseconds of the monotonic clock as of the last tick. What is
-/// accepted needs no time here.
+/// When a packet is judged, in nanoseconds of the monotonic clock as of the last tick; 0 for
+/// an accepted packet, which needs no time.
 #[inline(always)]
 pub fn time_of(decision: &Decision) -> u64 {
     match decision.verdict {
@@ -38,7 +39,7 @@ pub fn time_of(decision: &Decision) -> u64 {
     }
 }
 
-/// A reject over the budget becomes a drop.
+/// A reject over the client's budget becomes a drop; one within takes a packet out of the budget.
 #[inline(always)]
 pub fn limit(decision: Decision, now: u64) -> Limited {
     match decision.verdict {
@@ -49,8 +50,8 @@ pub fn limit(decision: Decision, now: u64) -> Limited {
     }
 }
 
-/// What the budget of rejects makes of a packet that will be back here before it is handed on,
-/// and takes nothing of it yet.
+/// A reject over the client's budget becomes a drop; one within takes nothing out of the budget
+/// yet, since the packet comes to [`limit`] before it is handed on.
 #[inline(always)]
 pub fn look(decision: Decision, now: u64) -> Limited {
     match decision.verdict {
@@ -80,7 +81,8 @@ fn limit_reject(decision: Decision, now: u64, takes: bool) -> Limited {
     Limited { decision, is_over: false }
 }
 
-/// Takes one packet out of a budget that fills up by one in each interval, if there is room.
+/// Takes one packet out of a budget that fills up by one in each `interval` of nanoseconds and
+/// holds `burst` packets; `false` if there is no room.
 #[inline(always)]
 pub fn take(next: &mut u64, now: u64, interval: u64, burst: u64) -> bool {
     if !has_room(*next, now, interval, burst) {
@@ -106,8 +108,9 @@ fn taken(next: u64, now: u64, interval: u64) -> u64 {
     if next > now { next.wrapping_add(interval) } else { now.wrapping_add(interval) }
 }
 
-/// Whether one more record of an interface may go out now, and how many did not since the
-/// last one. Two processors may race here; then a record more or less goes out.
+/// Takes one record out of an interface's budget, and returns how many records were left out
+/// since the last one that was sent; `None` if this one is to be left out too. Two processors may
+/// race here; then a record more or less goes out.
 #[inline(always)]
 pub fn take_record(interface: u32, now: u64) -> Option<u32> {
     let budget = RECORD_BUDGETS.get_ptr_mut(interface & (MAX_BUDGETS as u32 - 1))?;

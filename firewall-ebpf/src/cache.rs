@@ -33,7 +33,7 @@ static CACHES: Global<u32> = Global::new(0);
 const SLOT_BITS: u32 = 12;
 const _: () = assert!(MAX_POLICIES <= 1 << SLOT_BITS, "a slot has more bits");
 
-/// What the tables are numbered with now; to be read before them.
+/// The number that `EPOCH` has now; to be read before the tables are.
 #[inline(always)]
 pub fn epoch() -> u64 {
     match EPOCH.get_ptr(0) {
@@ -43,7 +43,7 @@ pub fn epoch() -> u64 {
     }
 }
 
-/// A client, if it is kept and still counts.
+/// A client as the tables said last; `None` if it is not kept, or does not count any more.
 #[inline(always)]
 pub fn client(epoch: u64, key: &ClientKey) -> Option<Client> {
     let entry = CLIENT_CACHE.get(client_slot(key))?;
@@ -67,7 +67,7 @@ pub fn keep_client(epoch: u64, key: &ClientKey, client: &Client) {
     unsafe { entry.write(new) };
 }
 
-/// An answer, if it is kept and still counts.
+/// The answer to a packet like this one; `None` if it is not kept, or does not count any more.
 #[inline(always)]
 pub fn answer(epoch: u64, client: &Client, packet: &Packet) -> Option<Segment> {
     let first = answer_slot(client, packet);
@@ -89,7 +89,7 @@ fn match_answer(slot: u32, epoch: u64, client: &Client, packet: &Packet) -> Opti
     Some(Segment { start: 0, action: u16::from(entry.action), rule: entry.rule })
 }
 
-/// Keeps an answer that was just found; the one before it moves to the second place.
+/// Keeps an answer that was just found; what was in its place moves to the second place.
 #[inline(always)]
 pub fn keep_answer(epoch: u64, client: &Client, packet: &Packet, answer: &Segment) {
     if CACHES.load() == 0 {

@@ -3,11 +3,11 @@
 
 use aya_ebpf::helpers::{bpf_ktime_get_boot_ns, bpf_ktime_get_coarse_ns, bpf_ktime_get_ns};
 
-/// In nanoseconds.
+/// One second, in nanoseconds.
 pub const SECOND: u64 = 1_000_000_000;
 
-/// Nanoseconds of the monotonic clock as of the last tick. That costs a memory read where the
-/// precise time costs a tenth of all that a dropped packet takes.
+/// Nanoseconds of the monotonic clock as of the last tick. Reading them costs a memory read, where
+/// the precise time costs a tenth of all that a dropped packet takes.
 #[inline(always)]
 pub fn coarse() -> u64 {
     // SAFETY: the helper takes nothing and only returns a number.

@@ -13,8 +13,9 @@ use crate::maps::DATAGRAMS;
 /// one less than a microsecond.
 const TRIES: u32 = 32;
 
-/// Takes in a fragment that is to be handed on, while what is in force for the client has this
-/// stamp and lets it pass until then, in seconds since the machine booted, or for good (0).
+/// Takes in a fragment that is to be handed on while what is in force for the client has this
+/// stamp. `until` is the end of the audit that lets the fragment pass, in seconds since the machine
+/// booted, or 0 without an audit; `now` is in nanoseconds of the coarse clock.
 #[inline(always)]
 pub fn turn(piece: &Piece, client: u32, stamp: u32, until: u32, now: u64) -> Turn {
     let Some(datagrams) = DATAGRAMS.get_ptr_mut(client & (MAX_TABLES as u32 - 1)) else {

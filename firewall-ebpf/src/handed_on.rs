@@ -1,5 +1,5 @@
-//! What is handed on and can make entries in tables that all share: fragments, and what is for
-//! the netvm itself. Each client has its share.
+//! What is handed on and can take room or time that all share: fragments, ICMP errors, and what is
+//! for the netvm itself. Each client has its share.
 //! Never lets pass what was to be dropped, and has no say about a whole packet that is accepted.
 
 use aya_ebpf::Global;
@@ -16,13 +16,14 @@ use crate::clock::{SECOND, coarse};
 use crate::fragments;
 use crate::maps::{FLOWS, PASS_BUDGETS};
 
-/// Nanoseconds of budget that a new flow takes. The agent sets it before loading.
+/// Nanoseconds of budget that a new flow takes which counts as one. The agent sets the number
+/// before loading.
 #[unsafe(no_mangle)]
 static LOCAL_INTERVAL: Global<u64> = Global::new(50_000_000);
 
 /// As how many flows one counts that conntrack keeps for longer than for 30 seconds without an
-/// answer: TCP in mid-stream (300 s, `nf_conntrack_tcp_timeout_unacknowledged`), a TCP connection that
-/// begins (60 s, or 120 where nothing answers), other protocols (600 s,
+/// answer: TCP in mid-stream (300 s, `nf_conntrack_tcp_timeout_unacknowledged`), a TCP connection
+/// that begins (60 s, or 120 where nothing answers), other protocols (600 s,
 /// `nf_conntrack_generic_timeout`).
 const MID_STREAM: u64 = 10;
 const OPENING: u64 = 2;

@@ -85,9 +85,9 @@ pub static STAMPS: Array<u32, MAX_STAMPS> = Array::new();
 pub struct CachedClient {
     /// 0 is an entry that nobody wrote.
     pub epoch: u64,
-    /// Who it is.
+    /// The client's vif and address.
     pub key: ClientKey,
-    /// What is in force for it.
+    /// What is in force for the client.
     pub client: Client,
 }
 
@@ -98,29 +98,29 @@ pub struct CachedAnswer {
     /// The epoch, and the slot of the policy in the lowest bits; 0 is an entry that nobody
     /// wrote.
     pub stamp: u64,
-    /// Of the packet that was answered.
+    /// Destination of the packet that was answered.
     pub destination: Address,
-    /// Which rule answered.
+    /// Index of the rule that answered.
     pub rule: u32,
-    /// Of the packet.
+    /// Destination port or ICMP type of the packet, in the machine's byte order.
     pub port: u16,
-    /// Of the packet.
+    /// Index of the packet's protocol among those that rules tell apart.
     pub protocol: u8,
-    /// The answer.
+    /// What the rule says of the packet.
     pub action: u8,
 }
 
 /// Clients that were looked up last, for each processor in turn; the agent says for how many
-/// when it loads it. The cache writes and reads.
+/// processors when it loads the map. The cache writes and reads.
 #[btf_map]
 pub static CLIENT_CACHE: Array<CachedClient, CACHED_CLIENTS> = Array::new();
 
-/// Answers that were found last, for each processor in turn, as in `CLIENT_CACHE`. The cache
-/// writes and reads.
+/// Answers that were found last, for each processor in turn; the agent says for how many
+/// processors when it loads the map. The cache writes and reads.
 #[btf_map]
 pub static ANSWER_CACHE: Array<CachedAnswer, CACHED_ANSWERS> = Array::new();
 
-/// When the next denied packet of a client fits into its budget, by index of the client,
+/// When the budget of a client's denied packets is whole again, by index of the client,
 /// in nanoseconds of the coarse clock. The budget of rejects writes and reads.
 #[btf_map]
 pub static REJECT_BUDGETS: Array<u64, MAX_CLIENTS> = Array::new();
@@ -129,9 +129,9 @@ pub static REJECT_BUDGETS: Array<u64, MAX_CLIENTS> = Array::new();
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct RecordBudget {
-    /// Start of the second.
+    /// Start of the second, in nanoseconds of the coarse clock.
     pub since: u64,
-    /// Records sent since then.
+    /// Records sent since the second began.
     pub sent: u32,
     /// Records left out since the last one sent.
     pub suppressed: u32,
@@ -143,24 +143,24 @@ pub struct RecordBudget {
 #[btf_map]
 pub static RECORD_BUDGETS: Array<RecordBudget, MAX_BUDGETS> = Array::new();
 
-/// When the next packet of a vif for the netvm itself fits into its budget, in nanoseconds of
-/// the coarse clock.
+/// When a vif's budgets of what is for the netvm itself, and of ICMP errors to anybody, are whole
+/// again, in nanoseconds of the coarse clock.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct PassBudget {
-    /// That begins a flow.
+    /// The budget of packets that begin a flow.
     pub flows: u64,
-    /// Of ARP, of neighbour discovery, and ICMP errors.
+    /// The budget of ARP, neighbour discovery and ICMP errors.
     pub notices: u64,
 }
 
-/// How much of what is for the netvm itself is handed on, by the lowest bits of an interface's
-/// index, as in `RECORD_BUDGETS`. What limits the packets that are handed on writes and reads.
+/// How much of what is for the netvm itself, and how many ICMP errors, are handed on, by the lowest
+/// bits of an interface's index. What limits the packets that are handed on writes and reads.
 #[btf_map]
 pub static PASS_BUDGETS: Array<PassBudget, MAX_BUDGETS> = Array::new();
 
 /// When a flow to the netvm itself was paid for, in nanoseconds of the coarse clock; the least
-/// recently used goes first. Writer and reader are those of `PASS_BUDGETS`.
+/// recently used goes first. What limits the packets that are handed on writes and reads.
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, u64, MAX_FLOWS> = LruHashMap::new();
 

@@ -47,7 +47,7 @@ const ARP: u32 = 1;
 const ERROR: u32 = 2;
 
 impl Reading {
-    /// What was read of a frame that arrived so. Until somebody decides, it is dropped.
+    /// What was read of a frame with this arrival. Until somebody decides, the frame is dropped.
     #[inline(always)]
     pub fn new(arrival: &Arrival, frame: &Result<Frame, Reason>) -> Self {
         // Each field by its name: of one value that is all zeros, the verifier walks 3 % more.
@@ -135,7 +135,8 @@ impl Reading {
         Decision { verdict, reason, rule, generation, counters, client, stamp, until }
     }
 
-    /// The packet; one without addresses, if the frame holds none.
+    /// The packet. Of ARP, one without a source, whose destination is the sender's address; of a
+    /// frame that was not understood, one without addresses.
     #[inline(always)]
     pub fn packet(&self) -> Packet {
         Packet {

@@ -19,11 +19,12 @@ pub struct Arrival {
     pub interface: u32,
     /// Length of the frame in bytes.
     pub length: u32,
-    /// How many packets on a wire it stands for (segmentation offload); 0 is one.
+    /// How many packets on a wire the frame stands for (segmentation offload); 0 is one.
     pub segments: u32,
 }
 
-/// Counts one verdict, and sends a drop record where there is something to tell.
+/// Counts one verdict, and sends a drop record where there is something to tell. `now` is in
+/// nanoseconds of the coarse clock.
 #[inline(always)]
 pub fn report(arrival: &Arrival, frame: &Result<Frame, Reason>, decision: &Decision, now: u64) {
     count(arrival, decision);

@@ -1,7 +1,7 @@
 //! An skb as a source of bytes; the mark, and the stamp that goes with it. The stamp is in
 //! `skb->tc_index`, of 16 bits, which the kernel keeps with a packet through defragmentation,
-//! forwarding, segmentation and queues. Only filters of clsact that classify write to it
-//! (`tc_run` in net/core/dev.c); ours do not.
+//! forwarding, segmentation and queues. Before a packet's egress, only filters of
+//! clsact that classify write to it (`tc_run` in net/core/dev.c); ours do not.
 //! Never changes packet data, and never reads data that the sender may still change: those are in
 //! pages beside the linear part, which is the kernel's own.
 
@@ -30,7 +30,7 @@ const OWN: u32 = 2048;
 /// Copies the beginning of a frame into its linear part, where it is not there yet. What is in
 /// pages may still be the sender's: a file that is sent, or memory that a driver shares with a
 /// client. The kernel would read it again, for connection tracking, gate and NAT, after the sender
-/// had changed it. False if there is no memory for that.
+/// had changed it. `false` if there is no memory for the copy.
 #[inline(always)]
 pub fn own(context: &TcContext) -> bool {
     // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
@@ -67,7 +67,7 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
         }
     }
 
-    /// What is known of it beside its bytes.
+    /// What is known of the frame beside its bytes.
     #[inline(always)]
     pub fn arrival(&self) -> &Arrival {
         &self.arrival
@@ -84,7 +84,7 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
         TC_ACT_UNSPEC
     }
 
-    /// Sets the mark's bit, beside the other bits, which are others', and notes by which stamp.
+    /// Sets the mark's bit, beside the other bits, which are others', and writes the stamp.
     #[inline(always)]
     fn mark(&self, stamp: u32) {
         // SAFETY: as in `new`.

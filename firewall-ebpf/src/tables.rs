@@ -18,8 +18,7 @@ use crate::{cache, clock};
 
 const ADDRESS_BITS: u32 = 128;
 
-/// Whether neighbour discovery is judged; 0 is no. The agent sets it before
-/// loading.
+/// Whether IPv6 neighbour discovery is judged; 0 is no. The agent sets it before loading.
 #[unsafe(no_mangle)]
 static GUARD_NEIGHBOURS: Global<u32> = Global::new(0);
 
@@ -49,8 +48,8 @@ fn may_hold(filter: &Array<u64, FILTER_WORDS>, address: &Address) -> bool {
     filter.get(word).is_none_or(|word| word & bit != 0)
 }
 
-/// The maps as the evaluator sees them, and what they were numbered with before. What the tables
-/// said last is asked first, if that is wanted.
+/// The maps as the evaluator sees them, and the number that `EPOCH` had before they are read. With
+/// `CACHED`, what the tables said last is asked first.
 pub struct KernelMaps<const CACHED: bool> {
     epoch: u64,
 }

@@ -1,5 +1,6 @@
-//! Clients' addresses on interfaces that are not theirs.
-//! Never reads more than the IP addresses, and drops nothing else.
+//! What must not pass interfaces that are no vifs: clients' addresses at the wrong end, more VLAN
+//! tags than are read, and what was accepted by what is not in force any more.
+//! Never reads more of a packet than its VLAN tags and IP addresses, and drops nothing else.
 
 use aya_ebpf::bindings::bpf_hdr_start_off::BPF_HDR_START_NET;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
@@ -32,14 +33,15 @@ const IPV6_ADDRESSES: u32 = 8;
 /// Which of a packet's addresses must not be a client's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum End {
-    /// Of a packet that comes in.
+    /// The source of a packet that comes in.
     Source,
-    /// Of a packet that goes out.
+    /// The destination of a packet that goes out.
     Destination,
 }
 
-/// Drops a packet that a client sent if what accepted it is not in force any more: it waited
-/// meanwhile, for the address of a neighbour or for the rest of its fragments.
+/// Drops a packet that a client sent if what accepted the packet is not in force any more: the
+/// packet waited meanwhile, for the address of a neighbour or for the rest of its fragments.
+/// Returns what tc is to do.
 #[inline(always)]
 pub fn check_stamp(context: &TcContext) -> i32 {
     if is_stale(skb::stamp_of(context)) {
@@ -48,7 +50,8 @@ pub fn check_stamp(context: &TcContext) -> i32 {
     TC_ACT_UNSPEC
 }
 
-/// Drops a packet with a client's address at the wrong end.
+/// Drops a packet with a client's address at the wrong end, or with more VLAN tags than are read.
+/// Returns what tc is to do.
 #[inline(always)]
 pub fn check(context: &TcContext, end: End) -> i32 {
     let Some((protocol, offset)) = behind_tags(context) else {
@@ -78,7 +81,8 @@ fn drop_for(context: &TcContext, reason: Reason, frame: &Result<Frame, Reason>) 
 
 /// What is behind VLAN tags, and where, from the network header on. The kernel has taken
 /// the first tag off; it takes the others off later if they carry no identifier, and then
-/// takes what is inside for its own. `None` is more of them than anybody needs.
+/// takes what is inside for its own. `None` if there are more tags than anybody needs, or
+/// the packet ends within one.
 #[inline(always)]
 fn behind_tags(context: &TcContext) -> Option<(u32, u32)> {
     // SAFETY: the kernel passes a valid context; it checks and rewrites each access.

@@ -29,7 +29,7 @@ impl<'a> Buffer<'a> {
         Self { context, arrival: Arrival { interface, length, segments: 1 } }
     }
 
-    /// What is known of it beside its bytes.
+    /// What is known of the frame beside its bytes.
     #[inline(always)]
     pub fn arrival(&self) -> &Arrival {
         &self.arrival

@@ -23,7 +23,8 @@ impl AddressMap {
         Self { map, filter, words: vec![0; FILTER_WORDS] }
     }
 
-    /// Makes it hold exactly these. What is new comes before what is old goes.
+    /// Makes the map hold exactly these. What is new comes before what is old goes. On error,
+    /// some may be there and some not; the filter lets all of them pass that are.
     pub fn set(&mut self, entries: impl Iterator<Item = (IpAddr, u8)>) -> Result<(), MapError> {
         let entries = entries.map(|(address, byte)| (Address::from(address), byte));
         let wanted: collections::HashMap<Address, u8> = entries.collect();

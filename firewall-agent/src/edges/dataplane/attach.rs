@@ -72,13 +72,14 @@ pub(super) struct Attachment {
 
 impl Dataplane {
     /// Attaches the program to a vif, or takes over what an earlier agent attached there,
-    /// without a moment between the old program and the new one. Returns how.
+    /// without a moment between the old program and the new one. Returns how it is attached.
     pub fn attach(&mut self, vif: u32) -> Result<status::Attachment, DataplaneError> {
         let how = self.attach_all(&Program::OF_VIF, vif)?;
         Ok(told(how, self.attach_early(vif)))
     }
 
-    /// Attaches the programs that guard clients' addresses to any other link. Returns how.
+    /// Attaches the programs that guard clients' addresses to any other link. Returns how
+    /// they are attached.
     pub fn attach_uplink(&mut self, uplink: u32) -> Result<status::Attachment, DataplaneError> {
         self.remove_stage(uplink)?;
         Ok(told(self.attach_all(&Program::OF_UPLINK, uplink)?, false))
@@ -283,8 +284,8 @@ impl Dataplane {
         }
     }
 
-    /// Removes what is left of a link that is gone, or is of another kind now. If it is gone,
-    /// the kernel detached the programs.
+    /// Removes what is left of a link that is gone, or is of another kind now. From a link that is
+    /// gone, the kernel detached the programs.
     pub fn forget(&mut self, link: u32) -> Result<(), DataplaneError> {
         self.attached.retain(|(_, attached), _| *attached != link);
         self.early.remove(&link);

@@ -1,8 +1,9 @@
 //! What the kernel says is attached to a link, whoever attached it.
-//! Never goes by a program's name, which some kernels do not keep, and changes nothing.
+//! Never goes by a name alone, since some kernels keep none, and changes nothing.
 //!
-//! A filter of clsact is known by its priority and handle, and a program of tcx by its number.
-//! Both are told to whoever may attach one; to look at the programs themselves takes more.
+//! A filter of clsact is known by its priority and handle, and by its name if it has one; a program
+//! of tcx by its number. The kernel tells these to whoever may attach one; to look at the programs
+//! themselves takes more.
 
 use std::io;
 use std::mem::size_of;
@@ -53,7 +54,7 @@ struct Query {
     revision: u64,
 }
 
-/// Numbers of the programs of tcx at a link, in their order.
+/// Numbers of the programs of tcx at a link, in their order; none if there is no such link.
 pub(super) fn tcx_programs(link: u32, direction: TcAttachType) -> io::Result<Vec<u32>> {
     let attach_type = match direction {
         TcAttachType::Ingress => BPF_TCX_INGRESS,
@@ -94,7 +95,7 @@ pub(super) enum Filter {
     Foreign,
 }
 
-/// Which qdisc has the place of clsact at a link.
+/// Which qdisc has the place of clsact at a link; `None` if none has.
 pub(super) fn qdisc(link: u32) -> io::Result<Option<String>> {
     let index = i32::try_from(link).map_err(io::Error::other)?;
     let request = RouteNetlinkMessage::GetQueueDiscipline(TcMessage::with_index(index));
@@ -108,8 +109,8 @@ pub(super) fn qdisc(link: u32) -> io::Result<Option<String>> {
     Ok(there.find_map(|qdisc| qdisc.attributes.iter().find_map(kind)))
 }
 
-/// The filter of clsact that has our priority and handle. Whoever attaches one gives it a
-/// name; one with another name is not ours.
+/// The filter of clsact that has our priority and handle. Whoever attaches a filter gives it a
+/// name; a filter with a name that is not in `names` is not ours.
 pub(super) fn filter(link: u32, direction: TcAttachType, names: &[&str]) -> io::Result<Filter> {
     let minor = match direction {
         TcAttachType::Ingress => tc::TcHandle::MIN_INGRESS,

@@ -12,7 +12,7 @@ pub struct Epoch {
 }
 
 impl Epoch {
-    /// The first one: 0 is in entries that nobody wrote.
+    /// Begins with 1: 0 is in entries that nobody wrote.
     pub fn new(shown: MappedArray<u64>) -> io::Result<Self> {
         let mut epoch = Self { shown, number: 0 };
         epoch.advance()?;

@@ -1,8 +1,9 @@
 //! The kernel's own tables, read without the agent: what is in force, whoever put it there.
 //! Never writes anything.
 //!
-//! The kernel tells which programs are attached to a link, a program leads to the numbers of
-//! its maps, and these to the maps (`BPF_PROG_QUERY`, `bpf_prog_info`, uapi/linux/bpf.h).
+//! The kernel tells which programs are attached to a link (`BPF_PROG_QUERY`, or rtnetlink for
+//! clsact), a program leads to the numbers of its maps, and these to the maps (`bpf_prog_info`,
+//! uapi/linux/bpf.h).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,16 +39,16 @@ const ATTEMPTS: u32 = 20;
 /// The tables cannot be read.
 #[derive(Debug, Error)]
 pub enum InspectError {
-    /// None is attached.
+    /// No program of this firewall is attached to the vif.
     #[error("no program of this firewall is attached to it")]
     NotAttached,
-    /// Another agent made the tables.
+    /// An agent of another version made the tables.
     #[error("its program is of another version of the agent, whose tables are other ones")]
     OtherVersion,
     /// The kernel does not tell.
     #[error("the kernel does not tell what is attached (are you root?): {0}")]
     Look(#[from] io::Error),
-    /// The program is unusable.
+    /// The kernel does not let the program be read.
     #[error("the program cannot be read: {0}")]
     Program(#[from] ProgramError),
     /// The program went while it was looked at.
@@ -56,21 +57,22 @@ pub enum InspectError {
     /// A map is unusable.
     #[error("the map `{name}` cannot be read: {error}")]
     Map {
-        /// Its name.
+        /// Name of the map.
         name: &'static str,
-        /// Why.
+        /// Why the map cannot be read.
         error: MapError,
     },
     /// The program is not one of ours, or of another version.
     #[error("the program has no map `{0}`")]
     Missing(&'static str),
-    /// Whoever writes them is too busy.
+    /// The agent changes the tables faster than they can be read.
     #[error("the tables change faster than they can be read; try again")]
     Unsteady,
 }
 
-/// The program that polices each vif, by interface index: what the kernel has attached, however
-/// it was attached and whether it is pinned or not.
+/// Id of the program that polices each vif, by interface index: what the kernel has attached,
+/// however it was attached and whether it is pinned or not. The error of one vif is that its
+/// program is of another version.
 pub fn attached(pins: &Path) -> Result<BTreeMap<u32, Result<u32, InspectError>>, InspectError> {
     let links = nix::net::if_::if_nameindex().map_err(io::Error::from)?;
     let pinned = pinned(pins);
@@ -145,10 +147,10 @@ pub struct Inspection {
     segments: Array<MapData, Plain<Segment>>,
     counters: Array<MapData, Plain<Counter>>,
     locals: HashMap<MapData, Plain<Address>, u8>,
-    /// Whether ARP and neighbour discovery are judged. It is built into the program, where it
+    /// Whether IPv6 neighbour discovery is judged. That is built into the program, where it
     /// cannot be read: whoever knows has to say so.
     pub guards_neighbours: bool,
-    /// The first thing that went wrong since the last decision began.
+    /// The first thing that went wrong since an answer last told of one.
     failure: RefCell<Option<InspectError>>,
 }
 
@@ -159,7 +161,7 @@ impl Inspection {
         Self::of_program(program.ok_or(InspectError::NotAttached)??)
     }
 
-    /// The maps of a program.
+    /// The maps of the program with this id.
     pub fn of_program(id: u32) -> Result<Self, InspectError> {
         let mut programs = loaded_programs().filter_map(Result::ok);
         let program = programs.find(|program| program.id() == id);
@@ -185,7 +187,8 @@ impl Inspection {
         })
     }
 
-    /// What the evaluator says about a frame, on these tables as they were at one moment.
+    /// What the evaluator says about a frame, read from these tables while what is in force for
+    /// the client does not change.
     pub fn decide(
         &self,
         vif: u32,
@@ -226,7 +229,8 @@ impl Inspection {
     }
 
     /// What was counted for a client, by reason and by index of the rule. Rules that can
-    /// never decide have no counter that moves, and are left out.
+    /// never decide have no counter that moves, and are left out, as are counters that cannot be
+    /// read.
     pub fn counted(&self, client: &Client) -> (BTreeMap<Reason, Counter>, BTreeMap<u32, Counter>) {
         let reasons = Reason::ALL.iter().filter_map(|&reason| {
             let counter = self.counter(reason_counter(client.counters, reason))?;
@@ -275,7 +279,7 @@ impl Inspection {
         }
     }
 
-    /// The same of one of our types.
+    /// What was found of one of our types; `None` as [`Self::note`] has it.
     fn note_plain<T>(&self, name: &'static str, outcome: Result<Plain<T>, MapError>) -> Option<T> {
         self.note(name, outcome).map(|Plain(found)| found)
     }

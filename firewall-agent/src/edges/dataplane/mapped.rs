@@ -110,8 +110,8 @@ impl<T: FromBytes + IntoBytes> StagedArray<T> {
 }
 
 impl MappedArray<Counter> {
-    /// What was counted so far. Packets and bytes are read one after the other, so a
-    /// packet that comes in between is in one of them only.
+    /// What was counted so far; nothing beyond the end of the array. Packets and bytes are read
+    /// one after the other, so a packet that comes in between is in one of them only.
     pub fn load(&self, index: u32) -> Counter {
         let Ok(element) = self.element(index) else {
             return Counter::default();
@@ -123,7 +123,8 @@ impl MappedArray<Counter> {
 }
 
 impl MappedArray<u32> {
-    /// Replaces an element that packets do see, at once, after all stores before.
+    /// Replaces an element that packets do see, at once, after all stores before. An error means
+    /// that there is no such element.
     pub fn publish(&self, index: u32, value: u32) -> io::Result<()> {
         let element = self.element(index)?;
         // SAFETY: inside the mapping, aligned, and only ever accessed as a whole word.
@@ -134,7 +135,8 @@ impl MappedArray<u32> {
 }
 
 impl MappedArray<u64> {
-    /// The same for a double word.
+    /// Replaces an element of 8 bytes that packets do see, at once, after all stores before. An
+    /// error means that there is no such element.
     pub fn publish(&self, index: u32, value: u64) -> io::Result<()> {
         let element = self.element(index)?;
         // SAFETY: as above.

@@ -1,5 +1,6 @@
 //! What is in force for clients, in the kernel's maps: staged where no packet looks, made live
-//! by one store, taken back when no packet can see it any more.
+//! by one store, taken back when no packet can see it any more. And which addresses are whose, and
+//! what was counted.
 //! Never decides what to install.
 //!
 //! What was replaced must outlive the packets that still read it: only after a wait until
@@ -163,8 +164,9 @@ impl Maps {
         self.amend(client, |it| Client { state: it.state & !SETTLING, ..it })
     }
 
-    /// Lets what a client's policy denies pass until then, in seconds since the machine
-    /// booted; 0: not any more. Either way the client has to settle.
+    /// Lets what a client's policy denies pass up to `until`, in seconds since the machine
+    /// booted; 0: not any more. Either way the client has to settle. A client for which nothing is
+    /// in force is left alone.
     pub fn audit(&mut self, client: ClientId, until: u32) -> Result<(), MapsError> {
         if !self.in_force.contains_key(&client) {
             return Ok(());
@@ -314,7 +316,7 @@ impl Maps {
         Ok(())
     }
 
-    /// Makes room of what was replaced, and makes it ready.
+    /// Makes room of what was replaced, and prepares for the next policy. Takes some milliseconds.
     pub fn tidy(&mut self) -> Result<(), MapsError> {
         if self.has_retired() {
             self.quiesce()?;
@@ -352,7 +354,8 @@ impl Maps {
         Ok(self.connected.set(addresses.map(|address| (address, 1)))?)
     }
 
-    /// What was counted for a reason; for packets without a client if there is none.
+    /// What was counted for a reason; without a client, for packets of nobody known. Zeros if
+    /// nothing is in force for the client.
     pub fn reason_counter(&self, client: Option<ClientId>, reason: Reason) -> Counter {
         match client.map(|client| self.in_force.get(&client)) {
             None => self.counters.load(reason_counter(0, reason)),
@@ -361,7 +364,7 @@ impl Maps {
         }
     }
 
-    /// What was counted for a rule, by its index.
+    /// What was counted for the rule with this index; zeros if the client has no such rule.
     pub fn rule_counter(&self, client: ClientId, rule: u32) -> Counter {
         let Some(in_force) = self.in_force.get(&client) else {
             return Counter::default();

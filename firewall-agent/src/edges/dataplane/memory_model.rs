@@ -1,6 +1,6 @@
 //! Whether this machine keeps the promises on which the program's caches rely
 //! (firewall-ebpf/src/cache.rs).
-//! Never guesses: where it cannot be found out, they are off.
+//! Never guesses: where the machine does not tell, the caches are off.
 
 use std::fs;
 
@@ -16,8 +16,9 @@ pub fn may_cache() -> bool {
     decide(std::env::consts::ARCH, version.as_deref(), realtime.as_deref())
 }
 
-/// The same for a machine that is known by its architecture, by what `uname -v` prints, and by
-/// what stands in /sys/kernel/realtime if there is such a file.
+/// Whether the program may keep answers on a machine that is known by its architecture, by what
+/// `uname -v` prints (`None` if that cannot be read), and by what stands in /sys/kernel/realtime
+/// if there is such a file.
 pub fn decide(architecture: &str, version: Option<&str>, realtime: Option<&str>) -> bool {
     let keeps_order = architecture == "x86_64";
     let is_preempted = version.is_none_or(|version| version.contains("PREEMPT_RT"))

@@ -1,6 +1,6 @@
-//! The kernel side: loads the programs, attaches them to vifs, fills their maps.
+//! The kernel side: loads the programs, attaches them to vifs and uplinks, fills their maps.
 //! Never decides what is in force for whom, and never detaches on its way out: what is
-//! attached and installed goes on without the agent.
+//! attached and installed goes on without the agent, but for links that could not be pinned.
 
 pub mod inspect;
 pub mod maps;
@@ -50,7 +50,8 @@ const NANOSECONDS: u64 = 1_000_000_000;
 pub enum Attach {
     /// tcx if the kernel takes it, else clsact.
     Auto,
-    /// tcx: Linux 6.6 and newer. Owned by a link that no other tool can remove.
+    /// tcx: Linux 6.6 and newer. Owned by a link, which tools for traffic control
+    /// cannot remove.
     Tcx,
     /// A clsact qdisc with a filter, for older kernels. Any tool with CAP_NET_ADMIN can
     /// remove it; then the gate forwards nothing.
@@ -92,7 +93,7 @@ pub enum DataplaneError {
     Pins {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// Why the directory cannot be used.
         error: io::Error,
     },
     /// The kernel does not tell which links there are.
@@ -141,7 +142,7 @@ pub enum DataplaneError {
     /// There is no such link any more.
     #[error("there is no interface {link} any more")]
     Gone {
-        /// Its index.
+        /// Index of the link that is gone.
         link: u32,
     },
     /// A map is unusable.
@@ -150,9 +151,9 @@ pub enum DataplaneError {
     /// A link changed its name under our hands.
     #[error("{name} is not interface {vif} any more")]
     Renamed {
-        /// The name it had.
+        /// The name that the link had.
         name: String,
-        /// Its interface index.
+        /// Interface index of the link.
         vif: u32,
     },
 }
@@ -209,13 +210,14 @@ impl Dataplane {
         &mut self.ebpf
     }
 
-    /// Instructions that the verifier walked through, if the kernel tells (5.16).
+    /// Instructions of `from_client` that the verifier walked through; `None` if the kernel does
+    /// not tell, as before Linux 5.16 (`verified_insns` of `bpf_prog_info`, uapi/linux/bpf.h).
     pub fn verified_instructions(&self) -> Option<u32> {
         self.verified_instructions
     }
 }
 
-/// Whether this agent was built with its kernel programs inside.
+/// Fails with [`DataplaneError::NoObject`] if this agent was built without its kernel programs.
 pub fn require_object() -> Result<(), DataplaneError> {
     if OBJECT.is_empty() { Err(DataplaneError::NoObject) } else { Ok(()) }
 }

@@ -10,7 +10,8 @@ use thiserror::Error;
 use super::ranges::Ranges;
 use super::with_sources;
 
-/// Something could not be put into the maps; what was in force still is.
+/// A map could not be had, or something could not be put into the maps; what was in force
+/// still is.
 #[derive(Debug, Error)]
 pub enum MapsError {
     /// A table is full.
@@ -35,8 +36,8 @@ pub enum MapsError {
 }
 
 impl MapsError {
-    /// Whether it may work later, with no other rules: other clients give room back, and the
-    /// kernel has memory again. In doubt it may.
+    /// Whether what failed may work later, with no other rules: other clients give room back, and
+    /// the kernel has memory again. In doubt it may.
     pub fn may_pass(&self) -> bool {
         match self {
             Self::Full { needed, most, .. } => {

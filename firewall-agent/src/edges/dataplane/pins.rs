@@ -12,7 +12,7 @@ use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 
 use super::{DataplaneError, with_sources};
 
-/// What is in a directory of pins.
+/// What is in a directory of pins; nothing if there is no such directory.
 pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, DataplaneError> {
     let paths = fs::read_dir(directory)
         .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>());

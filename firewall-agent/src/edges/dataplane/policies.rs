@@ -1,5 +1,5 @@
-//! Policies in the kernel's maps: each in a slot of its own, shared by clients with the same.
-//! Never knows which client has which.
+//! Policies in the kernel's maps: each in a slot of its own, shared by all clients that have it.
+//! Never knows which client has which policy.
 //!
 //! A slot whose trie is replaced makes the kernel wait until all running programs have ended
 //! (`maybe_wait_bpf_programs` in kernel/bpf/syscall.c), which takes 10 to 20 milliseconds. So
@@ -47,7 +47,7 @@ pub(super) struct Policies {
     tries: ArrayOfMaps<MapData, Trie>,
     classes: StagedArray<Class>,
     segments: StagedArray<Segment>,
-    /// Stands in every slot that has no trie of its own: no prefix, so nothing is accepted.
+    /// Stands in every slot that was emptied: no prefix, so nothing is accepted.
     empty: Trie,
     /// Slots with an empty trie of their own.
     ready: Vec<(u32, Trie)>,
@@ -91,8 +91,10 @@ impl Policies {
         self.installed.get(policy).map_or(0, |installed| installed.slot)
     }
 
-    /// See [`firewall_common::abi::Client::only_class`]. Of a policy for the client's family
-    /// the first prefix is the whole family; of another one, the trie will find nothing.
+    /// One more than the index of the class that answers for all destinations of the client's
+    /// family; 0 if the policy has several prefixes, or is not in the maps. Of a policy for the
+    /// client's family the first prefix is the whole family; of another one, the trie will find
+    /// nothing.
     pub(super) fn only_class(&self, policy: &Policy, client: IpAddr) -> u32 {
         let whole = Prefix::whole(Family::from(client));
         match (policy.prefixes.as_slice(), self.installed.get(policy)) {
@@ -150,8 +152,8 @@ impl Policies {
         Ok(())
     }
 
-    /// Counts one client of a policy less, and frees it after the last. To be called when no
-    /// packet can see it any more.
+    /// Counts one client of a policy less, and frees the policy after the last. To be called when
+    /// no packet of the client can see the policy any more.
     pub(super) fn leave(&mut self, policy: &Arc<Policy>) {
         let Entry::Occupied(mut entry) = self.installed.entry(Arc::clone(policy)) else {
             return;

@@ -22,7 +22,8 @@ impl Ranges {
         self.free.is_empty()
     }
 
-    /// Takes the first free range of this length.
+    /// Takes the first free range of this length; `None` if there is no such range. Length 0 is
+    /// always there.
     pub fn take(&mut self, length: u32) -> Option<Range<u32>> {
         if length == 0 {
             return Some(0..0);

@@ -14,7 +14,7 @@ use zerocopy::FromBytes as _;
 
 use super::object::MapsError;
 
-/// The ring buffer, and the means to wait for it.
+/// The ring buffer of drop records, and the means to wait for records.
 pub struct Records {
     ring: AsyncFd<RingBuf<MapData>>,
 }

@@ -47,7 +47,7 @@ impl Stamps {
         Ok(stamp)
     }
 
-    /// No packet is given this stamp any more. 0 is none.
+    /// No packet is given this stamp any more. A stamp that is not in use, as 0, is left alone.
     pub(super) fn retire(&mut self, stamp: u32) {
         if self.current.remove(&stamp) {
             self.retired.insert(stamp);

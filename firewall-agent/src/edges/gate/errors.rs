@@ -11,7 +11,7 @@ pub enum GateError {
     /// `nft` did not do what it was asked for.
     #[error(transparent)]
     Nft(#[from] NftError),
-    /// What it lists is not understood.
+    /// What `nft` lists is not understood.
     #[error("what `nft -j list table` prints is not understood: {0}")]
     Listing(#[from] serde_json::Error),
     /// The gate was refused, and a closed one is in force.
@@ -33,13 +33,13 @@ pub enum GateError {
 /// Why the kernel did not take the gate.
 #[derive(Debug, Error)]
 pub enum Refusal {
-    /// Modules that it needs are not there.
+    /// Kernel modules that the gate needs are not there: their names.
     #[error(
         "the kernel has no {}: load what is missing with `modprobe`, or boot a kernel that \
          has it", .0.join(", ")
     )]
     Modules(Vec<&'static str>),
-    /// For another reason.
+    /// `nft` refused the gate for another reason.
     #[error(transparent)]
     Other(NftError),
 }

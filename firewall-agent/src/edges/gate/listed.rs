@@ -77,8 +77,8 @@ impl Listed {
         Ok(table)
     }
 
-    /// Whether it lets nothing be forwarded but what a rule with a condition takes out: marked
-    /// packets, packets of others, answers.
+    /// Whether the table lets nothing be forwarded but what a rule with a condition takes out:
+    /// marked packets, packets of others, answers.
     pub fn is_closed(&self) -> bool {
         let mut hooked = self.chains.iter().filter(|chain| {
             chain.hook.as_deref() == Some("forward") && chain.kind.as_deref() == Some("filter")
@@ -91,7 +91,8 @@ impl Listed {
             })
     }
 
-    /// What differs from a table that was loaded, whose last rule has its seal.
+    /// What differs from a table that was loaded, whose last rule has its seal; `None` if nothing
+    /// does.
     ///
     /// The kernel numbers what is in a table in the order in which it is made, and never gives
     /// a number twice (`nf_tables_alloc_handle`). So what others add has higher numbers than
@@ -191,7 +192,7 @@ pub(super) async fn list(family: &str, name: &str) -> Result<Option<Listed>, Gat
     Ok(json.map(|json| Listed::parse(&json)).transpose()?)
 }
 
-/// The families in which nothing of this firewall stops what clients send: nothing at all, if
+/// The families (`ip`, `ip6`) in which nothing of this firewall stops what clients send; none, if
 /// the gate is closed.
 pub async fn open_families() -> Result<Vec<&'static str>, GateError> {
     let mut open = Vec::new();

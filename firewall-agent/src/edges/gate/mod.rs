@@ -1,5 +1,5 @@
 //! The gate, and in standalone mode NAT: the nftables rules that the agent owns, loaded
-//! in one transaction. They never grow: whatever clients' rules say is in eBPF.
+//! in one transaction. Clients' rules add nothing to them: what those say is in eBPF.
 //! Never reads or touches a table of anybody else.
 //!
 //! `nft` is given text on its standard input, as an administrator would; what it has in
@@ -75,11 +75,12 @@ pub struct Gate {
     pub pattern: Pattern,
     /// Mask with the one bit that marks accepted packets.
     pub mark_bit: u32,
-    /// In standalone mode, where DNS to the virtual resolvers goes.
+    /// In standalone mode, where DNS goes: from a virtual resolver to a real one.
     pub redirections: Vec<(Ipv4Addr, Ipv4Addr)>,
 }
 
-/// Changes of nftables, whoever makes them. Must be called inside a tokio runtime.
+/// Changes of nftables, whoever makes them. Must be called inside a tokio runtime. An error means
+/// that the kernel gives no socket that tells of changes.
 pub fn changes() -> io::Result<Changes> {
     let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
@@ -95,7 +96,8 @@ pub fn changes() -> io::Result<Changes> {
 
 impl Gate {
     /// Loads the rules in one transaction: what was there before goes as these come. What
-    /// closes stays until then, and if nothing does, the bare gate comes first.
+    /// closes stays until then, and if nothing does, the bare gate comes first. The error says
+    /// what is in force instead.
     pub async fn load(&self) -> Result<(), GateError> {
         let before = open_families().await.map(|open| open.is_empty());
         if let Ok(false) = before {
@@ -132,7 +134,7 @@ impl Gate {
         })
     }
 
-    /// What somebody changed of what is to be in force; nothing if all of it is there. What
+    /// What somebody changed of what is to be in force; `None` if all of it is there. What
     /// users add to the tables is theirs.
     pub async fn difference(&self) -> Result<Option<String>, GateError> {
         for table in self.tables() {
@@ -150,7 +152,7 @@ impl Gate {
         Ok(is_stray.then(|| format!("table inet {NAT}: it belongs to mode standalone")))
     }
 
-    /// Removes the gate, so that everything is forwarded that nobody else stops.
+    /// Removes the gate, so that everything is forwarded that nobody else stops. NAT stays.
     pub async fn remove(&self) -> Result<(), GateError> {
         Ok(nft::load(&FAMILIES.map(|family| removal(family.name, GATE)).concat()).await?)
     }
@@ -177,7 +179,7 @@ impl Gate {
     }
 }
 
-/// Puts tables in the place of the gate that forward nothing.
+/// Puts tables in the place of the gate that forward nothing, and removes NAT.
 pub async fn close() -> Result<(), GateError> {
     let tables = FAMILIES.map(|family| rules::closed(family).text());
     nft::load(&(removal("inet", NAT) + &tables.concat())).await?;

@@ -1,5 +1,5 @@
 //! The program `nft`: it loads text, and lists tables as JSON.
-//! Never knows what is in them.
+//! Never knows what is in the text or the tables.
 
 use std::io;
 use std::process::Stdio;
@@ -11,7 +11,7 @@ use tokio::process::Command;
 /// `nft` did not do what it was asked for.
 #[derive(Debug, Error)]
 pub enum NftError {
-    /// No `nft`, or it cannot be talked to.
+    /// There is no `nft`, or no talking to `nft`.
     #[error("cannot run `nft`: {0}; is nftables installed?")]
     Start(#[from] io::Error),
     /// `nft` refused; what it says, without blanks around.
@@ -24,7 +24,7 @@ pub(super) async fn load(text: &str) -> Result<(), NftError> {
     run(&["-f", "-"], text).await
 }
 
-/// Whether a text could be loaded.
+/// Whether a text could be loaded; `false` as well if `nft` cannot be run.
 pub(super) async fn is_loadable(text: &str) -> bool {
     run(&["-c", "-f", "-"], text).await.is_ok()
 }

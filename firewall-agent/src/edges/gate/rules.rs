@@ -20,7 +20,7 @@ pub(super) struct Family {
     pub name: &'static str,
     /// The protocol whose errors answer what is rejected.
     icmp: &'static str,
-    /// Matches what connection tracking takes for errors (`icmp_is_err` in uapi/linux/icmp.h,
+    /// Matches what connection tracking takes for errors (`icmp_is_err` in linux/icmp.h,
     /// `nf_conntrack_icmpv6_error` in net/netfilter/nf_conntrack_proto_icmpv6.c).
     errors: &'static str,
 }
