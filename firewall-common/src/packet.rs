@@ -128,7 +128,7 @@ pub enum Message {
     Plain,
     /// That a packet to its sender met an error: ICMP types 3, 4, 11 and 12, and ICMPv6 types
     /// below 128 (RFC 4443, section 2.1), which are what connection tracking takes for errors
-    /// (`icmp_is_err` in uapi/linux/icmp.h, `nf_conntrack_icmpv6_error`).
+    /// (`icmp_is_err` in include/linux/icmp.h, `nf_conntrack_icmpv6_error`).
     Error,
     /// That an error was met by a packet that was not sent to the one that complains, or that
     /// cannot have been sent by the one that the error goes to.
