@@ -219,8 +219,9 @@ pub struct Run {
     #[arg(long, value_name = "PACKETS", default_value = "10000", value_parser = rate)]
     pub reject_rate: NonZeroU64,
     /// New flows of one vif in a second to the netvm's own addresses, multicast and broadcast,
-    /// after 200 at once; more of them are dropped. Raise it where the netvm serves its qubes
-    /// itself, say as a proxy.
+    /// after 200 at once; more of them are dropped. A TCP connection counts as 2, what conntrack
+    /// keeps for longer as up to 20. Raise it where the netvm serves its qubes itself, say as a
+    /// proxy.
     #[arg(long, value_name = "FLOWS", default_value = "20", value_parser = rate)]
     pub local_rate: NonZeroU64,
     /// File to write metrics to every 10 seconds, in Prometheus' text format. The textfile
