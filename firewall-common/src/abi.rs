@@ -7,7 +7,7 @@
 
 /// Version of the layouts in this file. It changes with any of them, and is part of
 /// the name under which links are pinned.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Declares a type that crosses between the kernel programs and the agent: `repr(C)`, and as
 /// large as it says. Any bytes are a value of it, and any value is only bytes, as zerocopy's
@@ -319,8 +319,20 @@ pub const NOTICES_PER_SECOND: u64 = 1_000;
 /// ARP packets, packets of neighbour discovery and ICMP errors, together, that one vif can have
 /// handed on at once.
 pub const NOTICES_BURST: u64 = 1_000;
-/// How many stamps there are, of which 0 is none; at most 65,536, which `skb->tc_index` can hold
-/// (16 bits, include/linux/skbuff.h).
+/// The permit: how the hardware address that a frame is for begins, if the program `from_client`
+/// accepted the packet; the gate looks for it. The rest of the address stays.
+///
+/// Nobody else comes by a permit. A frame for another address than its vif's is not forwarded
+/// (`eth_type_trans` in net/ethernet/eth.c, `PACKET_HOST` in `ip_forward` and `ip6_forward`), and no
+/// vif has such an address. A packet keeps the frame's header until it leaves (`skb->mac_header`),
+/// also through defragmentation. The address is one of a single machine, administered locally
+/// (IEEE 802, section 8.4), and stands for no maker.
+pub const PERMIT: [u8; 4] = [0x0e, b'Q', b'E', b'F'];
+
+/// The bit of `skb->tc_index` that says that the other bits are a stamp.
+pub const STAMPED: u32 = 1 << 15;
+/// How many stamps there are, of which 0 is none. With [`STAMPED`], a stamp takes the 16 bits of
+/// `skb->tc_index` (include/linux/skbuff.h).
 pub const MAX_STAMPS: usize = 1 << 15;
 
 /// Most clients (vif and address) at once.

@@ -8,20 +8,20 @@ use crate::abi::{ACTION_ACCEPT, Client, DEFAULT_RULE, SETTLING, Segment};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Verdict {
-    /// Hand the packet on with the mark: the gate forwards it.
+    /// Hand the packet on with the permit: the gate forwards it.
     Accept,
-    /// Hand the packet on without the mark: the gate answers "admin prohibited" (ICMP type 3 code
+    /// Hand the packet on without the permit: the gate answers "admin prohibited" (ICMP type 3 code
     /// 13, ICMPv6 type 1 code 1).
     Reject,
-    /// Hand the packet on without the mark because it is not this firewall's to judge; should
+    /// Hand the packet on without the permit because it is not this firewall's to judge; should
     /// the kernel forward it after all, the gate rejects it.
     Pass,
     /// Drop the packet here, silently.
     Drop,
-    /// Hand the packet on with the mark although the client's policy denies it: the client is
+    /// Hand the packet on with the permit although the client's policy denies it: the client is
     /// audited.
     Audit,
-    /// Hand the packet on with the mark because it is an ICMP error about a packet to this client:
+    /// Hand the packet on with the permit because it is an ICMP error about a packet to this client:
     /// the gate forwards the error if connection tracking knows the connection of that packet, and
     /// drops it otherwise.
     Related,

@@ -20,8 +20,6 @@ pub struct Readings {
     pub pid: u32,
     /// Where rules come from.
     pub source: String,
-    /// Bit of the packet mark that the gate looks for, as a mask.
-    pub mark_bit: u32,
     /// Instructions that the kernel's verifier walked through to accept the program; `None` if the
     /// kernel does not tell.
     pub verified_instructions: Option<u32>,

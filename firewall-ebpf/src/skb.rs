@@ -1,23 +1,20 @@
-//! An skb as a source of bytes; the mark, and the stamp that goes with it. The stamp is in
+//! An skb as a source of bytes; the permit, and the stamp that goes with it. The stamp is in
 //! `skb->tc_index`, of 16 bits, which the kernel keeps with a packet through defragmentation,
 //! forwarding, segmentation and queues. Before a packet's egress, only filters of
 //! clsact that classify write to it (`tc_run` in net/core/dev.c); ours do not.
-//! Never changes packet data, and never reads data that the sender may still change: those are in
-//! pages beside the linear part, which is the kernel's own.
+//! Never changes packet data but the hardware address that the permit is in, and never reads data
+//! that the sender may still change: those are in pages beside the linear part, which is the
+//! kernel's own.
 
-use aya_ebpf::Global;
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
+use firewall_common::abi::{PERMIT, STAMPED};
 use firewall_common::packet::{Head, Receiver, Source};
 use firewall_common::verdict::{Decision, Verdict};
 
 use crate::forget::forget;
 use crate::linear;
 use crate::report::Arrival;
-
-/// The bit of `skb->mark` that the gate looks for. The agent sets it before loading.
-#[unsafe(no_mangle)]
-static MARK_BIT: Global<u32> = Global::new(1 << 28);
 
 /// `skb->pkt_type` of a frame for this machine, and for another one (uapi/linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
@@ -77,41 +74,56 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
     #[inline(always)]
     pub fn obey(&self, decision: &Decision) -> i32 {
         match decision.verdict {
-            Verdict::Accept | Verdict::Audit | Verdict::Related => self.mark(decision.stamp),
-            Verdict::Reject | Verdict::Pass => self.unmark(),
+            Verdict::Accept | Verdict::Audit | Verdict::Related => self.permit(decision.stamp),
+            Verdict::Reject | Verdict::Pass => self.deny(),
             Verdict::Drop => return TC_ACT_SHOT,
         }
         TC_ACT_UNSPEC
     }
 
-    /// Sets the mark's bit, beside the other bits, which are others', and writes the stamp.
+    /// Writes the stamp and the permit. Without the permit, the gate rejects.
     #[inline(always)]
-    fn mark(&self, stamp: u32) {
-        // SAFETY: as in `new`.
-        let skb = unsafe { &mut *self.context.skb.skb };
-        skb.mark |= MARK_BIT.load();
-        skb.tc_index = stamp;
+    fn permit(&self, stamp: u32) {
+        self.stamp(STAMPED | stamp);
+        self.address_to(PERMIT);
     }
 
-    /// Clears the mark's bit.
+    /// Takes away a permit that the packet came with: its vif has that hardware address, which an
+    /// administrator gave it.
     #[inline(always)]
-    fn unmark(&self) {
+    fn deny(&self) {
+        self.stamp(0);
+        if self.head(0) == Some(PERMIT) {
+            self.address_to([0; PERMIT.len()]);
+        }
+    }
+
+    #[inline(always)]
+    fn stamp(&self, stamp: u32) {
         // SAFETY: as in `new`.
-        let skb = unsafe { &mut *self.context.skb.skb };
-        skb.mark &= !MARK_BIT.load();
-        skb.tc_index = 0;
+        unsafe { (*self.context.skb.skb).tc_index = stamp };
+    }
+
+    /// Writes the beginning of the hardware address that the frame is for. The kernel has looked
+    /// at it, and looks no more: what is forwarded gets another one.
+    #[inline(always)]
+    fn address_to(&self, bytes: [u8; PERMIT.len()]) {
+        if LINEAR {
+            linear::write(self.context.data(), self.context.data_end(), bytes);
+        } else {
+            let _ = self.context.store(0, &bytes, 0);
+        }
     }
 }
 
-/// The stamp of a packet that has the mark's bit; 0 of any other.
+/// The stamp of a packet; 0 of one without.
 #[inline(always)]
 pub fn stamp_of(context: &TcContext) -> u32 {
     // SAFETY: as in `Skb::new`.
-    let skb: &__sk_buff = unsafe { &*context.skb.skb };
-    if skb.mark & MARK_BIT.load() == 0 {
-        return 0;
+    match unsafe { (*context.skb.skb).tc_index } {
+        stamp if stamp & STAMPED != 0 => stamp & !STAMPED,
+        _ => 0,
     }
-    skb.tc_index
 }
 
 impl<const LINEAR: bool> Head for Skb<'_, LINEAR> {

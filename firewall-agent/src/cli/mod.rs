@@ -163,9 +163,6 @@ pub struct Prepare {
     /// Interfaces that lead to clients: a name, or the beginning of names and `*`.
     #[arg(long, value_name = "PATTERN", default_value = "vif*")]
     pub vifs: Pattern,
-    /// The bit of the packet mark that means "accepted", as a mask with one bit.
-    #[arg(long, value_name = "MASK", default_value = "0x10000000", value_parser = mark_bit)]
-    pub mark_bit: u32,
     /// Who translates addresses; by default `qubes` in a qube and `standalone` elsewhere.
     #[arg(long)]
     pub mode: Option<Mode>,
@@ -270,7 +267,6 @@ impl Prepare {
         Gate {
             mode: self.mode(),
             pattern: self.vifs.clone(),
-            mark_bit: self.mark_bit,
             redirections: Surroundings { resolvers, names }.redirections(),
         }
     }
@@ -297,7 +293,7 @@ impl TryFrom<Run> for crate::daemon::Options {
         let gate = run.prepare.gate();
         let source = run.source();
         let Run {
-            prepare: Prepare { pins, vifs, mark_bit, mode: _, resolv_conf, root: _ },
+            prepare: Prepare { pins, vifs, mode: _, resolv_conf, root: _ },
             source: _,
             rules: _,
             socket,
@@ -317,7 +313,6 @@ impl TryFrom<Run> for crate::daemon::Options {
         );
         let dataplane = dataplane::Options {
             pins,
-            mark_bit,
             attach,
             xdp,
             guard_neighbours,
@@ -351,13 +346,4 @@ fn rate(text: &str) -> Result<NonZeroU64, String> {
     let number = text.parse().map_err(|error| format!("{error}"))?;
     let rate = NonZeroU64::new(number).filter(|rate| rate.get() <= 1_000_000_000);
     rate.ok_or_else(|| "a rate is a number from 1 to 1000000000".to_owned())
-}
-
-fn mark_bit(text: &str) -> Result<u32, String> {
-    let digits = text.strip_prefix("0x");
-    let mask = digits.map_or_else(|| text.parse(), |digits| u32::from_str_radix(digits, 16));
-    match mask {
-        Ok(mask) if mask.is_power_of_two() => Ok(mask),
-        _ => Err("a mask with exactly one of 32 bits is wanted, like 0x10000000".to_owned()),
-    }
 }

@@ -77,7 +77,6 @@ impl Daemon {
             version: VERSION.to_owned(),
             pid: std::process::id(),
             source: self.options.source.name(),
-            mark_bit: self.options.dataplane.mark_bit,
             verified_instructions: self.dataplane.verified_instructions(),
             caches: self.options.dataplane.caches,
             unpinned_programs: self.dataplane.unpinned(),

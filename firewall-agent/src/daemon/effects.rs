@@ -26,7 +26,7 @@ impl Daemon {
                 self.gate.redirections = redirections;
                 None
             }
-            Effect::LoadGate => Some(Event::GateLoaded(self.gate.load().await.map_err(Why::of))),
+            Effect::LoadGate => Some(Event::GateLoaded(self.gate.mend().await.map_err(Why::of))),
             Effect::Put { client, installation, generation } => {
                 Some(match maps.put(client, &installation, generation) {
                     Ok(()) => tried(Task::Put(client), Ok::<(), Why>(())),

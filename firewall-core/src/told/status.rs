@@ -43,8 +43,6 @@ pub struct AgentStatus {
     pub source_problem: Option<String>,
     /// Who translates addresses.
     pub mode: Mode,
-    /// Bit of the packet mark that the gate looks for, as a mask.
-    pub mark_bit: u32,
     /// Instructions that the kernel's verifier walked through to accept the program; nothing if the
     /// kernel does not tell.
     pub verified_instructions: Option<u32>,

@@ -58,7 +58,6 @@ impl World {
             source: readings.source.clone(),
             source_problem: self.source.problem().map(str::to_owned),
             mode: self.gate.mode(),
-            mark_bit: readings.mark_bit,
             verified_instructions: readings.verified_instructions,
             caches: readings.caches,
             resolvers: self.standings.surroundings().resolvers.clone(),

@@ -11,14 +11,14 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail, ensure};
 use aya::Ebpf;
 use aya::maps::{Array, Map, MapData, RingBuf};
 use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use firewall_agent::edges::dataplane::maps::Maps;
 use firewall_agent::edges::dataplane::{Attach, Options, load_object};
 use firewall_agent::edges::sources::rule_files;
-use firewall_common::abi::{Counter, DropRecord};
+use firewall_common::abi::{Counter, DropRecord, PERMIT};
 use firewall_common::fragments::Datagrams;
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
@@ -30,8 +30,6 @@ use zerocopy::FromBytes as _;
 
 use crate::oracle;
 
-/// The mark's bit in these tests; not the default, so that the setting is tested as well.
-pub const MARK_BIT: u32 = 1 << 17;
 /// Far more than any test sends; one test sets its own.
 pub const REJECT_RATE: NonZeroU64 = NonZeroU64::new(1_000_000_000).expect("not zero");
 /// As by default.
@@ -43,6 +41,8 @@ pub const VIF: u32 = 1;
 const CONTEXT: usize = 192;
 const CONTEXT_MARK: usize = 8;
 const CONTEXT_GSO_SEGMENTS: usize = 164;
+/// The packet's mark in these tests, which is others' business.
+const MARK: u32 = 0x1000_ca6c;
 
 /// `enum xdp_action` (uapi/linux/bpf.h).
 const XDP_DROP: u32 = 1;
@@ -62,17 +62,17 @@ pub struct Program {
 pub struct Outcome {
     /// Whether it was handed on.
     pub handed_on: bool,
-    /// The packet's mark afterwards.
-    pub mark: u32,
+    /// Whether it was handed on with the permit.
+    pub permitted: bool,
 }
 
 impl Outcome {
-    /// Handed on with the mark.
-    pub const ACCEPTED: Self = Self { handed_on: true, mark: MARK_BIT };
-    /// Handed on without the mark.
-    pub const UNMARKED: Self = Self { handed_on: true, mark: 0 };
+    /// Handed on with the permit.
+    pub const ACCEPTED: Self = Self { handed_on: true, permitted: true };
+    /// Handed on without the permit.
+    pub const NOT_PERMITTED: Self = Self { handed_on: true, permitted: false };
     /// Dropped.
-    pub const DROPPED: Self = Self { handed_on: false, mark: 0 };
+    pub const DROPPED: Self = Self { handed_on: false, permitted: false };
 }
 
 impl Program {
@@ -95,7 +95,6 @@ impl Program {
     fn load_as(reject_rate: NonZeroU64, guard_neighbours: bool, caches: bool) -> Result<Self> {
         let options = Options {
             pins: PathBuf::new(),
-            mark_bit: MARK_BIT,
             attach: Attach::Auto,
             xdp: true,
             guard_neighbours,
@@ -154,18 +153,18 @@ impl Program {
 
     /// Sends one frame.
     pub fn send(&mut self, frame: &[u8]) -> Result<Outcome> {
-        self.send_with(frame, 0, 0)
+        self.send_with(frame, 0)
     }
 
-    /// Sends one frame that comes with a mark, or stands for several segments.
-    pub fn send_with(&mut self, frame: &[u8], mark: u32, gso_segments: u32) -> Result<Outcome> {
-        self.split()?.0.send(frame, mark, gso_segments)
+    /// Sends one frame that stands for several segments.
+    pub fn send_with(&mut self, frame: &[u8], gso_segments: u32) -> Result<Outcome> {
+        self.split()?.0.send(frame, gso_segments)
     }
 
     /// Sends one frame through another program than `from_client`.
     pub fn send_through(&mut self, program: &str, frame: &[u8]) -> Result<Outcome> {
         let program = self.ebpf.program(program).context("no such program")?;
-        Sender(program.try_into()?).send(frame, 0, 0)
+        Sender(program.try_into()?).send(frame, 0)
     }
 
     /// Sends one frame to the XDP stage, and returns whether that drops it.
@@ -260,27 +259,29 @@ impl Program {
 pub struct Sender<'a>(&'a SchedClassifier);
 
 impl Sender<'_> {
-    /// Sends one frame that comes with a mark, or stands for several segments.
-    pub fn send(&self, frame: &[u8], mark: u32, gso_segments: u32) -> Result<Outcome> {
+    /// Sends one frame that stands for several segments. Fails if the program changes anything of it
+    /// but the permit, or the mark.
+    pub fn send(&self, frame: &[u8], gso_segments: u32) -> Result<Outcome> {
         let mut context = [0; CONTEXT];
-        context[CONTEXT_MARK..][..4].copy_from_slice(&mark.to_ne_bytes());
+        context[CONTEXT_MARK..][..4].copy_from_slice(&MARK.to_ne_bytes());
         context[CONTEXT_GSO_SEGMENTS..][..4].copy_from_slice(&gso_segments.to_ne_bytes());
         let mut after = [0; CONTEXT];
+        let mut handed = vec![0; frame.len()];
         let result = self.0.test_run(TestRunOptions {
             data_in: Some(frame),
+            data_out: Some(&mut handed),
             ctx_in: Some(&context),
             ctx_out: Some(&mut after),
             ..TestRunOptions::new()
         })?;
-        let mut bytes = [0; 4];
-        bytes.copy_from_slice(&after[CONTEXT_MARK..][..4]);
-        let handed_on = match result.return_value.cast_signed() {
-            -1 => true,
-            2 => false,
+        ensure!(after[CONTEXT_MARK..][..4] == MARK.to_ne_bytes(), "the mark is another");
+        ensure!(handed[PERMIT.len()..] == frame[PERMIT.len()..], "the packet is another");
+        let permitted = handed.starts_with(&PERMIT);
+        match result.return_value.cast_signed() {
+            -1 => Ok(Outcome { handed_on: true, permitted }),
+            2 => Ok(Outcome::DROPPED),
             other => anyhow::bail!("unknown return code {other}"),
-        };
-        let mark = if handed_on { u32::from_ne_bytes(bytes) } else { 0 };
-        Ok(Outcome { handed_on, mark })
+        }
     }
 }
 

@@ -41,7 +41,7 @@ fn an_audited_clients_denied_packets_pass_and_are_counted_until_its_end() -> Res
         let mut program = program_with(&rules)?;
         let by_rule = packets::plain(client, server, packets::TCP, 443);
         let by_default = packets::plain(client, server, packets::UDP, 53);
-        assert_eq!(program.send(&by_rule)?, Outcome::UNMARKED);
+        assert_eq!(program.send(&by_rule)?, Outcome::NOT_PERMITTED);
         program.records()?;
         let until = in_seconds(2)?;
         audit(&mut program, client, until)?;
@@ -61,7 +61,7 @@ fn an_audited_clients_denied_packets_pass_and_are_counted_until_its_end() -> Res
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(now()? >= Duration::from_secs(until.into()));
-        assert_eq!(program.send(&by_rule)?, Outcome::UNMARKED);
+        assert_eq!(program.send(&by_rule)?, Outcome::NOT_PERMITTED);
         assert_eq!(program.counted(Some(client), Reason::Audit).packets, passed);
         // Beside the rule and the default, which counted what came before and after as well.
         assert_eq!(program.counted_rule(client, 0).packets, passed + 2);
@@ -78,12 +78,12 @@ fn an_audit_that_is_switched_off_ends_at_once() -> Result<()> {
     let others = packets::plain(CLIENT6, SERVER6.into(), packets::TCP, 443);
     audit(&mut program, client, in_seconds(3600)?)?;
     assert_eq!(program.send(&denied)?, Outcome::ACCEPTED);
-    assert_eq!(program.send(&others)?, Outcome::UNMARKED);
+    assert_eq!(program.send(&others)?, Outcome::NOT_PERMITTED);
     audit(&mut program, client, 0)?;
     // What it had open is still to be ended, so nothing denied is handed on.
     check(&mut program, "settling", &denied, Outcome::DROPPED, Reason::Default);
     program.maps.settle(ClientId { vif: VIF, address: client })?;
-    check(&mut program, "settled", &denied, Outcome::UNMARKED, Reason::Default);
+    check(&mut program, "settled", &denied, Outcome::NOT_PERMITTED, Reason::Default);
     Ok(())
 }
 
@@ -99,7 +99,7 @@ fn an_audit_lets_pass_only_what_rules_deny() -> Result<()> {
         check(&mut program, "spoofed", &spoofed, Outcome::DROPPED, Reason::UnknownSource);
         for (installation, outcome, reason) in [
             (Installation::Waiting, Outcome::DROPPED, Reason::Waiting),
-            (Installation::Blocked, Outcome::UNMARKED, Reason::Blocked),
+            (Installation::Blocked, Outcome::NOT_PERMITTED, Reason::Blocked),
         ] {
             program.install(client, &installation, 2)?;
             audit(&mut program, client, in_seconds(3600)?)?;

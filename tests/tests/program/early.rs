@@ -148,7 +148,7 @@ fn the_xdp_stage_leaves_rejects_within_the_budget_to_tc_and_drops_those_over_it(
         // It uses nothing up, so all of them fit.
         assert!(!program.drops_early(&denied)?);
     }
-    while program.send(&denied)? == Outcome::UNMARKED {}
+    while program.send(&denied)? == Outcome::NOT_PERMITTED {}
     let before = program.counted(Some(CLIENT4), Reason::OverBudget).packets;
     let default = program.counted(Some(CLIENT4), Reason::Default).packets;
     assert!(program.drops_early(&denied)?);

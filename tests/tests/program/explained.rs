@@ -137,7 +137,7 @@ impl Scene {
         assert_eq!(count(&self.program).packets, before + 1, "{explained:?}: {parsed:?}");
         let expected = match verdict {
             Verdict::Accept | Verdict::Audit | Verdict::Related => Outcome::ACCEPTED,
-            Verdict::Reject | Verdict::Pass => Outcome::UNMARKED,
+            Verdict::Reject | Verdict::Pass => Outcome::NOT_PERMITTED,
             Verdict::Drop => Outcome::DROPPED,
         };
         assert_eq!(outcome, expected, "{explained:?}: {parsed:?}");

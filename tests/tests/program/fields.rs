@@ -22,7 +22,7 @@ struct Field {
 fn check_field(field: &Field) -> Result<()> {
     let mut program = Program::load()?;
     program.put(field.client, &rules(std::slice::from_ref(&field.rule)), &known())?;
-    let sent = [(&field.matches, Outcome::ACCEPTED), (&field.others, Outcome::UNMARKED)];
+    let sent = [(&field.matches, Outcome::ACCEPTED), (&field.others, Outcome::NOT_PERMITTED)];
     for (packets, expected) in sent {
         for (protocol, destination, port) in packets {
             let frame = plain(field.client, *destination, *protocol, *port);

@@ -54,7 +54,7 @@ fn sends(program: &mut Program, name: &str, pieces: &[(&Vec<u8>, Outcome, Reason
     }
 }
 
-const PASSED: (Outcome, Reason) = (Outcome::UNMARKED, Reason::Fragment);
+const PASSED: (Outcome, Reason) = (Outcome::NOT_PERMITTED, Reason::Fragment);
 const STRAY: (Outcome, Reason) = (Outcome::DROPPED, Reason::StrayFragment);
 const TOO_MANY: (Outcome, Reason) = (Outcome::DROPPED, Reason::TooManyFragments);
 
@@ -347,7 +347,7 @@ fn fragments_for_the_netvm_itself_follow_each_other_as_well() -> Result<()> {
         let mut program = program_with(&rules(&[]))?;
         program.maps.set_locals([(server(client), Local::One)])?;
         let pieces = pieces(&udp(client, 443, &DATA), 1, &CUTS);
-        let local = (Outcome::UNMARKED, Reason::Local);
+        let local = (Outcome::NOT_PERMITTED, Reason::Local);
         sends(&mut program, "without the first", &[with(STRAY, &pieces[1])]);
         let in_order: Vec<_> = pieces.iter().map(|piece| with(local, piece)).collect();
         sends(&mut program, "in order", &in_order);

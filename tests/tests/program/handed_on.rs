@@ -204,11 +204,11 @@ fn an_authentication_header_hides_nothing_in_ipv6() -> Result<()> {
         packet.with(packets::AUTHENTICATION, &packets::authentication()).frame()
     };
     assert_eq!(program.send(&behind(packets::TCP, &packets::tcp(1, 2)))?, Outcome::ACCEPTED);
-    assert_eq!(program.send(&behind(packets::UDP, &packets::udp(1, 2)))?, Outcome::UNMARKED);
+    assert_eq!(program.send(&behind(packets::UDP, &packets::udp(1, 2)))?, Outcome::NOT_PERMITTED);
     // In IPv4 it is a protocol like others.
     let payload = [&[packets::TCP][..], &packets::authentication(), &packets::tcp(1, 2)].concat();
     let v4 = V4::new(v4(CLIENT4), SERVER4, packets::AUTHENTICATION, &payload).frame();
-    assert_eq!(program.send(&v4)?, Outcome::UNMARKED);
+    assert_eq!(program.send(&v4)?, Outcome::NOT_PERMITTED);
     Ok(())
 }
 
@@ -292,7 +292,7 @@ fn what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices() -> Result<()
     let arp = packets::ethernet(0x0806, &arp);
     let frames = (0..).map(|id| ping4(100 + id)).take(4 * FLOWS_BURST as usize);
     handed_on(&mut program, frames)?;
-    assert_eq!(program.send(&arp)?, Outcome::UNMARKED);
+    assert_eq!(program.send(&arp)?, Outcome::NOT_PERMITTED);
     // It has a budget of its own, with neighbour discovery and errors.
     let solicitation = packets::plain(CLIENT6, SERVER6.into(), packets::ICMPV6, 135);
     for (name, frame) in [

@@ -39,19 +39,19 @@ fn what_is_kept_is_void_after_every_change_of_the_tables() -> Result<()> {
         program.put(client, &rules(&[Rule::all(true)]), &known())?;
         check(&mut program, &frame, Outcome::ACCEPTED);
         program.put(client, &rules(&[]), &known())?;
-        check(&mut program, &frame, Outcome::UNMARKED);
+        check(&mut program, &frame, Outcome::NOT_PERMITTED);
         program.maps.audit(id, u32::MAX)?;
         check(&mut program, &frame, Outcome::ACCEPTED);
         program.maps.audit(id, 0)?;
         // It has to settle.
         check(&mut program, &frame, Outcome::DROPPED);
         program.maps.settle(id)?;
-        check(&mut program, &frame, Outcome::UNMARKED);
+        check(&mut program, &frame, Outcome::NOT_PERMITTED);
         program.put(client, &rules(&[Rule::all(true)]), &known())?;
         check(&mut program, &frame, Outcome::ACCEPTED);
         assert_eq!(program.counted_rule(client, 0).packets, 3);
         program.maps.set_locals([(server, Local::One)])?;
-        check(&mut program, &frame, Outcome::UNMARKED);
+        check(&mut program, &frame, Outcome::NOT_PERMITTED);
         assert_eq!(program.counted(Some(client), Reason::Local).packets, 3);
         program.maps.set_locals([])?;
         check(&mut program, &frame, Outcome::ACCEPTED);
@@ -81,10 +81,10 @@ fn what_is_kept_for_one_packet_is_not_said_of_another() -> Result<()> {
     for _ in 0..5 {
         for (client, server, protocol, port, expected) in [
             (CLIENT4, server, packets::TCP, 443, Outcome::ACCEPTED),
-            (CLIENT4, server, packets::TCP, 444, Outcome::UNMARKED),
-            (CLIENT4, server, packets::UDP, 443, Outcome::UNMARKED),
-            (CLIENT4, next, packets::TCP, 443, Outcome::UNMARKED),
-            (other, server, packets::TCP, 443, Outcome::UNMARKED),
+            (CLIENT4, server, packets::TCP, 444, Outcome::NOT_PERMITTED),
+            (CLIENT4, server, packets::UDP, 443, Outcome::NOT_PERMITTED),
+            (CLIENT4, next, packets::TCP, 443, Outcome::NOT_PERMITTED),
+            (other, server, packets::TCP, 443, Outcome::NOT_PERMITTED),
         ] {
             let frame = packets::plain(client, server, protocol, port);
             assert_eq!(program.send(&frame)?, expected, "{client} {server} {protocol} {port}");
@@ -107,10 +107,10 @@ fn a_filter_never_hides_an_address() -> Result<()> {
     for count in [locals.len(), 500, 1, 700] {
         let (there, gone) = locals.split_at(count.min(locals.len()));
         program.maps.set_locals(there.iter().map(|it| (IpAddr::from(*it), Local::One)))?;
-        for (addresses, expected) in [(there, Outcome::UNMARKED), (gone, Outcome::ACCEPTED)] {
+        for (addresses, expected) in [(there, Outcome::NOT_PERMITTED), (gone, Outcome::ACCEPTED)] {
             for address in addresses {
                 let frame = packets::plain(CLIENT4, (*address).into(), packets::TCP, 443);
-                if expected == Outcome::UNMARKED {
+                if expected == Outcome::NOT_PERMITTED {
                     program.rest()?;
                 }
                 assert_eq!(program.send(&frame)?, expected, "{address} of {count}");

@@ -28,17 +28,17 @@ fn a_clients_address_passes_no_other_link() -> Result<()> {
             let before = count(&program, reason);
             assert_eq!(program.send_through(name, dropped)?, Outcome::DROPPED, "{name}");
             assert_eq!(count(&program, reason), before + 1, "{name}");
-            assert_eq!(program.send_through(name, passed)?, Outcome::UNMARKED, "{name}");
+            assert_eq!(program.send_through(name, passed)?, Outcome::NOT_PERMITTED, "{name}");
             let foreign = packets::plain(other, other, packets::TCP, 1);
-            assert_eq!(program.send_through(name, &foreign)?, Outcome::UNMARKED, "{name}");
+            assert_eq!(program.send_through(name, &foreign)?, Outcome::NOT_PERMITTED, "{name}");
             let arp = packets::ethernet(0x0806, &[0; 28]);
-            assert_eq!(program.send_through(name, &arp)?, Outcome::UNMARKED, "{name}");
+            assert_eq!(program.send_through(name, &arp)?, Outcome::NOT_PERMITTED, "{name}");
             assert_eq!(count(&program, reason), before + 1, "{name}");
         }
     }
     program.maps.set_connected(std::iter::empty())?;
     let from = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 1);
-    assert_eq!(program.send_through("from_uplink", &from)?, Outcome::UNMARKED);
+    assert_eq!(program.send_through("from_uplink", &from)?, Outcome::NOT_PERMITTED);
     Ok(())
 }
 
@@ -57,7 +57,7 @@ fn by_arp_clients_speak_for_themselves_only_with_a_guard_and_without() -> Result
         let mut program = Program::load_with(REJECT_RATE, guard)?;
         program.put(CLIENT4, &rules(&[Rule::all(true)]), &known())?;
         for (name, sender) in [("its own", own), ("a probe", [0; 4])] {
-            check(&mut program, name, &arp(sender), Outcome::UNMARKED, Reason::Arp);
+            check(&mut program, name, &arp(sender), Outcome::NOT_PERMITTED, Reason::Arp);
         }
         for (name, sender) in [("the gateway", [10, 137, 0, 1]), ("another", [10, 137, 0, 13])] {
             let reason = Reason::ForeignNeighbour;
@@ -86,9 +86,9 @@ fn a_guard_lets_clients_speak_for_themselves_only() -> Result<()> {
         let mut program = Program::load_with(REJECT_RATE, guard)?;
         program.put(CLIENT6, &rules(&[Rule::all(true)]), &known())?;
         for (name, frame) in &honest {
-            assert_eq!(program.send(frame)?, Outcome::UNMARKED, "{name}, guard {guard}");
+            assert_eq!(program.send(frame)?, Outcome::NOT_PERMITTED, "{name}, guard {guard}");
         }
-        let expected = if guard { Outcome::DROPPED } else { Outcome::UNMARKED };
+        let expected = if guard { Outcome::DROPPED } else { Outcome::NOT_PERMITTED };
         for (name, frame) in &lies {
             assert_eq!(program.send(frame)?, expected, "{name}, guard {guard}");
         }

@@ -107,7 +107,7 @@ fn expected(probe: &Probe, rules: &Ruleset, servers: &[IpAddr]) -> (Outcome, Rea
         return (Outcome::DROPPED, Reason::Malformed, 0);
     }
     if multicast {
-        return (Outcome::UNMARKED, Reason::Local, 0);
+        return (Outcome::NOT_PERMITTED, Reason::Local, 0);
     }
     let (mut accept, mut rule) = rules.verdict(probe, servers);
     // The decided difference: who accepts a real resolver accepts the virtual ones on
@@ -125,7 +125,7 @@ fn expected(probe: &Probe, rules: &Ruleset, servers: &[IpAddr]) -> (Outcome, Rea
             (accept, rule) = (true, Some(index));
         }
     }
-    let outcome = if accept { Outcome::ACCEPTED } else { Outcome::UNMARKED };
+    let outcome = if accept { Outcome::ACCEPTED } else { Outcome::NOT_PERMITTED };
     match rule {
         Some(rule) => (outcome, Reason::Rule, rule),
         None => (outcome, Reason::Default, 0),

@@ -60,10 +60,10 @@ fn no_packet_is_judged_by_a_torn_policy() -> Result<()> {
         let sending = scope.spawn(|| -> Result<u64> {
             let mut sent = 0;
             while !done.load(Ordering::Relaxed) {
-                ensure!(sender.send(&accepted, 0, 0)? == Outcome::ACCEPTED, "packet {sent}");
+                ensure!(sender.send(&accepted, 0)? == Outcome::ACCEPTED, "packet {sent}");
                 // While it settles, what is denied is dropped.
-                let outcome = sender.send(&rejected, 0, 0)?;
-                let denied = [Outcome::UNMARKED, Outcome::DROPPED].contains(&outcome);
+                let outcome = sender.send(&rejected, 0)?;
+                let denied = [Outcome::NOT_PERMITTED, Outcome::DROPPED].contains(&outcome);
                 ensure!(denied, "packet {sent}: {outcome:?}");
                 sent += 2;
             }
@@ -103,7 +103,7 @@ fn what_has_no_room_now_has_some_when_others_give_theirs_back() -> Result<()> {
     // What stands in for it until then has room.
     program.maps.put(other, &Installation::Blocked, 2)?;
     program.maps.settle(other)?;
-    check(&mut program, "no room", &frame, Outcome::UNMARKED, Reason::Blocked);
+    check(&mut program, "no room", &frame, Outcome::NOT_PERMITTED, Reason::Blocked);
     program.maps.remove(one)?;
     program.maps.put(other, &wants(30_000), 3)?;
     assert_eq!(program.send(&frame)?, Outcome::ACCEPTED);

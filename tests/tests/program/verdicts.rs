@@ -10,7 +10,7 @@ use firewall_core::client::ClientId;
 use firewall_core::events::Installation;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::packets::{self, V4, V6};
-use firewall_tests::program::{MARK_BIT, Outcome, Program, VIF, proved};
+use firewall_tests::program::{Outcome, Program, VIF, proved};
 
 use super::common::*;
 
@@ -21,14 +21,14 @@ fn what_is_the_kernels_is_handed_on_without_the_mark() -> Result<()> {
     let own6: Ipv6Addr = "fd09:24ef:4179::1".parse()?;
     program.maps.set_locals([(own4.into(), Local::One), (own6.into(), Local::One)])?;
     let arp = packets::ethernet(0x0806, &[0; 28]);
-    check(&mut program, "ARP", &arp, Outcome::UNMARKED, Reason::Arp);
+    check(&mut program, "ARP", &arp, Outcome::NOT_PERMITTED, Reason::Arp);
     for destination in ["10.137.0.1", "224.0.0.1", "239.255.255.250", "255.255.255.255"] {
         let frame = packets::plain(CLIENT4, destination.parse()?, packets::UDP, 53);
-        check(&mut program, destination, &frame, Outcome::UNMARKED, Reason::Local);
+        check(&mut program, destination, &frame, Outcome::NOT_PERMITTED, Reason::Local);
     }
     for destination in ["fd09:24ef:4179::1", "ff02::1", "ff02::1:ff00:1", "ff0e::1"] {
         let frame = packets::plain(CLIENT6, destination.parse()?, packets::ICMPV6, 135);
-        check(&mut program, destination, &frame, Outcome::UNMARKED, Reason::Local);
+        check(&mut program, destination, &frame, Outcome::NOT_PERMITTED, Reason::Local);
     }
     // Its neighbours are not the netvm's.
     let frame = packets::plain(CLIENT4, "10.137.0.2".parse()?, packets::UDP, 53);
@@ -60,14 +60,14 @@ fn tcp_to_many_is_dropped() -> Result<()> {
         for (local, outcome, reason) in [
             (Local::Many, Outcome::DROPPED, Reason::Malformed),
             // The address was given to an interface.
-            (Local::One, Outcome::UNMARKED, Reason::Local),
+            (Local::One, Outcome::NOT_PERMITTED, Reason::Local),
             (Local::Many, Outcome::DROPPED, Reason::Malformed),
         ] {
             program.maps.set_locals([(network.parse()?, local)])?;
             let name = format!("{network}, {local:?}");
             check(&mut program, &name, &frame(network, packets::TCP)?, outcome, reason);
             let udp = frame(network, packets::UDP)?;
-            check(&mut program, &name, &udp, Outcome::UNMARKED, Reason::Local);
+            check(&mut program, &name, &udp, Outcome::NOT_PERMITTED, Reason::Local);
         }
         program.maps.set_locals([])?;
     }
@@ -84,7 +84,7 @@ fn first_and_atomic_fragments_and_extension_headers_do_not_hide_the_ports() -> R
     const ATOMIC: usize = 6;
     const FIRST_IPV6: usize = 7;
     const LATE_ATOMIC: usize = 8;
-    for (port, expected) in [(53, Outcome::UNMARKED), (54, Outcome::ACCEPTED)] {
+    for (port, expected) in [(53, Outcome::NOT_PERMITTED), (54, Outcome::ACCEPTED)] {
         let udp = packets::udp(1, port);
         let plain = V6::new(v6(CLIENT6), SERVER6, packets::UDP, &udp);
         let atomic = packets::fragment(0, false);
@@ -116,7 +116,7 @@ fn first_and_atomic_fragments_and_extension_headers_do_not_hide_the_ports() -> R
             let is_fragment = matches!(index, FIRST_IPV4 | FIRST_IPV6 | ATOMIC | LATE_ATOMIC);
             let expected = match expected {
                 // It would wait for the rest of its datagram.
-                Outcome::UNMARKED if is_fragment => Outcome::DROPPED,
+                Outcome::NOT_PERMITTED if is_fragment => Outcome::DROPPED,
                 _ => expected,
             };
             assert_eq!(program.send(frame)?, expected, "frame {index}, port {port}");
@@ -143,7 +143,7 @@ fn protocols_without_ports_match_only_rules_without_protocol() -> Result<()> {
         255,
     ];
     for (rules_, expected) in
-        [(rules(&all), Outcome::UNMARKED), (rules(&[Rule::all(true)]), Outcome::ACCEPTED)]
+        [(rules(&all), Outcome::NOT_PERMITTED), (rules(&[Rule::all(true)]), Outcome::ACCEPTED)]
     {
         let mut program = program_with(&rules_)?;
         for protocol in others {
@@ -175,7 +175,7 @@ fn a_client_without_usable_rules_sends_nothing() -> Result<()> {
     program.install(CLIENT4, &Installation::Waiting, 1)?;
     check(&mut program, "waiting", &frame, Outcome::DROPPED, Reason::Waiting);
     program.install(CLIENT4, &Installation::Blocked, 2)?;
-    check(&mut program, "blocked", &frame, Outcome::UNMARKED, Reason::Blocked);
+    check(&mut program, "blocked", &frame, Outcome::NOT_PERMITTED, Reason::Blocked);
     program.put(CLIENT4, &rules(&[Rule::all(true)]), &known())?;
     assert_eq!(program.send(&frame)?, Outcome::ACCEPTED);
     program.maps.remove(ClientId { vif: VIF, address: CLIENT4 })?;
@@ -199,29 +199,13 @@ fn tables_that_contradict_themselves_drop() -> Result<()> {
 }
 
 #[test]
-fn the_other_bits_of_the_mark_are_left_alone() -> Result<()> {
-    let mut program = program_with(&rules(&[Rule { proto: Some(Proto::Tcp), ..Rule::all(true) }]))?;
-    let accepted = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 443);
-    let rejected = packets::plain(CLIENT4, SERVER4.into(), packets::UDP, 443);
-    for others in [0, 0xca6c, !MARK_BIT] {
-        for had_bit in [0, MARK_BIT] {
-            let outcome = program.send_with(&accepted, others | had_bit, 0)?;
-            assert_eq!(outcome, Outcome { handed_on: true, mark: others | MARK_BIT });
-            let outcome = program.send_with(&rejected, others | had_bit, 0)?;
-            assert_eq!(outcome, Outcome { handed_on: true, mark: others });
-        }
-    }
-    Ok(())
-}
-
-#[test]
 fn rules_count_packets_segments_and_bytes() -> Result<()> {
     let tcp = Rule { proto: Some(Proto::Tcp), ..Rule::all(true) };
     let udp = Rule { proto: Some(Proto::Udp), ..Rule::all(false) };
     let mut program = program_with(&rules(&[tcp, udp]))?;
     let frame = packets::plain(CLIENT4, SERVER4.into(), packets::TCP, 443);
     for (sent, segments) in [(1, 1), (2, 1), (46, 44)] {
-        program.send_with(&frame, 0, if segments == 1 { 0 } else { segments })?;
+        program.send_with(&frame, if segments == 1 { 0 } else { segments })?;
         assert_eq!(program.counted_rule(CLIENT4, 0).packets, sent);
     }
     assert_eq!(program.counted_rule(CLIENT4, 0).bytes, 3 * frame.len() as u64);
@@ -297,7 +281,7 @@ fn denied_packets_over_the_budget_are_dropped_and_counted() -> Result<()> {
     let (mut handed_on, mut dropped) = (0, 0);
     for _ in 0..REJECT_BURST + 1000 {
         match program.send(&denied)? {
-            Outcome::UNMARKED => handed_on += 1,
+            Outcome::NOT_PERMITTED => handed_on += 1,
             Outcome::DROPPED => dropped += 1,
             other => bail!("{other:?}"),
         }
@@ -310,7 +294,7 @@ fn denied_packets_over_the_budget_are_dropped_and_counted() -> Result<()> {
     assert_eq!(all, handed_on + dropped);
     // What is accepted, and other clients, do not pay for it.
     assert_eq!(program.send(&accepted)?, Outcome::ACCEPTED);
-    assert_eq!(program.send(&others)?, Outcome::UNMARKED);
+    assert_eq!(program.send(&others)?, Outcome::NOT_PERMITTED);
     Ok(())
 }
 
@@ -326,13 +310,13 @@ fn a_client_that_settles_has_its_denied_packets_dropped_and_no_others() -> Resul
     check(&mut program, "settling", &denied, Outcome::DROPPED, Reason::Default);
     assert_eq!(program.send(&accepted)?, Outcome::ACCEPTED);
     program.maps.settle(client)?;
-    check(&mut program, "settled", &denied, Outcome::UNMARKED, Reason::Default);
+    check(&mut program, "settled", &denied, Outcome::NOT_PERMITTED, Reason::Default);
     // Settling keeps what was counted.
     assert_eq!(program.counted_rule(CLIENT4, 0).packets, 1);
     program.maps.put(client, &Installation::Blocked, 2)?;
     check(&mut program, "settling", &denied, Outcome::DROPPED, Reason::Blocked);
     program.maps.settle(client)?;
-    check(&mut program, "settled", &denied, Outcome::UNMARKED, Reason::Blocked);
+    check(&mut program, "settled", &denied, Outcome::NOT_PERMITTED, Reason::Blocked);
     program.maps.tidy()?;
     Ok(())
 }

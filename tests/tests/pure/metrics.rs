@@ -87,7 +87,6 @@ pub fn status() -> Status {
             source: "/rules".to_owned(),
             source_problem: None,
             mode: Mode::Qubes,
-            mark_bit: 1,
             verified_instructions: None,
             caches: true,
             resolvers: Vec::new(),

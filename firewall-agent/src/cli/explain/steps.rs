@@ -59,13 +59,13 @@ fn firewall(it: &Explained) -> String {
         ""
     };
     let does = match verdict {
-        Verdict::Accept => "hands it on with the mark",
-        Verdict::Audit => "hands it on with the mark, because the client is audited",
-        Verdict::Related => "hands it on with the mark, as an ICMP error",
+        Verdict::Accept => "hands it on with the permit",
+        Verdict::Audit => "hands it on with the permit, because the client is audited",
+        Verdict::Related => "hands it on with the permit, as an ICMP error",
         Verdict::Reject if it.outcome == Outcome::Dropped => {
             "ends it at the vif, because it is a fragment"
         }
-        Verdict::Reject | Verdict::Pass => "hands it on without the mark",
+        Verdict::Reject | Verdict::Pass => "hands it on without the permit",
         Verdict::Drop => "ends it at the vif",
     };
     format!("{does}; counted as {counted}{policy}{settling}")
@@ -81,7 +81,7 @@ fn gate(it: &Explained) -> String {
             "forwards it, but it is for another client, and nftables lets no new connection \
              towards one (on Qubes, unless a rule in `custom-forward` does)"
         }
-        (Verdict::Accept | Verdict::Audit, _) => "forwards it, because of the mark",
+        (Verdict::Accept | Verdict::Audit, _) => "forwards it, because of the permit",
         (Verdict::Reject, Outcome::Forwarded) => {
             "forwards it, because it answers a connection that was opened towards the client"
         }
@@ -93,7 +93,7 @@ fn gate(it: &Explained) -> String {
             "forwards it if it is about a connection that the kernel knows, and drops it otherwise"
         }
         (Verdict::Pass, _) if reason == Reason::Fragment => {
-            "forwards it inside the datagram whose first fragment has the mark, or not at all"
+            "forwards it inside the datagram whose first fragment has the permit, or not at all"
         }
         (Verdict::Pass, _) => "is not on its way",
         (Verdict::Drop, _) => "is not reached",

@@ -63,8 +63,6 @@ pub enum Attach {
 pub struct Options {
     /// Directory on a BPF file system in which links are pinned.
     pub pins: PathBuf,
-    /// Mask with the one bit that marks accepted packets.
-    pub mark_bit: u32,
     /// How programs are attached.
     pub attach: Attach,
     /// Whether packets meet the XDP stage first, where a driver has native XDP.
@@ -237,7 +235,6 @@ pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
         .map_max_entries("CLIENT_CACHE", entries(CACHED_CLIENTS))
         .map_max_entries("ANSWER_CACHE", entries(CACHED_ANSWERS))
         .btf(None)
-        .override_global("MARK_BIT", &options.mark_bit, true)
         .override_global("GUARD_NEIGHBOURS", &guard, true)
         .override_global("CACHES", &u32::from(options.caches), true)
         .override_global("REJECT_INTERVAL", &interval(options.reject_rate), true)

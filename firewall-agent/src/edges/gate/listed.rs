@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 use super::errors::GateError;
 use super::nft;
 use super::rules::{FAMILIES, GATE};
-use super::table::Table;
+use super::table::{Hook, seal_in};
 
 /// Chains that lead to chains are followed no further.
 const DEEPEST: usize = 8;
@@ -27,31 +27,61 @@ struct Object {
     rule: Option<Rule>,
 }
 
+/// A chain as it is listed.
 #[derive(Debug, Deserialize)]
-struct Chain {
-    name: String,
+pub(super) struct Chain {
+    pub name: String,
     #[serde(rename = "type")]
     kind: Option<String>,
     hook: Option<String>,
+    prio: Option<i32>,
     policy: Option<String>,
+}
+
+impl Chain {
+    /// Whether the kernel comes to the chain where it should, whatever the policy.
+    pub fn is_at(&self, hook: Option<Hook>) -> bool {
+        let Self { name: _, kind, hook: at, prio, policy: _ } = self;
+        match hook {
+            None => at.is_none(),
+            Some(Hook { kind: of, hook, priority, policy: _ }) => {
+                kind.as_deref() == Some(of)
+                    && at.as_deref() == Some(hook)
+                    && *prio == Some(priority)
+            }
+        }
+    }
+
+    /// Whether the policy is what it should be.
+    pub fn has_policy(&self, hook: Option<Hook>) -> bool {
+        self.policy.as_deref() == hook.map(|hook| hook.policy)
+    }
 }
 
 /// A rule as it is listed.
 #[derive(Debug, Deserialize)]
-struct Rule {
-    chain: String,
-    handle: u64,
+pub(super) struct Rule {
+    pub chain: String,
+    /// The number by which `nft` knows the rule.
+    pub handle: u64,
     comment: Option<String>,
     #[serde(default)]
     expr: Vec<Map<String, Value>>,
 }
 
+impl Rule {
+    /// The seal, if this is a rule of some version of the agent.
+    pub fn seal(&self) -> Option<&str> {
+        self.comment.as_deref().and_then(seal_in)
+    }
+}
+
 /// A table as it is in force.
 #[derive(Debug)]
 pub(super) struct Listed {
-    is_asleep: bool,
-    chains: Vec<Chain>,
-    rules: Vec<Rule>,
+    pub is_asleep: bool,
+    pub chains: Vec<Chain>,
+    pub rules: Vec<Rule>,
 }
 
 /// What becomes of a packet that fits no condition of a rule or chain.
@@ -89,36 +119,6 @@ impl Listed {
                 End::Passed => false,
                 End::Continued | End::Returned => chain.policy.as_deref() == Some("drop"),
             })
-    }
-
-    /// What differs from a table that was loaded, whose last rule has its seal; `None` if nothing
-    /// does.
-    ///
-    /// The kernel numbers what is in a table in the order in which it is made, and never gives
-    /// a number twice (`nf_tables_alloc_handle`). So what others add has higher numbers than
-    /// the sealed rule, and whatever is missing below was there once.
-    pub fn difference(&self, loaded: &Table) -> Option<String> {
-        if self.is_asleep {
-            return Some("the table is dormant".to_owned());
-        }
-        let seal = loaded.seal();
-        let is_seal = |rule: &&Rule| rule.comment.as_ref().is_some_and(|it| it.ends_with(&seal));
-        let last = self.rules.iter().find(is_seal).map(|rule| rule.handle);
-        for chain in &loaded.chains {
-            let (chain, expected) = (chain.name, chain.rules.len());
-            if !self.chains.iter().any(|it| it.name == chain) {
-                return Some(format!("there is no chain `{chain}`"));
-            }
-            let Some(last) = last else {
-                continue;
-            };
-            let own = self.rules.iter().filter(|it| it.chain == chain && it.handle <= last);
-            let found = own.count();
-            if found < expected {
-                return Some(format!("the chain `{chain}` has {found} of its {expected} rules"));
-            }
-        }
-        last.is_none().then(|| "its last rule is missing, or it is another gate".to_owned())
     }
 
     fn end(&self, chain: &str, depth: usize) -> End {
@@ -207,8 +207,7 @@ pub async fn open_families() -> Result<Vec<&'static str>, GateError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::table::{self as gate, Chain};
-    use super::{Listed, Rule, Table};
+    use super::Listed;
 
     /// A table with a chain `forward` of these rules, and one `other`, as `nft -j` lists it.
     fn table(policy: &str, flags: &str, rules: &[(&str, &str)]) -> Listed {
@@ -294,35 +293,5 @@ mod tests {
         check("gone to a drop", "accept", &[(f, &[GOTO]), (o, &[DROP])], true);
         check("what is new", "drop", &[(f, &[r#"{"teleport": {}}"#])], false);
         check("round and round", "drop", &[(f, &[JUMP]), (o, &[JUMP])], false);
-    }
-
-    #[test]
-    fn a_rule_that_is_missing_is_noticed_and_one_that_is_added_is_not() {
-        let chain = |name, rule| Chain { name, hook: None, rules: vec![gate::Rule::plain(rule)] };
-        let chains = vec![chain("forward", "jump other"), chain("other", "drop")];
-        let own = Table { family: "ip", name: "qubes-firewall", comment: "a gate", chains };
-        let seal = |handle: u64| Rule {
-            chain: "other".to_owned(),
-            handle,
-            comment: Some(format!("who knows; {}", own.seal())),
-            expr: Vec::new(),
-        };
-        let check = |name: &str, handles: &[u64], last: Option<u64>, expected: bool| {
-            let mut table = table("drop", "", &[]);
-            table.rules.extend(handles.iter().map(|&handle| Rule {
-                chain: "forward".to_owned(),
-                handle,
-                comment: None,
-                expr: Vec::new(),
-            }));
-            table.rules.extend(last.map(seal));
-            assert_eq!(table.difference(&own).is_none(), expected, "{name}");
-        };
-        check("whole", &[3], Some(4), true);
-        check("one more", &[3, 5], Some(4), true);
-        check("another instead", &[5], Some(4), false);
-        check("none", &[], Some(4), false);
-        check("without its seal", &[3], None, false);
-        check("nothing of it", &[], None, false);
     }
 }

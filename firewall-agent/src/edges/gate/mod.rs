@@ -11,6 +11,7 @@
 mod errors;
 mod lacking;
 mod listed;
+mod mending;
 mod nft;
 mod rules;
 mod table;
@@ -73,8 +74,6 @@ pub struct Gate {
     pub mode: Mode,
     /// Which links are vifs.
     pub pattern: Pattern,
-    /// Mask with the one bit that marks accepted packets.
-    pub mark_bit: u32,
     /// In standalone mode, where DNS goes: from a virtual resolver to a real one.
     pub redirections: Vec<(Ipv4Addr, Ipv4Addr)>,
 }
@@ -95,6 +94,22 @@ pub fn changes() -> io::Result<Changes> {
 }
 
 impl Gate {
+    /// Makes the rules as they should be, in one transaction. What others added to the chains stays
+    /// where it was; only if that fails, everything goes and comes anew.
+    pub async fn mend(&self) -> Result<(), GateError> {
+        let mut text = self.stray();
+        for table in self.tables() {
+            text += &match listed::list(table.family, table.name).await {
+                Ok(Some(listed)) => mending::text(&table, &listed),
+                Ok(None) | Err(_) => table.text(),
+            };
+        }
+        match nft::load(&text).await {
+            Ok(()) => Ok(()),
+            Err(_) => self.load().await,
+        }
+    }
+
     /// Loads the rules in one transaction: what was there before goes as these come. What
     /// closes stays until then, and if nothing does, the bare gate comes first. The error says
     /// what is in force instead.
@@ -140,7 +155,7 @@ impl Gate {
         for table in self.tables() {
             let found = match listed::list(table.family, table.name).await {
                 Ok(None) => Some("there is none".to_owned()),
-                Ok(Some(listed)) => listed.difference(&table),
+                Ok(Some(listed)) => mending::difference(&table, &listed),
                 Err(GateError::Listing(error)) => Some(error.to_string()),
                 Err(error) => return Err(error),
             };
@@ -159,21 +174,24 @@ impl Gate {
 
     /// The rules as text for `nft`.
     pub fn text(&self) -> String {
-        let tables: String = self.tables().iter().map(Table::text).collect();
+        self.stray() + &self.tables().iter().map(Table::text).collect::<String>()
+    }
+
+    /// Text that removes the table of the other mode.
+    fn stray(&self) -> String {
         match self.mode {
-            // The table of the other mode must not stay behind.
-            Mode::Qubes => removal("inet", NAT) + &tables,
-            Mode::Standalone => tables,
+            Mode::Qubes => removal("inet", NAT),
+            Mode::Standalone => String::new(),
         }
     }
 
     fn tables(&self) -> Vec<Table> {
-        let Self { mode, pattern, mark_bit, redirections } = self;
+        let Self { mode, pattern, redirections } = self;
         let pattern = pattern.as_str();
-        let gates = FAMILIES.iter().map(|family| rules::gate(*family, pattern, *mark_bit));
+        let gates = FAMILIES.iter().map(|family| rules::gate(*family, pattern));
         let nat = match mode {
             Mode::Qubes => None,
-            Mode::Standalone => Some(rules::nat(pattern, *mark_bit, redirections)),
+            Mode::Standalone => Some(rules::nat(pattern, redirections)),
         };
         gates.chain(nat).collect()
     }

@@ -3,16 +3,20 @@
 
 use std::net::Ipv4Addr;
 
+use firewall_common::abi::PERMIT;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 
-use super::table::{Chain, Rule, Table};
+use super::table::{Chain, Hook, Rule, Table};
 
 /// The table of the gate, of today's firewall as well.
 pub(super) const GATE: &str = "qubes-firewall";
 /// The table of mode standalone.
 pub(super) const NAT: &str = "qubes-firewall-nat";
 
-const FORWARD: &str = "type filter hook forward priority filter; policy drop;";
+const FORWARD: Hook = Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
+const FORWARD_OPEN: Hook = Hook { policy: "accept", ..FORWARD };
+const DSTNAT: Hook = Hook { kind: "nat", hook: "prerouting", priority: -100, policy: "accept" };
+const SRCNAT: Hook = Hook { kind: "nat", hook: "postrouting", priority: 100, policy: "accept" };
 
 /// The words of a family of addresses.
 #[derive(Clone, Copy)]
@@ -31,50 +35,50 @@ pub(super) const FAMILIES: [Family; 2] = [
     Family { name: "ip6", icmp: "icmpv6", errors: "meta l4proto icmpv6 icmpv6 type < 128" },
 ];
 
-/// The gate: it forwards what has the mark, what is not from a vif, and answers.
+/// The gate: it forwards what is not from a vif, what has the permit, and answers.
 ///
 /// The well-known names are Qubes': users' scripts use the chains `forward` and `qubes-forward`, so
-/// both judge by the mark. No packet gets as far as the policy: the policy is in force later than
+/// both judge by the permit, and what users append to either is asked about all that has none,
+/// before it is rejected. No packet gets as far as the policy: the policy is in force later than
 /// the rules ([`closed`]).
 ///
-/// An ICMP error that has the mark is about a packet to its sender; whether there was such a
+/// An ICMP error that has the permit is about a packet to its sender; whether there was such a
 /// packet, connection tracking knows. `established` tells answers from errors: errors are
 /// `related`, in the direction of the packet that met them.
-pub(super) fn gate(family: Family, pattern: &str, mark_bit: u32) -> Table {
+pub(super) fn gate(family: Family, pattern: &str) -> Table {
     let Family { name, icmp, errors } = family;
-    let mark = format!("meta mark & {mark_bit:#010x} != 0 accept");
+    // The hardware address, without the condition on the kind of link that `ether daddr` brings.
+    let permitted = format!("@ll,0,32 {:#010x} accept", u32::from_be_bytes(PERMIT));
     let forward = vec![
         Rule::told(
             format!("{errors} iifname \"{pattern}\" ct state != related drop"),
             "errors about no known connection",
         ),
-        Rule::told(&mark, "accepted by a qube's rules"),
         Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube"),
+        Rule::told(&permitted, "accepted by a qube's rules"),
         Rule::told(
             "ct state established ct direction reply accept",
             "answers to connections towards a qube",
         ),
         Rule::plain("jump qubes-forward"),
     ];
-    let qubes_forward = vec![
-        Rule::plain(format!("{errors} ct state != related drop")),
-        Rule::plain(mark),
-        Rule::plain(format!("reject with {icmp} type admin-prohibited")),
-    ];
+    let qubes_forward =
+        vec![Rule::plain(format!("{errors} ct state != related drop")), Rule::plain(permitted)];
+    let reject = Rule::plain(format!("reject with {icmp} type admin-prohibited"));
     Table {
         family: name,
         name: GATE,
         comment: "The rules of qubes are not here but in eBPF: run `firewall-agent show`",
         chains: vec![
-            Chain { name: "forward", hook: Some(FORWARD), rules: forward },
-            Chain { name: "qubes-forward", hook: None, rules: qubes_forward },
+            Chain { name: "forward", hook: Some(FORWARD), first: forward, last: Some(reject) },
+            Chain { name: "qubes-forward", hook: None, first: qubes_forward, last: None },
         ],
     }
 }
 
 /// A gate of which every kernel with nf_tables is capable: what comes from a vif goes nowhere.
 pub(super) fn bare(family: Family, pattern: &str) -> Table {
-    let rules = vec![
+    let first = vec![
         Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube"),
         Rule::plain("drop"),
     ];
@@ -82,7 +86,7 @@ pub(super) fn bare(family: Family, pattern: &str) -> Table {
         family: family.name,
         name: GATE,
         comment: "The whole gate is not there (yet): `firewall-agent status` says why",
-        chains: vec![Chain { name: "forward", hook: Some(FORWARD), rules }],
+        chains: vec![Chain { name: "forward", hook: Some(FORWARD), first, last: None }],
     }
 }
 
@@ -99,14 +103,15 @@ pub(super) fn closed(family: Family) -> Table {
         chains: vec![Chain {
             name: "forward",
             hook: Some(FORWARD),
-            rules: vec![Rule::plain("drop")],
+            first: vec![Rule::plain("drop")],
+            last: None,
         }],
     }
 }
 
 /// NAT as mode standalone has it: DNS to the virtual resolvers goes to real ones, what was accepted
 /// leaves under the address of the uplink, and nobody begins a connection towards a client.
-pub(super) fn nat(pattern: &str, mark_bit: u32, redirections: &[(Ipv4Addr, Ipv4Addr)]) -> Table {
+pub(super) fn nat(pattern: &str, redirections: &[(Ipv4Addr, Ipv4Addr)]) -> Table {
     let mut redirect = Vec::new();
     for (virtual_resolver, real) in redirections {
         for protocol in ["udp", "tcp"] {
@@ -128,31 +133,20 @@ pub(super) fn nat(pattern: &str, mark_bit: u32, redirections: &[(Ipv4Addr, Ipv4A
     let forward = vec![
         Rule::told("ct state invalid drop", "cannot be translated, so must not leave"),
         Rule::plain("ct state established,related accept"),
-        Rule::told(format!("oifname \"{pattern}\" drop"), "no new connections towards qubes"),
     ];
-    let translate = vec![Rule::plain(format!(
-        "oifname != \"{pattern}\" meta mark & {mark_bit:#010x} != 0 masquerade"
-    ))];
+    let closed =
+        Rule::told(format!("oifname \"{pattern}\" drop"), "no new connections towards qubes");
+    let translate =
+        Rule::plain(format!("iifname \"{pattern}\" oifname != \"{pattern}\" masquerade"));
+    let chain = |name, hook, first, last| Chain { name, hook: Some(hook), first, last };
     Table {
         family: "inet",
         name: NAT,
         comment: "Loaded by firewall-agent in standalone mode; on Qubes OS `table ip qubes` does this",
         chains: vec![
-            Chain {
-                name: "dnat-dns",
-                hook: Some("type nat hook prerouting priority dstnat; policy accept;"),
-                rules: redirect,
-            },
-            Chain {
-                name: "forward",
-                hook: Some("type filter hook forward priority filter; policy accept;"),
-                rules: forward,
-            },
-            Chain {
-                name: "translate",
-                hook: Some("type nat hook postrouting priority srcnat; policy accept;"),
-                rules: translate,
-            },
+            chain("dnat-dns", DSTNAT, redirect, None),
+            chain("forward", FORWARD_OPEN, forward, Some(closed)),
+            chain("translate", SRCNAT, Vec::new(), Some(translate)),
         ],
     }
 }

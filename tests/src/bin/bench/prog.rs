@@ -148,7 +148,7 @@ impl Case {
         let (prefixes, expected) = match kind {
             Kind::AcceptAll => (0, Outcome::ACCEPTED),
             Kind::Prefixes(prefixes) => (prefixes, Outcome::ACCEPTED),
-            Kind::Denied(prefixes) => (prefixes, Outcome::UNMARKED),
+            Kind::Denied(prefixes) => (prefixes, Outcome::NOT_PERMITTED),
         };
         let mut known = Surroundings::default();
         let (default_accept, rules) = (kind == Kind::AcceptAll, Vec::new());

@@ -1,0 +1,207 @@
+//! What of a table that was loaded is not as it should be, and the text that mends it.
+//! Never touches a rule that others added, nor says what such a rule does.
+//!
+//! A rule of nftables cannot be changed, only replaced, and each of ours has its seal in its
+//! comment. So what is to be there is compared by seals, in their order.
+
+use super::listed::{Listed, Rule};
+use super::table::{Chain, Table};
+
+/// How a chain is found.
+struct Found<'a> {
+    chain: &'a Chain,
+    /// All of its rules in their order.
+    rules: Vec<&'a Rule>,
+}
+
+impl<'a> Found<'a> {
+    fn of(listed: &'a Listed, chain: &'a Chain) -> Self {
+        let rules = listed.rules.iter().filter(|rule| rule.chain == chain.name).collect();
+        Self { chain, rules }
+    }
+
+    fn own(&self) -> impl Iterator<Item = &'a Rule> {
+        self.rules.iter().copied().filter(|rule| rule.seal().is_some())
+    }
+
+    fn difference(&self) -> Option<String> {
+        let name = self.chain.name;
+        let wanted: Vec<String> = self.chain.rules().map(|rule| rule.seal()).collect();
+        let found: Vec<&str> = self.own().filter_map(Rule::seal).collect();
+        let there = wanted.iter().filter(|seal| found.contains(&seal.as_str())).count();
+        if there < wanted.len() {
+            return Some(format!("the chain `{name}` has {there} of its {} rules", wanted.len()));
+        }
+        if found != wanted {
+            return Some(format!("the chain `{name}` has its rules in another order, or too many"));
+        }
+        let is_closed = self.chain.last.is_none() || self.rules.last()?.seal().is_some();
+        (!is_closed).then(|| format!("the chain `{name}` has rules behind its last one"))
+    }
+
+    /// Text that takes our rules away and puts them where they belong: in front of what others
+    /// appended, behind what others put in front, and the last one at the end.
+    fn mending(&self, table: &str) -> String {
+        let name = self.chain.name;
+        let mut text: String = self
+            .own()
+            .map(|rule| format!("delete rule {table} {name} handle {}\n", rule.handle))
+            .collect();
+        let first_own = self.rules.iter().position(|rule| rule.seal().is_some()).unwrap_or(0);
+        let in_front = first_own.checked_sub(1).and_then(|at| self.rules.get(at));
+        let place = match in_front {
+            Some(rule) => format!("add rule {table} {name} handle {}", rule.handle),
+            None => format!("insert rule {table} {name}"),
+        };
+        // Each comes in front of those before it.
+        text.extend(self.chain.first.iter().rev().map(|rule| format!("{place} {rule}\n")));
+        text.extend(self.chain.last.iter().map(|rule| format!("add rule {table} {name} {rule}\n")));
+        text
+    }
+}
+
+/// What somebody changed of a table that was loaded; `None` if all of it is there.
+pub(super) fn difference(wanted: &Table, listed: &Listed) -> Option<String> {
+    if listed.is_asleep {
+        return Some("the table is dormant".to_owned());
+    }
+    for chain in &wanted.chains {
+        let name = chain.name;
+        let Some(found) = listed.chains.iter().find(|it| it.name == name) else {
+            return Some(format!("there is no chain `{name}`"));
+        };
+        if !found.is_at(chain.hook) {
+            return Some(format!("the chain `{name}` is not at its hook"));
+        }
+        if !found.has_policy(chain.hook) {
+            return Some(format!("the chain `{name}` has another policy"));
+        }
+        let difference = Found::of(listed, chain).difference();
+        if difference.is_some() {
+            return difference;
+        }
+    }
+    None
+}
+
+/// Text that makes a table as it should be, in one transaction. What others added stays, unless the
+/// table has to be made anew.
+pub(super) fn text(wanted: &Table, listed: &Listed) -> String {
+    let found = |chain: &Chain| listed.chains.iter().find(|it| it.name == chain.name);
+    let is_at = |chain: &Chain| found(chain).is_none_or(|found| found.is_at(chain.hook));
+    if listed.is_asleep || !wanted.chains.iter().all(is_at) {
+        return wanted.text();
+    }
+    let table = format!("{} {}", wanted.family, wanted.name);
+    let mut text = String::new();
+    for chain in &wanted.chains {
+        let hook = chain.hook.map(|hook| hook.to_string()).unwrap_or_default();
+        text += &format!("table {table} {{ chain {} {{ {hook} }}; }}\n", chain.name);
+    }
+    let differing = wanted.chains.iter().map(|chain| Found::of(listed, chain));
+    let differing = differing.filter(|found| found.difference().is_some());
+    text.extend(differing.map(|found| found.mending(&table)));
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::listed::Listed;
+    use super::super::rules::{FAMILIES, gate};
+    use super::super::table::Table;
+    use super::{difference, text};
+
+    /// A rule of the chain `forward`: ours by its place among the first ones, or somebody else's.
+    #[derive(Clone, Copy, Debug)]
+    enum It {
+        First(usize),
+        Last,
+        Others,
+    }
+    use It::{First, Last, Others};
+
+    const WHOLE: [It; 6] = [First(0), First(1), First(2), First(3), First(4), Last];
+
+    /// The gate with another chain `forward`, as `nft -j` lists it, with handles from 10 on.
+    fn listed(wanted: &Table, forward: &[It], policy: &str) -> Listed {
+        let [chain, users] = &wanted.chains[..] else { panic!("two chains") };
+        let rule = |chain: &str, handle: usize, seal: &str| {
+            format!(
+                r#", {{"rule": {{"chain": "{chain}", "handle": {handle}, "comment": "{seal}"}}}}"#
+            )
+        };
+        let sealed = |seal: String| format!("firewall-agent {seal}");
+        let comment = |it: &It| match it {
+            First(at) => sealed(chain.first[*at].seal()),
+            Last => sealed(chain.last.as_ref().expect("a last rule").seal()),
+            Others => "mine".to_owned(),
+        };
+        let forward = forward.iter().zip(10..);
+        let forward = forward.map(|(it, handle)| rule("forward", handle, &comment(it)));
+        let users = users.first.iter().zip(30..);
+        let users = users.map(|(it, handle)| rule("qubes-forward", handle, &sealed(it.seal())));
+        let json = format!(
+            r#"{{"nftables": [{{"table": {{"name": "qubes-firewall"}}}},
+            {{"chain": {{"name": "forward", "type": "filter", "hook": "forward", "prio": 0,
+            "policy": "{policy}"}}}}, {{"chain": {{"name": "qubes-forward"}}}}{}]}}"#,
+            forward.chain(users).collect::<String>()
+        );
+        Listed::parse(json.as_bytes()).expect("a table")
+    }
+
+    #[test]
+    fn a_rule_of_ours_that_is_not_in_its_place_is_noticed_and_what_others_add_is_not() {
+        let wanted = gate(FAMILIES[0], "vif*");
+        let check = |name: &str, forward: &[It], policy: &str, expected: Option<&str>| {
+            let found = difference(&wanted, &listed(&wanted, forward, policy));
+            assert_eq!(found.as_deref(), expected, "{name}");
+        };
+        let with = |at: usize, it: It| {
+            let mut rules = WHOLE.to_vec();
+            rules.insert(at, it);
+            rules
+        };
+        check("whole", &WHOLE, "drop", None);
+        check("one in front", &with(0, Others), "drop", None);
+        check("one appended", &with(5, Others), "drop", None);
+        let behind = Some("the chain `forward` has rules behind its last one");
+        check("one behind", &with(6, Others), "drop", behind);
+        let order = Some("the chain `forward` has its rules in another order, or too many");
+        check("one twice", &with(1, First(0)), "drop", order);
+        let mut turned = WHOLE;
+        turned.swap(1, 2);
+        check("another order", &turned, "drop", order);
+        let fewer = Some("the chain `forward` has 5 of its 6 rules");
+        check("without the last", &WHOLE[..5], "drop", fewer);
+        check("without the first", &WHOLE[1..], "drop", fewer);
+        check("empty", &[], "drop", Some("the chain `forward` has 0 of its 6 rules"));
+        check("open", &WHOLE, "accept", Some("the chain `forward` has another policy"));
+    }
+
+    #[test]
+    fn mending_leaves_what_others_added_where_it_was() {
+        let wanted = gate(FAMILIES[0], "vif*");
+        let check = |name: &str, forward: &[It], expected: &[&str]| {
+            let text = text(&wanted, &listed(&wanted, forward, "drop"));
+            let changes = text.lines().filter(|line| line.contains("rule"));
+            let words = changes.map(|line| {
+                let end = if line.contains("handle") { 7 } else { 5 };
+                line.split(' ').take(end).collect::<Vec<_>>().join(" ")
+            });
+            let words: Vec<String> = words.collect();
+            assert_eq!(words, expected, "{name}");
+        };
+        check("whole", &WHOLE, &[]);
+        let insert = "insert rule ip qubes-firewall forward";
+        let add = "add rule ip qubes-firewall forward";
+        let behind: Vec<String> = (11..15)
+            .map(|at| format!("delete rule ip qubes-firewall forward handle {at}"))
+            .collect();
+        let mut expected: Vec<&str> = behind.iter().map(String::as_str).collect();
+        expected.extend(["add rule ip qubes-firewall forward handle 10"; 5]);
+        expected.push(add);
+        let others_around = [Others, First(0), First(1), First(2), First(3), Others];
+        check("two lost, others around", &others_around, &expected);
+        check("flushed", &[Others], &[insert, insert, insert, insert, insert, add]);
+    }
+}
