@@ -135,7 +135,8 @@ abi_type! {
 }
 
 abi_type! {
-    /// Key of the map of flows to the netvm itself: what connection tracking has one entry for.
+    /// Key of the map of flows to the netvm itself, and of the other way of connections that were
+    /// opened towards clients: what connection tracking has one entry for.
     FlowKey: 28 bytes {
         /// Interface index of the vif.
         vif: u32,
@@ -146,7 +147,8 @@ abi_type! {
         port: u16,
         /// UDP or TCP source port, or identifier of an ICMP echo request.
         source_port: u16,
-        /// Number of the protocol as IANA assigns it; 256 is added for IPv6.
+        /// Number of the protocol as IANA assigns it; 256 is added for IPv6, and 512 for a
+        /// connection that was opened towards a client.
         protocol: u32,
     }
 }
@@ -331,6 +333,12 @@ pub const PERMIT: [u8; 4] = [0x0e, b'Q', b'E', b'F'];
 
 /// The bit of `skb->tc_index` that says that the other bits are a stamp.
 pub const STAMPED: u32 = 1 << 15;
+/// What `skb->priority` is while the first packet of a connection leaves towards a client: nftables
+/// writes it, and the program `to_client` reads it and writes 0. The lowest bits are those of
+/// ordinary traffic (`TC_PRIO_BESTEFFORT`, uapi/linux/pkt_sched.h), and no qdisc has the upper half
+/// for its handle.
+pub const OPENING: u32 = 0x0e51_4600;
+
 /// How many stamps there are, of which 0 is none. With [`STAMPED`], a stamp takes the 16 bits of
 /// `skb->tc_index` (include/linux/skbuff.h).
 pub const MAX_STAMPS: usize = 1 << 15;

@@ -112,6 +112,15 @@ fn judged(tables: &impl Tables, client: &Client, answer: &Segment) -> Decision {
     decision
 }
 
+/// What becomes of a packet that goes the other way of a connection towards its client.
+#[inline(always)]
+pub fn answer_from(tables: &impl Tables, vif: u32, packet: &Packet) -> Decision {
+    match tables.client(&ClientKey { vif, address: packet.source }) {
+        Some(client) => Decision::on(&client, Verdict::Pass, Reason::Answer),
+        None => Decision::stray(Verdict::Drop, Reason::UnknownSource),
+    }
+}
+
 /// Whether what a client's policy denies passes for now.
 #[inline(always)]
 fn is_audited(tables: &impl Tables, client: &Client) -> bool {

@@ -92,6 +92,9 @@ reasons! {
     Arp = "arp",
     /// For the netvm itself, or multicast or broadcast; the kernel's input rules judge.
     Local = "local",
+    /// Denied, but it goes the other way of a connection that was opened towards the client; the gate
+    /// forwards it if connection tracking knows that connection, and rejects it otherwise.
+    Answer = "answer",
     /// A later fragment, right behind the one before it; it is forwarded inside the datagram
     /// whose first fragment was judged, because connection tracking reassembles in front of
     /// the gate.
@@ -240,6 +243,26 @@ impl Decision {
     #[inline(always)]
     pub const fn audited(self, until: u32) -> Self {
         Self { verdict: Verdict::Audit, until, ..self }
+    }
+
+    /// Whether rules deny the packet, whatever becomes of it. Rules are about what a client opens
+    /// itself, so an answer of the client is told apart ([`Reason::Answer`]).
+    #[inline(always)]
+    pub const fn is_denial(&self) -> bool {
+        match self.reason {
+            Reason::Rule | Reason::Default | Reason::Blocked => {
+                !matches!(self.verdict, Verdict::Accept)
+            }
+            _ => false,
+        }
+    }
+
+    /// The decision about a denied packet that goes the other way of a connection towards its
+    /// client: connection tracking has the last word.
+    #[inline(always)]
+    pub const fn answering(self) -> Self {
+        let (verdict, reason) = (Verdict::Pass, Reason::Answer);
+        Self { verdict, reason, rule: DEFAULT_RULE, until: 0, ..self }
     }
 
     /// Index of the counter that counts this packet, in the map of counters.

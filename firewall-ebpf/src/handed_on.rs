@@ -46,6 +46,8 @@ pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
         Verdict::Accept | Verdict::Audit => true,
         // Later fragments belong to a datagram whose first one was here.
         Verdict::Pass if fragment.is_later() => true,
+        // Connection tracking has its flow already, or the gate rejects it.
+        Verdict::Pass if decision.reason == Reason::Answer => true,
         Verdict::Pass if decision.reason == Reason::Arp => notice(vif, coarse()),
         Verdict::Pass if packet.is_neighbour_discovery() => notice(vif, coarse()),
         Verdict::Pass => flow(vif, packet, coarse()),

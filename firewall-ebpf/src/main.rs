@@ -6,6 +6,7 @@
 // The macros make public functions beside the documented ones.
 #![allow(missing_docs)]
 
+mod answers;
 mod budget;
 mod cache;
 mod clock;
@@ -36,6 +37,8 @@ use crate::xdp::Buffer;
 
 /// Not a verdict: the packet is one that [`rare`] judges.
 const RARE: i32 = i32::MAX;
+/// Not a verdict: the packet is one that [`answer`] hands on.
+const ANSWER: i32 = i32::MAX - 1;
 
 /// tcx or clsact ingress of a vif: every packet that a client sends.
 ///
@@ -45,6 +48,7 @@ const RARE: i32 = i32::MAX;
 pub fn from_client(context: TcContext) -> i32 {
     match common(context.skb.skb) {
         RARE => rare(context.skb.skb),
+        ANSWER => answer(context.skb.skb),
         action => action,
     }
 }
@@ -59,13 +63,32 @@ fn common(skb: *mut __sk_buff) -> i32 {
     };
     let frame = Ok(Frame::Ip(packet));
     let tables = KernelMaps::<true>::now();
-    let decision = policy::decide(&tables, skb.arrival().interface, &frame);
+    let vif = skb.arrival().interface;
+    let decision = policy::decide(&tables, vif, &frame);
     if decision.verdict == Verdict::Pass {
         return RARE;
+    }
+    if decision.is_denial() && answers::is_answer(vif, &packet) {
+        return ANSWER;
     }
     let now = budget::time_of(&decision);
     let decision = report::over_budget(skb.arrival(), budget::limit(decision, now));
     report::report(skb.arrival(), &frame, &decision, now);
+    skb.obey(&decision)
+}
+
+/// Hands on a plain packet that was denied and goes the other way of a connection towards the
+/// client.
+#[inline(never)]
+fn answer(skb: *mut __sk_buff) -> i32 {
+    let context = TcContext::new(skb);
+    let skb = Skb::<true>::new(&context);
+    let Some(packet) = packet::parse_plain(&skb) else {
+        return TC_ACT_SHOT;
+    };
+    let decision =
+        policy::answer_from(&KernelMaps::<true>::now(), skb.arrival().interface, &packet);
+    report::report(skb.arrival(), &Ok(Frame::Ip(packet)), &decision, budget::time_of(&decision));
     skb.obey(&decision)
 }
 
@@ -110,6 +133,10 @@ unsafe extern "C" fn decide(reading: *mut Reading) -> i32 {
     let arrival = reading.arrival();
     let tables = KernelMaps::<false>::now();
     let decision = policy::decide(&tables, arrival.interface, &reading.frame());
+    let decision = match decision.is_denial() {
+        true if answers::is_answer(arrival.interface, &reading.packet()) => decision.answering(),
+        _ => decision,
+    };
     let now = budget::time_of(&decision);
     reading.decide(&report::over_budget(&arrival, budget::limit(decision, now)));
     0
@@ -161,14 +188,26 @@ pub fn from_client_early(context: XdpContext) -> u32 {
     };
     let frame = Ok(Frame::Ip(packet));
     let tables = KernelMaps::<false>::now();
-    let decision = policy::decide(&tables, buffer.arrival().interface, &frame);
+    let vif = buffer.arrival().interface;
+    let decision = policy::decide(&tables, vif, &frame);
     let now = budget::time_of(&decision);
-    let decision = report::over_budget(buffer.arrival(), budget::look(decision, now));
-    if decision.verdict != Verdict::Drop {
+    let limited = budget::look(decision, now);
+    if limited.decision.verdict != Verdict::Drop {
         return XDP_PASS;
     }
+    if limited.decision.is_denial() && answers::is_answer(vif, &packet) {
+        return XDP_PASS;
+    }
+    let decision = report::over_budget(buffer.arrival(), limited);
     report::report(buffer.arrival(), &frame, &decision, now);
     XDP_DROP
+}
+
+/// tcx or clsact egress of a vif: notes connections that are opened towards its clients.
+#[classifier]
+pub fn to_client(context: TcContext) -> i32 {
+    answers::note(&context);
+    TC_ACT_UNSPEC
 }
 
 /// tcx or clsact ingress of every other interface: nobody else has a client's address.

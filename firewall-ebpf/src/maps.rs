@@ -159,8 +159,9 @@ pub struct PassBudget {
 #[btf_map]
 pub static PASS_BUDGETS: Array<PassBudget, MAX_BUDGETS> = Array::new();
 
-/// When a flow to the netvm itself was paid for, in nanoseconds of the coarse clock; the least
-/// recently used goes first. What limits the packets that are handed on writes and reads.
+/// When a flow to the netvm itself was paid for, or a connection towards a client was opened, in
+/// nanoseconds of the coarse clock; the least recently used goes first. What limits the packets that
+/// are handed on writes and reads, and so does what knows answers.
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, u64, MAX_FLOWS> = LruHashMap::new();
 

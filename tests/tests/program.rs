@@ -2,6 +2,7 @@
 //! packets made by hand and at random, against the naive oracle. Needs root.
 
 mod program {
+    mod answers;
     mod audit;
     mod common;
     mod early;

@@ -20,6 +20,7 @@ mod rig {
     mod input;
     mod life;
     mod local;
+    mod marks;
     mod memory;
     mod metrics;
     mod monitor;

@@ -35,7 +35,9 @@ fn kind(reason: Reason) -> Kind {
     match reason {
         Reason::Rule | Reason::Default | Reason::OverBudget => Kind::Elsewhere,
         Reason::Audit => Kind::Audited,
-        Reason::Arp | Reason::Local | Reason::Fragment | Reason::IcmpError => Kind::Passed,
+        Reason::Arp | Reason::Local | Reason::Answer | Reason::Fragment | Reason::IcmpError => {
+            Kind::Passed
+        }
         Reason::Blocked
         | Reason::Waiting
         | Reason::UnknownSource

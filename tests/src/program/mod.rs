@@ -18,7 +18,7 @@ use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestR
 use firewall_agent::edges::dataplane::maps::Maps;
 use firewall_agent::edges::dataplane::{Attach, Options, load_object};
 use firewall_agent::edges::sources::rule_files;
-use firewall_common::abi::{Counter, DropRecord, PERMIT};
+use firewall_common::abi::{Counter, DropRecord, OPENING, PERMIT};
 use firewall_common::fragments::Datagrams;
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
@@ -40,6 +40,7 @@ pub const VIF: u32 = 1;
 /// Size of the kernel's `struct __sk_buff` and offsets in it (uapi/linux/bpf.h).
 const CONTEXT: usize = 192;
 const CONTEXT_MARK: usize = 8;
+const CONTEXT_PRIORITY: usize = 32;
 const CONTEXT_GSO_SEGMENTS: usize = 164;
 /// The packet's mark in these tests, which is others' business.
 const MARK: u32 = 0x1000_ca6c;
@@ -110,7 +111,7 @@ impl Program {
         let maps = Maps::new(&mut ebpf)?;
         let records = RingBuf::try_from(ebpf.take_map("RECORDS").context("no RECORDS")?)?;
         let mut program = Self { ebpf, maps, records, datagrams };
-        for name in ["from_client", "from_uplink", "to_uplink", "baseline"] {
+        for name in ["from_client", "to_client", "from_uplink", "to_uplink", "baseline"] {
             program.classifier(name)?.load()?;
         }
         program.early()?.load()?;
@@ -165,6 +166,25 @@ impl Program {
     pub fn send_through(&mut self, program: &str, frame: &[u8]) -> Result<Outcome> {
         let program = self.ebpf.program(program).context("no such program")?;
         Sender(program.try_into()?).send(frame, 0)
+    }
+
+    /// Sends one frame through the program of what leaves by the vif, as the first one of a
+    /// connection or as a later one.
+    pub fn leave(&mut self, frame: &[u8], is_first: bool) -> Result<()> {
+        let priority = if is_first { OPENING } else { 0 };
+        let mut context = [0; CONTEXT];
+        context[CONTEXT_PRIORITY..][..4].copy_from_slice(&priority.to_ne_bytes());
+        let mut after = [0xff; CONTEXT];
+        let options = TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ctx_out: Some(&mut after),
+            ..TestRunOptions::new()
+        };
+        let result = self.classifier("to_client")?.test_run(options)?;
+        ensure!(result.return_value.cast_signed() == -1, "return code {}", result.return_value);
+        ensure!(after[CONTEXT_PRIORITY..][..4] == [0; 4], "the priority stays");
+        Ok(())
     }
 
     /// Sends one frame to the XDP stage, and returns whether that drops it.

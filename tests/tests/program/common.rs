@@ -88,6 +88,7 @@ pub fn reason_without_client(reason: Reason) -> bool {
         | Reason::Blocked
         | Reason::Waiting
         | Reason::Local
+        | Reason::Answer
         | Reason::Fragment
         | Reason::StrayFragment
         | Reason::TooManyFragments
@@ -121,6 +122,11 @@ pub fn reason_without_client(reason: Reason) -> bool {
 pub fn is_untold(reason: Reason) -> bool {
     matches!(
         reason,
-        Reason::Arp | Reason::Local | Reason::Fragment | Reason::IcmpError | Reason::LinkLocal
+        Reason::Arp
+            | Reason::Local
+            | Reason::Answer
+            | Reason::Fragment
+            | Reason::IcmpError
+            | Reason::LinkLocal
     )
 }

@@ -193,7 +193,7 @@ fn every_reason_is_tested() -> Result<()> {
         let elsewhere = match reason {
             Reason::Rule | Reason::Default => "kernel_and_oracle_agree_on_random_packets",
             Reason::Blocked | Reason::Waiting => "a_client_without_usable_rules_sends_nothing",
-            Reason::Arp | Reason::Local => "what_is_the_kernels_is_handed_on_without_the_mark",
+            Reason::Arp | Reason::Local => "what_is_the_kernels_is_handed_on_without_the_permit",
             Reason::OverBudget => "denied_packets_over_the_budget_are_dropped_and_counted",
             Reason::Audit => "an_audited_clients_denied_packets_pass_and_are_counted_until_its_end",
             Reason::ConnectedSource | Reason::ConnectedDestination => {
@@ -207,6 +207,7 @@ fn every_reason_is_tested() -> Result<()> {
             Reason::IcmpError | Reason::ForeignError => {
                 "an_icmp_error_passes_only_if_it_quotes_a_packet_to_its_sender"
             }
+            Reason::Answer => "what_answers_a_connection_towards_a_client_is_not_denied",
             Reason::Settling => "an_icmp_error_is_dropped_while_its_connection_may_have_to_end",
             Reason::TooMany => "what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices",
             Reason::Outdated => "what_waited_for_a_neighbour_does_not_leave_after_a_rule_change",

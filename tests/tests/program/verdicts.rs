@@ -15,7 +15,7 @@ use firewall_tests::program::{Outcome, Program, VIF, proved};
 use super::common::*;
 
 #[test]
-fn what_is_the_kernels_is_handed_on_without_the_mark() -> Result<()> {
+fn what_is_the_kernels_is_handed_on_without_the_permit() -> Result<()> {
     let mut program = program_with(&rules(&[Rule::all(true)]))?;
     let own4 = Ipv4Addr::new(10, 137, 0, 1);
     let own6: Ipv6Addr = "fd09:24ef:4179::1".parse()?;

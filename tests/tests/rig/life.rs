@@ -86,11 +86,15 @@ fn attached_programs(world: &World) -> Result<usize> {
     })
 }
 
+/// What nftables has in force, whichever table was made first.
 pub fn list_ruleset(rig: &Rig) -> Result<String> {
     let mut nft = Command::new("nft");
     nft.args(["list", "ruleset"]).stdout(std::process::Stdio::piped());
     let output = rig.netvm().spawn(&mut nft)?.wait_with_output()?;
-    Ok(String::from_utf8(output.stdout)?)
+    let listed = String::from_utf8(output.stdout)?;
+    let mut tables: Vec<&str> = listed.split_inclusive("\n}\n").collect();
+    tables.sort_unstable();
+    Ok(tables.concat())
 }
 
 #[test]

@@ -48,6 +48,10 @@ fn firewall(it: &Explained) -> String {
         Some(number) => format!("rule {number:04}"),
         None => reason.name().to_owned(),
     };
+    let is_answer = verdict == Verdict::Reject && it.outcome == Outcome::Forwarded;
+    if is_answer {
+        return "hands it on without the permit, as an answer; counted as answer".to_owned();
+    }
     let policy = match generation {
         0 => String::new(),
         generation => format!(", generation {generation}"),

@@ -42,6 +42,9 @@ pub(super) fn why(it: &Explained) -> String {
         Reason::Local => "It is for the netvm's own address, or multicast or broadcast: the \
                           netvm's input rules decide, and no rule of the client."
             .to_owned(),
+        Reason::Answer => "Because it answers a connection that was opened towards the client: \
+                           connection tracking knows whether there is one."
+            .to_owned(),
         Reason::Fragment => "It has no ports. It passes right behind the other fragments of its \
                              datagram, if the first one did: explain that one."
             .to_owned(),
@@ -122,6 +125,7 @@ fn meaning(reason: Reason) -> &'static str {
         | Reason::Waiting
         | Reason::Arp
         | Reason::Local
+        | Reason::Answer
         | Reason::Fragment
         | Reason::IcmpError
         | Reason::UnknownSource

@@ -26,6 +26,8 @@ use firewall_core::told::status;
 pub(super) enum Program {
     /// Ingress of a vif.
     FromClient,
+    /// Egress of a vif.
+    ToClient,
     /// Ingress of any other link.
     FromUplink,
     /// Egress of any other link.
@@ -33,13 +35,15 @@ pub(super) enum Program {
 }
 
 impl Program {
-    pub(super) const ALL: [Self; 3] = [Self::FromClient, Self::FromUplink, Self::ToUplink];
-    const OF_VIF: [Self; 1] = [Self::FromClient];
+    pub(super) const ALL: [Self; 4] =
+        [Self::FromClient, Self::ToClient, Self::FromUplink, Self::ToUplink];
+    const OF_VIF: [Self; 2] = [Self::FromClient, Self::ToClient];
     const OF_UPLINK: [Self; 2] = [Self::FromUplink, Self::ToUplink];
 
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::FromClient => "from_client",
+            Self::ToClient => "to_client",
             Self::FromUplink => "from_uplink",
             Self::ToUplink => "to_uplink",
         }
@@ -48,7 +52,7 @@ impl Program {
     pub(super) fn direction(self) -> TcAttachType {
         match self {
             Self::FromClient | Self::FromUplink => TcAttachType::Ingress,
-            Self::ToUplink => TcAttachType::Egress,
+            Self::ToClient | Self::ToUplink => TcAttachType::Egress,
         }
     }
 

@@ -124,7 +124,8 @@ mod tests {
 
     /// The gate with another chain `forward`, as `nft -j` lists it, with handles from 10 on.
     fn listed(wanted: &Table, forward: &[It], policy: &str) -> Listed {
-        let [chain, users] = &wanted.chains[..] else { panic!("two chains") };
+        let chain_of = |name| wanted.chains.iter().find(|it| it.name == name).expect("a chain");
+        let [chain, users, openings] = ["forward", "qubes-forward", "openings"].map(chain_of);
         let rule = |chain: &str, handle: usize, seal: &str| {
             format!(
                 r#", {{"rule": {{"chain": "{chain}", "handle": {handle}, "comment": "{seal}"}}}}"#
@@ -140,10 +141,12 @@ mod tests {
         let forward = forward.map(|(it, handle)| rule("forward", handle, &comment(it)));
         let users = users.first.iter().zip(30..);
         let users = users.map(|(it, handle)| rule("qubes-forward", handle, &sealed(it.seal())));
+        let opening = rule("openings", 40, &sealed(openings.first[0].seal()));
         let json = format!(
             r#"{{"nftables": [{{"table": {{"name": "qubes-firewall"}}}},
             {{"chain": {{"name": "forward", "type": "filter", "hook": "forward", "prio": 0,
-            "policy": "{policy}"}}}}, {{"chain": {{"name": "qubes-forward"}}}}{}]}}"#,
+            "policy": "{policy}"}}}}, {{"chain": {{"name": "qubes-forward"}}}}, {{"chain": {{"name": "openings",
+            "type": "nat", "hook": "postrouting", "prio": 90, "policy": "accept"}}}}{}{opening}]}}"#,
             forward.chain(users).collect::<String>()
         );
         Listed::parse(json.as_bytes()).expect("a table")

@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use firewall_common::abi::PERMIT;
+use firewall_common::abi::{OPENING, PERMIT};
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 
 use super::table::{Chain, Hook, Rule, Table};
@@ -16,6 +16,7 @@ pub(super) const NAT: &str = "qubes-firewall-nat";
 const FORWARD: Hook = Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
 const FORWARD_OPEN: Hook = Hook { policy: "accept", ..FORWARD };
 const DSTNAT: Hook = Hook { kind: "nat", hook: "prerouting", priority: -100, policy: "accept" };
+const OPENINGS: Hook = Hook { kind: "nat", hook: "postrouting", priority: 90, policy: "accept" };
 const SRCNAT: Hook = Hook { kind: "nat", hook: "postrouting", priority: 100, policy: "accept" };
 
 /// The words of a family of addresses.
@@ -64,6 +65,11 @@ pub(super) fn gate(family: Family, pattern: &str) -> Table {
     ];
     let qubes_forward =
         vec![Rule::plain(format!("{errors} ct state != related drop")), Rule::plain(permitted)];
+    // The kernel comes to chains of this type with the first packet of a connection only.
+    let opening = Rule::told(
+        format!("oifname \"{pattern}\" meta priority set {OPENING:#010x}"),
+        "tells the program of connections towards a qube",
+    );
     let reject = Rule::plain(format!("reject with {icmp} type admin-prohibited"));
     Table {
         family: name,
@@ -72,6 +78,7 @@ pub(super) fn gate(family: Family, pattern: &str) -> Table {
         chains: vec![
             Chain { name: "forward", hook: Some(FORWARD), first: forward, last: Some(reject) },
             Chain { name: "qubes-forward", hook: None, first: qubes_forward, last: None },
+            Chain { name: "openings", hook: Some(OPENINGS), first: vec![opening], last: None },
         ],
     }
 }
