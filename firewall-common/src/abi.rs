@@ -330,6 +330,9 @@ pub const NOTICES_BURST: u64 = 1_000;
 /// also through defragmentation. The address is one of a single machine, administered locally
 /// (IEEE 802, section 8.4), and stands for no maker.
 pub const PERMIT: [u8; 4] = [0x0e, b'Q', b'E', b'F'];
+/// The permit of an ICMP error: it counts only if connection tracking knows the connection that the
+/// error is about.
+pub const PERMIT_RELATED: [u8; 4] = [0x0e, b'Q', b'E', b'G'];
 
 /// The bit of `skb->tc_index` that says that the other bits are a stamp.
 pub const STAMPED: u32 = 1 << 15;

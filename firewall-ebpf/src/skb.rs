@@ -8,7 +8,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
-use firewall_common::abi::{PERMIT, STAMPED};
+use firewall_common::abi::{PERMIT, PERMIT_RELATED, STAMPED};
 use firewall_common::packet::{Head, Receiver, Source};
 use firewall_common::verdict::{Decision, Verdict};
 
@@ -74,18 +74,19 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
     #[inline(always)]
     pub fn obey(&self, decision: &Decision) -> i32 {
         match decision.verdict {
-            Verdict::Accept | Verdict::Audit | Verdict::Related => self.permit(decision.stamp),
+            Verdict::Accept | Verdict::Audit => self.permit(PERMIT, decision.stamp),
+            Verdict::Related => self.permit(PERMIT_RELATED, decision.stamp),
             Verdict::Reject | Verdict::Pass => self.deny(),
             Verdict::Drop => return TC_ACT_SHOT,
         }
         TC_ACT_UNSPEC
     }
 
-    /// Writes the stamp and the permit. Without the permit, the gate rejects.
+    /// Writes the stamp and the permit. Without a permit, the gate rejects.
     #[inline(always)]
-    fn permit(&self, stamp: u32) {
+    fn permit(&self, permit: [u8; PERMIT.len()], stamp: u32) {
         self.stamp(STAMPED | stamp);
-        self.address_to(PERMIT);
+        self.address_to(permit);
     }
 
     /// Takes away a permit that the packet came with: its vif has that hardware address, which an
@@ -93,7 +94,7 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
     #[inline(always)]
     fn deny(&self) {
         self.stamp(0);
-        if self.head(0) == Some(PERMIT) {
+        if matches!(self.head(0), Some(PERMIT | PERMIT_RELATED)) {
             self.address_to([0; PERMIT.len()]);
         }
     }

@@ -18,7 +18,7 @@ use aya::programs::{ProgramFd, ProgramInfo, SchedClassifier, TestRun as _, TestR
 use firewall_agent::edges::dataplane::maps::Maps;
 use firewall_agent::edges::dataplane::{Attach, Options, load_object};
 use firewall_agent::edges::sources::rule_files;
-use firewall_common::abi::{Counter, DropRecord, OPENING, PERMIT};
+use firewall_common::abi::{Counter, DropRecord, OPENING, PERMIT, PERMIT_RELATED};
 use firewall_common::fragments::Datagrams;
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
@@ -63,17 +63,19 @@ pub struct Program {
 pub struct Outcome {
     /// Whether it was handed on.
     pub handed_on: bool,
-    /// Whether it was handed on with the permit.
-    pub permitted: bool,
+    /// The permit with which it was handed on.
+    pub permit: Option<[u8; PERMIT.len()]>,
 }
 
 impl Outcome {
     /// Handed on with the permit.
-    pub const ACCEPTED: Self = Self { handed_on: true, permitted: true };
-    /// Handed on without the permit.
-    pub const NOT_PERMITTED: Self = Self { handed_on: true, permitted: false };
+    pub const ACCEPTED: Self = Self { handed_on: true, permit: Some(PERMIT) };
+    /// Handed on with the permit of ICMP errors.
+    pub const RELATED: Self = Self { handed_on: true, permit: Some(PERMIT_RELATED) };
+    /// Handed on without a permit.
+    pub const NOT_PERMITTED: Self = Self { handed_on: true, permit: None };
     /// Dropped.
-    pub const DROPPED: Self = Self { handed_on: false, permitted: false };
+    pub const DROPPED: Self = Self { handed_on: false, permit: None };
 }
 
 impl Program {
@@ -296,9 +298,9 @@ impl Sender<'_> {
         })?;
         ensure!(after[CONTEXT_MARK..][..4] == MARK.to_ne_bytes(), "the mark is another");
         ensure!(handed[PERMIT.len()..] == frame[PERMIT.len()..], "the packet is another");
-        let permitted = handed.starts_with(&PERMIT);
+        let permit = [PERMIT, PERMIT_RELATED].into_iter().find(|it| handed.starts_with(it));
         match result.return_value.cast_signed() {
-            -1 => Ok(Outcome { handed_on: true, permitted }),
+            -1 => Ok(Outcome { handed_on: true, permit }),
             2 => Ok(Outcome::DROPPED),
             other => anyhow::bail!("unknown return code {other}"),
         }

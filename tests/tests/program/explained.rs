@@ -136,7 +136,8 @@ impl Scene {
         let outcome = self.program.send(frame)?;
         assert_eq!(count(&self.program).packets, before + 1, "{explained:?}: {parsed:?}");
         let expected = match verdict {
-            Verdict::Accept | Verdict::Audit | Verdict::Related => Outcome::ACCEPTED,
+            Verdict::Accept | Verdict::Audit => Outcome::ACCEPTED,
+            Verdict::Related => Outcome::RELATED,
             Verdict::Reject | Verdict::Pass => Outcome::NOT_PERMITTED,
             Verdict::Drop => Outcome::DROPPED,
         };

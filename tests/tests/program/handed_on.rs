@@ -147,7 +147,7 @@ fn foreign() -> Vec<(String, Vec<u8>)> {
 #[track_caller]
 fn check_errors(program: &mut Program) {
     for (name, frame) in honest() {
-        check(program, &name, &frame, Outcome::ACCEPTED, Reason::IcmpError);
+        check(program, &name, &frame, Outcome::RELATED, Reason::IcmpError);
     }
     for (name, frame) in foreign() {
         check(program, &name, &frame, Outcome::DROPPED, Reason::ForeignError);
@@ -189,7 +189,7 @@ fn an_icmp_error_is_dropped_while_its_connection_may_have_to_end() -> Result<()>
         check(&mut program, "settling", &frame, Outcome::DROPPED, reason);
     }
     program.maps.settle(client)?;
-    check(&mut program, "settled", &frame, Outcome::ACCEPTED, Reason::IcmpError);
+    check(&mut program, "settled", &frame, Outcome::RELATED, Reason::IcmpError);
     Ok(())
 }
 

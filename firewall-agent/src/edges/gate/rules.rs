@@ -3,7 +3,7 @@
 
 use std::net::Ipv4Addr;
 
-use firewall_common::abi::{OPENING, PERMIT};
+use firewall_common::abi::{OPENING, PERMIT, PERMIT_RELATED};
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 
 use super::table::{Chain, Hook, Rule, Table};
@@ -25,60 +25,56 @@ pub(super) struct Family {
     pub name: &'static str,
     /// The protocol whose errors answer what is rejected.
     icmp: &'static str,
-    /// Matches what connection tracking takes for errors (`icmp_is_err` in linux/icmp.h,
-    /// `nf_conntrack_icmpv6_error` in net/netfilter/nf_conntrack_proto_icmpv6.c).
-    errors: &'static str,
 }
 
 /// The families that packets of clients have.
-pub(super) const FAMILIES: [Family; 2] = [
-    Family { name: "ip", icmp: "icmp", errors: "meta l4proto icmp icmp type { 3, 4, 5, 11, 12 }" },
-    Family { name: "ip6", icmp: "icmpv6", errors: "meta l4proto icmpv6 icmpv6 type < 128" },
-];
+pub(super) const FAMILIES: [Family; 2] =
+    [Family { name: "ip", icmp: "icmp" }, Family { name: "ip6", icmp: "icmpv6" }];
 
-/// The gate: it forwards what is not from a vif, what has the permit, and answers.
+/// The gate: it forwards what has a permit, what is not from a vif, and answers.
 ///
 /// The well-known names are Qubes': users' scripts use the chains `forward` and `qubes-forward`, so
 /// both judge by the permit, and what users append to either is asked about all that has none,
 /// before it is rejected. No packet gets as far as the policy: the policy is in force later than
 /// the rules ([`closed`]).
 ///
-/// An ICMP error that has the permit is about a packet to its sender; whether there was such a
+/// An ICMP error that has its permit is about a packet to its sender; whether there was such a
 /// packet, connection tracking knows. `established` tells answers from errors: errors are
 /// `related`, in the direction of the packet that met them.
 pub(super) fn gate(family: Family, pattern: &str) -> Table {
-    let Family { name, icmp, errors } = family;
+    let Family { name, icmp } = family;
     // The hardware address, without the condition on the kind of link that `ether daddr` brings.
-    let permitted = format!("@ll,0,32 {:#010x} accept", u32::from_be_bytes(PERMIT));
+    let begins = |permit| format!("@ll,0,32 {:#010x}", u32::from_be_bytes(permit));
+    let permitted = Rule::told(format!("{} accept", begins(PERMIT)), "accepted by a qube's rules");
+    let errors = Rule::told(
+        format!("{} ct state related accept", begins(PERMIT_RELATED)),
+        "errors about a known connection",
+    );
     let forward = vec![
-        Rule::told(
-            format!("{errors} iifname \"{pattern}\" ct state != related drop"),
-            "errors about no known connection",
-        ),
+        permitted.clone(),
         Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube"),
-        Rule::told(&permitted, "accepted by a qube's rules"),
+        errors.clone(),
         Rule::told(
             "ct state established ct direction reply accept",
             "answers to connections towards a qube",
         ),
         Rule::plain("jump qubes-forward"),
     ];
-    let qubes_forward =
-        vec![Rule::plain(format!("{errors} ct state != related drop")), Rule::plain(permitted)];
     // The kernel comes to chains of this type with the first packet of a connection only.
     let opening = Rule::told(
         format!("oifname \"{pattern}\" meta priority set {OPENING:#010x}"),
         "tells the program of connections towards a qube",
     );
     let reject = Rule::plain(format!("reject with {icmp} type admin-prohibited"));
+    let chain = |name, hook, first, last| Chain { name, hook, first, last };
     Table {
         family: name,
         name: GATE,
         comment: "The rules of qubes are not here but in eBPF: run `firewall-agent show`",
         chains: vec![
-            Chain { name: "forward", hook: Some(FORWARD), first: forward, last: Some(reject) },
-            Chain { name: "qubes-forward", hook: None, first: qubes_forward, last: None },
-            Chain { name: "openings", hook: Some(OPENINGS), first: vec![opening], last: None },
+            chain("forward", Some(FORWARD), forward, Some(reject)),
+            chain("qubes-forward", None, vec![permitted, errors], None),
+            chain("openings", Some(OPENINGS), vec![opening], None),
         ],
     }
 }
