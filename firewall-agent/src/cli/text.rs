@@ -99,6 +99,20 @@ pub fn summary(status: &Status) -> String {
     text
 }
 
+/// That an address is no client, and why.
+pub fn nobody(status: &Status, address: IpAddr) -> String {
+    let leads = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
+    let why = match status.vifs.iter().find(|vif| leads(&vif.networks)) {
+        Some(vif) => format!(
+            "a route leads to it behind {}, where only addresses with rules are clients, and it has \
+             none",
+            vif.name
+        ),
+        None => "no vif leads to it, and it has no rules".to_owned(),
+    };
+    format!("{address} is no client: {why}")
+}
+
 fn headline(client: &ClientStatus) -> String {
     let place = client.vif.as_deref().unwrap_or("no vif");
     let state = match client.state {

@@ -145,6 +145,10 @@ pub struct VifStatus {
     pub problem: Option<String>,
     /// Addresses of the clients behind the vif.
     pub addresses: Vec<IpAddr>,
+    /// Networks that routes lead to behind the vif: an address in one of them is a client's if it has
+    /// rules, and is behind no vif by itself.
+    #[schemars(with = "Vec<String>")]
+    pub networks: Vec<IpNet>,
 }
 
 /// What is in force for a client.

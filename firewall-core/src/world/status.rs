@@ -32,7 +32,7 @@ impl World {
         Status {
             schema: SCHEMA,
             agent: self.agent_status(now, readings),
-            vifs: self.links.vif_statuses(),
+            vifs: self.links.vif_statuses(&self.clients.installed().all().collect::<Vec<_>>()),
             clients: wanted.map(|it| self.client_status(it, now, readings)).collect(),
             names: self.naming.statuses(now, |question| self.standings.users(question)),
             strays: counted(&readings.counters.strays),
