@@ -39,12 +39,15 @@ pub struct Links {
     pub locals: BTreeMap<IpAddr, Local>,
     /// All routes but default ones, and those that put an address behind a vif.
     pub routes: Vec<Route>,
+    /// Vifs that are ports of another link, like a bridge: interface index to the name of that link.
+    pub ports: BTreeMap<u32, String>,
 }
 
 impl Links {
-    /// All clients whose address is behind a vif whether it has rules or not.
+    /// All clients whose address is behind a vif whether it has rules or not. Nobody is at home behind
+    /// a port of another link: what comes from there is that link's to the kernel, and to the gate.
     pub fn clients(&self) -> BTreeSet<ClientId> {
-        let vifs = self.vifs.iter();
+        let vifs = self.vifs.iter().filter(|vif| !self.ports.contains_key(&vif.index));
         let clients = vifs.flat_map(|vif| vif.addresses.iter().map(|it| (vif.index, *it)));
         clients.map(|(vif, address)| ClientId { vif, address }).collect()
     }

@@ -58,6 +58,14 @@ pub fn summary(status: &Status) -> String {
         if let Some(problem) = &vif.problem {
             let _ = writeln!(text, "PROBLEM: no program on {}: {problem}", vif.name);
         }
+        if let Some(port_of) = &vif.port_of {
+            let name = &vif.name;
+            let _ = writeln!(
+                text,
+                "PROBLEM: {name} is a port of {port_of}, so nothing of it is forwarded: take it out \
+                 (`ip link set {name} nomaster`), and route to it"
+            );
+        }
     }
     for (uplink, problem) in &agent.unguarded_uplinks {
         let _ =

@@ -108,6 +108,7 @@ impl Watch {
     pub async fn read(&self) -> Result<Links, rtnetlink::Error> {
         let mut vifs: BTreeMap<u32, Vif> = BTreeMap::new();
         let mut uplinks = BTreeMap::new();
+        let mut controllers = BTreeMap::new();
         let mut links = self.handle.link().get().execute();
         while let Some(link) = links.try_next().await? {
             let name = link.attributes.iter().find_map(|attribute| match attribute {
@@ -115,6 +116,10 @@ impl Watch {
                 _ => None,
             });
             let index = link.header.index;
+            controllers.extend(link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Controller(controller) => Some((index, *controller)),
+                _ => None,
+            }));
             match name {
                 Some(name) if self.pattern.matches(&name) => {
                     vifs.insert(index, Vif { index, name, addresses: BTreeSet::new() });
@@ -144,7 +149,8 @@ impl Watch {
         for vif in vifs.values_mut() {
             vif.addresses.retain(|address| !locals.contains_key(address));
         }
-        Ok(Links { vifs: vifs.into_values().collect(), uplinks, locals, routes })
+        let ports = ports(&vifs, &uplinks, controllers);
+        Ok(Links { vifs: vifs.into_values().collect(), uplinks, locals, routes, ports })
     }
 
     async fn read_neighbours(&self, vifs: &mut BTreeMap<u32, Vif>) -> Result<(), rtnetlink::Error> {
@@ -204,6 +210,21 @@ impl Watch {
         }
         Ok(others)
     }
+}
+
+/// The vifs that are ports of another link, with the name of that link.
+fn ports(
+    vifs: &BTreeMap<u32, Vif>,
+    uplinks: &BTreeMap<u32, String>,
+    controllers: BTreeMap<u32, u32>,
+) -> BTreeMap<u32, String> {
+    let name = |index: u32| {
+        let vif = vifs.get(&index).map(|vif| vif.name.clone());
+        // One that came or went between two messages has no name here.
+        vif.or_else(|| uplinks.get(&index).cloned()).unwrap_or_else(|| format!("link {index}"))
+    };
+    let ports = controllers.into_iter().filter(|(index, _)| vifs.contains_key(index));
+    ports.map(|(index, controller)| (index, name(controller))).collect()
 }
 
 /// Where a route of the main table leads, unless it is a default route.

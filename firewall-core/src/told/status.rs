@@ -149,6 +149,9 @@ pub struct VifStatus {
     /// rules, and is behind no vif by itself.
     #[schemars(with = "Vec<String>")]
     pub networks: Vec<IpNet>,
+    /// Name of the link, like a bridge, that the vif is a port of: nobody is at home behind such a
+    /// vif, and nothing of it is forwarded. Nothing if it is none.
+    pub port_of: Option<String>,
 }
 
 /// What is in force for a client.

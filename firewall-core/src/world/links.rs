@@ -31,15 +31,30 @@ pub(super) struct KnownLinks {
     at_home: BTreeSet<ClientId>,
     /// Routes that lead to vifs, and those for a part of the same networks that do not.
     routes: Vec<Route>,
+    /// Vifs that are ports of another link: interface index to the name of that link.
+    ports: BTreeMap<u32, String>,
 }
 
 impl KnownLinks {
-    /// Takes in who is behind vifs, and where routes lead.
-    pub(super) fn place(&mut self, at_home: BTreeSet<ClientId>, mut routes: Vec<Route>) {
-        let to_vifs: Vec<IpNet> =
-            routes.iter().filter(|route| route.vif.is_some()).map(|route| route.network).collect();
-        routes.retain(|route| to_vifs.iter().any(|network| network.contains(&route.network)));
-        (self.at_home, self.routes) = (at_home, routes);
+    /// Takes in who is behind vifs, and where routes lead. Tells of vifs that are ports of another link
+    /// now, or not any more.
+    pub(super) fn place(&mut self, links: &mut Links) -> Vec<Effect> {
+        let told = links.vifs.iter().filter_map(|vif| {
+            let (before, now) = (self.ports.get(&vif.index), links.ports.get(&vif.index));
+            let notice = Notice::Port { vif: vif.name.clone(), of: now.cloned() };
+            (before != now).then_some(Effect::Tell(notice))
+        });
+        let effects = told.collect();
+        self.ports.clone_from(&links.ports);
+        self.at_home = links.clients();
+        self.routes = std::mem::take(&mut links.routes);
+        for route in &mut self.routes {
+            route.vif = route.vif.filter(|vif| !self.ports.contains_key(vif));
+        }
+        let to_vifs = self.routes.iter().filter(|route| route.vif.is_some());
+        let to_vifs: Vec<IpNet> = to_vifs.map(|route| route.network).collect();
+        self.routes.retain(|route| to_vifs.iter().any(|network| network.contains(&route.network)));
+        effects
     }
 
     /// All clients: those behind vifs, and of the networks that routes lead to behind one, the
@@ -214,6 +229,7 @@ impl KnownLinks {
             problem: known.attached.as_ref().and_then(|it| it.as_ref().err()).map(Why::to_string),
             addresses: behind(known.vif.index).collect(),
             networks: networks(known.vif.index).into_iter().collect(),
+            port_of: self.ports.get(&known.vif.index).cloned(),
         });
         vifs.collect()
     }

@@ -235,7 +235,7 @@ impl World {
             self.naming.retry();
             effects.push(effect);
         }
-        self.links.place(links.clients(), std::mem::take(&mut links.routes));
+        effects.extend(self.links.place(&mut links));
         let present = self.links.clients(self.standings.addresses());
         let removed = self.clients.leave(&present, &mut self.retries);
         let has_room = !removed.is_empty();
@@ -393,8 +393,8 @@ impl World {
     }
 
     fn stopping(&mut self, opens: bool) -> Vec<Effect> {
-        let settling = self.count_settling();
-        let told = (!opens && settling > 0).then_some(Effect::Tell(Notice::Unsettled(settling)));
+        let left = Some(self.count_settling()).filter(|settling| !opens && *settling > 0);
+        let told = left.map(|settling| Effect::Tell(Notice::Unsettled(settling)));
         told.into_iter().chain(self.naming.write()).collect()
     }
 }

@@ -3,8 +3,11 @@
 use firewall_agent::cli::text::nobody;
 use firewall_common::abi::Local;
 use firewall_core::client::{Links, Route, Vif, routed_to};
-use firewall_core::events::{Effect, Event};
+use firewall_core::events::{Effect, Event, Notice};
+use firewall_core::time::Moment;
 use firewall_core::told::status::State;
+use firewall_core::told::totals::problems;
+use firewall_core::world::World;
 
 use super::memory::*;
 
@@ -125,12 +128,12 @@ fn an_address_behind_a_route_is_guarded_on_uplinks_and_told_with_its_network() {
     let client = address("10.9.0.7");
     let came = connected(step(&mut world, rules("10.9.0.7", ACCEPT)));
     assert_eq!(came, ["10.9.0.7", "10.137.0.7"]);
-    let vif = &status_at(&world, firewall_core::time::Moment::BOOT).vifs[1];
+    let vif = &status_at(&world, Moment::BOOT).vifs[1];
     assert_eq!(
         (&vif.addresses[..], vif.networks[0].to_string()),
         (&[client][..], "10.9.0.0/24".into())
     );
-    let status = status_at(&world, firewall_core::time::Moment::BOOT);
+    let status = status_at(&world, Moment::BOOT);
     let told = |address_of: &str, why: &str| {
         let said = nobody(&status, address(address_of));
         assert_eq!(said, format!("{address_of} is no client: {why}"));
@@ -143,4 +146,43 @@ fn an_address_behind_a_route_is_guarded_on_uplinks_and_told_with_its_network() {
     told("10.9.1.8", "no vif leads to it, and it has no rules");
     let went = connected(step(&mut world, Event::Rules { client, rules: None }));
     assert_eq!(went, ["10.137.0.7"]);
+}
+
+#[test]
+fn nobody_is_at_home_behind_a_vif_that_is_a_port_of_a_bridge() {
+    let mut world = running();
+    let ports = |ports: &[(u32, &str)]| {
+        let mut links = with_routes(&[("10.9.0.0/24", 0, Some(7))]);
+        links.ports = ports.iter().map(|(vif, of)| (*vif, (*of).to_owned())).collect();
+        Event::Links(links)
+    };
+    let told = |effects: &[Effect]| {
+        let lines = effects.iter().filter_map(|effect| match effect {
+            Effect::Tell(Notice::Port { vif, of }) => Some(format!("{vif} {of:?}")),
+            _ => None,
+        });
+        lines.collect::<Vec<_>>()
+    };
+    let problem = |world: &World| {
+        let status = status_at(world, Moment::BOOT);
+        (status.vifs[0].port_of.clone(), problems(&status))
+    };
+    step(&mut world, ports(&[]));
+    check(&mut world, rules("10.137.0.7", ACCEPT), &["policy 7 10.137.0.7"]);
+    check(&mut world, rules("10.9.0.7", ACCEPT), &["policy 7 10.9.0.7"]);
+    assert_eq!(problem(&world), (None, 0));
+    let effects = step(&mut world, ports(&[(7, "br0")]));
+    assert_eq!(short(&effects), ["remove 7 10.9.0.7", "remove 7 10.137.0.7"]);
+    assert_eq!(told(&effects), ["vif7.0 Some(\"br0\")"]);
+    assert_eq!(problem(&world), (Some("br0".to_owned()), 1));
+    // It stays so, whatever else happens.
+    assert_eq!(told(&step(&mut world, ports(&[(7, "br0")]))), [""; 0]);
+    check(&mut world, rules("10.137.0.7", DROP), &[]);
+    check(&mut world, rules("10.9.0.7", DROP), &[]);
+    // Another vif is not touched.
+    check(&mut world, ports(&[(7, "br0"), (8, "br0")]), &[]);
+    let effects = step(&mut world, ports(&[]));
+    assert_eq!(short(&effects), ["policy 7 10.9.0.7", "policy 7 10.137.0.7"]);
+    assert_eq!(told(&effects), ["vif7.0 None", "vif8.0 None"]);
+    assert_eq!(problem(&world), (None, 0));
 }
