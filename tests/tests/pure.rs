@@ -19,6 +19,7 @@ mod pure {
     mod parts;
     mod policies;
     mod retries;
+    mod routed;
     mod rules;
     mod settling;
     mod stage;

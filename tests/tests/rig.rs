@@ -4,6 +4,7 @@
 mod rig {
     mod answers;
     mod audit;
+    mod bridged;
     mod clients;
     mod closed;
     mod cutting;

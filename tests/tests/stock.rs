@@ -216,6 +216,7 @@ const SERVER6: &str = "2001:db8:1::7";
 const TO_SERVER4: &str = "left from 192.0.2.2 to 198.51.100.7";
 const TO_SERVER6: &str = "left from 2001:db8:ffff::2 to 2001:db8:1::7";
 const TO_RESOLVER: &str = "left from 192.0.2.2 to 192.168.1.1";
+const TO_RESOLVER2: &str = "left from 192.0.2.2 to 198.51.100.2";
 
 #[test]
 fn each_named_difference_really_occurs() -> Result<()> {
@@ -228,6 +229,7 @@ fn each_named_difference_really_occurs() -> Result<()> {
     };
     // qubes-issues 8765: who blocks the LAN does not mean to lose DNS.
     resolver(&["drop 192.168.0.0/16", "accept"], [TO_RESOLVER, PROHIBITED4])?;
+    resolver(&["drop 10.0.0.0/8 udp 53", "accept"], [PROHIBITED4, TO_RESOLVER])?;
     resolver(&["drop dns 192.168.1.1/32", "accept 192.168.1.1/32"], [TO_RESOLVER, PROHIBITED4])?;
     resolver(&["accept 10.139.1.1/32"], [TO_RESOLVER, PROHIBITED4])?;
     resolver(&["drop 10.139.1.1/32", "accept"], [PROHIBITED4, TO_RESOLVER])?;
@@ -310,6 +312,12 @@ fn what_both_do_alike_is_alike() -> Result<()> {
         alike(&rules, "10.139.1.1", dns, plain.clone(), TO_RESOLVER)?;
         alike(&rules, "192.168.1.1", dns, plain.clone(), TO_RESOLVER)?;
     }
+    // Whoever drops the network of the virtual resolvers does not drop DNS.
+    for lan in ["drop 10.0.0.0/8", "drop 10.139.1.0/24", "drop udp 10.128.0.0/9"] {
+        alike(&[lan, "accept"], "10.139.1.1", dns, plain.clone(), TO_RESOLVER)?;
+        alike(&[lan, "accept"], "10.139.1.2", dns, plain.clone(), TO_RESOLVER2)?;
+    }
+    alike(&["drop 0.0.0.0/0", "accept"], "10.139.1.1", dns, plain.clone(), PROHIBITED4)?;
     alike(&["accept dns tcp"], "10.139.1.1", dns, plain.clone(), PROHIBITED4)?;
     // One fragment, even the only one, is put together before rules see it.
     let atomic = Shape::Headers(vec![FRAGMENT]);

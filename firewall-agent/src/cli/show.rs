@@ -39,8 +39,9 @@ pub fn show(show: &Show) -> Result<ExitCode> {
     let request = client.map_or(Request::Status, |client| Request::Show { client });
     answer(ask, &request, Some(show), |status| match client {
         Some(client) if status.clients.is_empty() => format!(
-            "{client} is no client: no vif leads to it, and it has no rules.\n\
-             A qube's address is in its settings; `firewall-agent show` lists all clients.\n"
+            "{}.\n\
+             A qube's address is in its settings; `firewall-agent show` lists all clients.\n",
+            text::nobody(status, *client)
         ),
         _ => {
             let colours = Colours::of_stdout();

@@ -58,6 +58,14 @@ pub fn summary(status: &Status) -> String {
         if let Some(problem) = &vif.problem {
             let _ = writeln!(text, "PROBLEM: no program on {}: {problem}", vif.name);
         }
+        if let Some(port_of) = &vif.port_of {
+            let name = &vif.name;
+            let _ = writeln!(
+                text,
+                "PROBLEM: {name} is a port of {port_of}, so nothing of it is forwarded: take it out \
+                 (`ip link set {name} nomaster`), and route to it"
+            );
+        }
     }
     for (uplink, problem) in &agent.unguarded_uplinks {
         let _ =
@@ -97,6 +105,20 @@ pub fn summary(status: &Status) -> String {
         }
     }
     text
+}
+
+/// That an address is no client, and why.
+pub fn nobody(status: &Status, address: IpAddr) -> String {
+    let leads = |networks: &[IpNet]| networks.iter().any(|network| network.contains(&address));
+    let why = match status.vifs.iter().find(|vif| leads(&vif.networks)) {
+        Some(vif) => format!(
+            "a route leads to it behind {}, where only addresses with rules are clients, and it has \
+             none",
+            vif.name
+        ),
+        None => "no vif leads to it, and it has no rules".to_owned(),
+    };
+    format!("{address} is no client: {why}")
 }
 
 fn headline(client: &ClientStatus) -> String {

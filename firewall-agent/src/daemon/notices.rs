@@ -50,6 +50,13 @@ pub(super) fn log(notice: &Notice) {
             info!(from, to, "renamed, and a vif by that name");
         }
         Notice::Renamed { from, to, .. } => info!(from, to, "renamed"),
+        Notice::Port { vif, of: Some(of) } => {
+            error!(
+                vif,
+                of, "a port of another link: nobody is at home there, nothing is forwarded"
+            );
+        }
+        Notice::Port { vif, of: None } => info!(vif, "no port of another link any more"),
         Notice::Source(Some(why)) => error!(why, "no rules can be read; those in force stay"),
         Notice::Source(None) => info!("rules can be read again"),
         Notice::Name { question: Question { name, family }, added, gone } => {

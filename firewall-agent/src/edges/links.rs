@@ -24,7 +24,8 @@ use rtnetlink::{Handle, MulticastGroup, RouteMessageBuilder};
 use thiserror::Error;
 
 use crate::edges::wait::pace::Changes;
-use firewall_core::client::{Links, Vif};
+use firewall_core::client::{Links, Route, Vif, may_be_client};
+use ipnet::IpNet;
 
 /// Which links are vifs: a name, or the beginning of names with a `*` behind it, as
 /// nftables writes it.
@@ -107,6 +108,7 @@ impl Watch {
     pub async fn read(&self) -> Result<Links, rtnetlink::Error> {
         let mut vifs: BTreeMap<u32, Vif> = BTreeMap::new();
         let mut uplinks = BTreeMap::new();
+        let mut controllers = BTreeMap::new();
         let mut links = self.handle.link().get().execute();
         while let Some(link) = links.try_next().await? {
             let name = link.attributes.iter().find_map(|attribute| match attribute {
@@ -114,6 +116,10 @@ impl Watch {
                 _ => None,
             });
             let index = link.header.index;
+            controllers.extend(link.attributes.iter().find_map(|attribute| match attribute {
+                LinkAttribute::Controller(controller) => Some((index, *controller)),
+                _ => None,
+            }));
             match name {
                 Some(name) if self.pattern.matches(&name) => {
                     vifs.insert(index, Vif { index, name, addresses: BTreeSet::new() });
@@ -139,11 +145,12 @@ impl Watch {
             locals.extend(own.map(|address| (address, Local::One)));
         }
         self.read_neighbours(&mut vifs).await?;
-        self.read_routes(&mut vifs, &mut locals).await?;
+        let routes = self.read_routes(&mut vifs, &mut locals).await?;
         for vif in vifs.values_mut() {
             vif.addresses.retain(|address| !locals.contains_key(address));
         }
-        Ok(Links { vifs: vifs.into_values().collect(), uplinks, locals })
+        let ports = ports(&vifs, &uplinks, controllers);
+        Ok(Links { vifs: vifs.into_values().collect(), uplinks, locals, routes, ports })
     }
 
     async fn read_neighbours(&self, vifs: &mut BTreeMap<u32, Vif>) -> Result<(), rtnetlink::Error> {
@@ -168,11 +175,13 @@ impl Watch {
 
     /// Host routes to clients, and what the kernel takes for its own beside its addresses: the
     /// broadcast addresses of networks, and of IPv6 networks the anycast address of all routers.
+    /// Returns the other routes.
     async fn read_routes(
         &self,
         vifs: &mut BTreeMap<u32, Vif>,
         locals: &mut BTreeMap<IpAddr, Local>,
-    ) -> Result<(), rtnetlink::Error> {
+    ) -> Result<Vec<Route>, rtnetlink::Error> {
+        let mut others = Vec::new();
         let families = [
             RouteMessageBuilder::<std::net::Ipv4Addr>::new().build(),
             RouteMessageBuilder::<std::net::Ipv6Addr>::new().build(),
@@ -181,6 +190,9 @@ impl Watch {
             let mut routes = Box::pin(self.handle.route().get(family).execute());
             while let Some(route) = routes.try_next().await? {
                 let (interface, address) = host_route(&route);
+                if !(route.header.kind == RouteType::Unicast && address.is_some()) {
+                    others.extend(network_route(&route, vifs));
+                }
                 match route.header.kind {
                     RouteType::Unicast => add(vifs, interface, address),
                     RouteType::Local => {
@@ -196,8 +208,53 @@ impl Watch {
                 }
             }
         }
-        Ok(())
+        Ok(others)
     }
+}
+
+/// The vifs that are ports of another link, with the name of that link.
+fn ports(
+    vifs: &BTreeMap<u32, Vif>,
+    uplinks: &BTreeMap<u32, String>,
+    controllers: BTreeMap<u32, u32>,
+) -> BTreeMap<u32, String> {
+    let name = |index: u32| {
+        let vif = vifs.get(&index).map(|vif| vif.name.clone());
+        // One that came or went between two messages has no name here.
+        vif.or_else(|| uplinks.get(&index).cloned()).unwrap_or_else(|| format!("link {index}"))
+    };
+    let ports = controllers.into_iter().filter(|(index, _)| vifs.contains_key(index));
+    ports.map(|(index, controller)| (index, name(controller))).collect()
+}
+
+/// Where a route of the main table leads, unless it is a default route.
+fn network_route(route: &RouteMessage, vifs: &BTreeMap<u32, Vif>) -> Option<Route> {
+    let header = &route.header;
+    let length = header.destination_prefix_length;
+    if header.table != RouteHeader::RT_TABLE_MAIN || length == 0 {
+        return None;
+    }
+    let (mut destination, mut metric, mut interface) = (None, 0, None);
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Destination(RouteAddress::Inet(v4)) => {
+                destination = Some(IpAddr::V4(*v4));
+            }
+            RouteAttribute::Destination(RouteAddress::Inet6(v6)) => {
+                destination = Some(IpAddr::V6(*v6));
+            }
+            RouteAttribute::Priority(number) => metric = *number,
+            RouteAttribute::Oif(index) => interface = Some(*index),
+            _ => {}
+        }
+    }
+    // One that has several ways (`MultiPath`, without `Oif`), or is for some packets only, does not
+    // always lead to the same; one of another kind leads nowhere.
+    let leads = header.kind == RouteType::Unicast && header.tos == 0;
+    let is_for_all = leads && header.source_prefix_length == 0;
+    let vif = interface.filter(|index| is_for_all && vifs.contains_key(index));
+    let network = IpNet::new(destination?, length).ok()?;
+    Some(Route { network, metric, vif })
 }
 
 /// Interface and destination of a route to one host on the link, or to this machine. Other routes
@@ -231,18 +288,12 @@ fn host_route(route: &RouteMessage) -> (Option<u32>, Option<IpAddr>) {
     (interface, address)
 }
 
-/// Adds an address to a vif, if it can be a client's: today's antispoofing knows no
-/// multicast, link-local or loopback sources either.
+/// Adds an address to a vif, if it can be a client's.
 fn add(vifs: &mut BTreeMap<u32, Vif>, interface: Option<u32>, address: Option<IpAddr>) {
     let (Some(interface), Some(address)) = (interface, address) else {
         return;
     };
-    let link_local = match address {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    };
-    let unusable = address.is_multicast() || address.is_loopback() || address.is_unspecified();
-    if let Some(vif) = vifs.get_mut(&interface).filter(|_| !link_local && !unusable) {
+    if let Some(vif) = vifs.get_mut(&interface).filter(|_| may_be_client(address)) {
         vif.addresses.insert(address);
     }
 }

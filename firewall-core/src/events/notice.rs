@@ -86,6 +86,13 @@ pub enum Notice {
         /// Whether the link is a vif now.
         is_vif: bool,
     },
+    /// A vif is a port of another link now, or not any more.
+    Port {
+        /// Name of the vif.
+        vif: String,
+        /// Name of the link that the vif is a port of; `None`: the vif is no port any more.
+        of: Option<String>,
+    },
     /// Why the source of rules cannot be read; `None`: it can be read again.
     Source(Option<String>),
     /// A name leads elsewhere now.

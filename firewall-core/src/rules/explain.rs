@@ -8,7 +8,7 @@ use firewall_common::packet::{Packet, Protocol};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::resolve::{Match, Prefix, ResolvedRuleset};
+use super::resolve::{self, Match, Prefix, ResolvedRuleset};
 use super::{Action, Destination, Rule, Ruleset, Service};
 
 /// What of a packet a rule does not match.
@@ -66,6 +66,11 @@ fn differs(rule: &Rule, matches: &[Match], packet: &Packet) -> Vec<(Aspect, Stri
     // A rule for a real resolver matches virtual ones too, with a service of its own.
     if there.iter().any(|it| misses(&it.service, packet).is_empty()) {
         return Vec::new();
+    }
+    if resolve::spares_dns(rule) && !there.is_empty() && misses(&rule.service, packet).is_empty() {
+        let to = IpAddr::from(packet.destination);
+        let why = format!("dropping a network leaves out DNS to the virtual resolver {to}");
+        return vec![(Aspect::Destination, why)];
     }
     let mut differs = Vec::new();
     if there.is_empty() {

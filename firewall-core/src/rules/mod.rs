@@ -147,4 +147,17 @@ impl Service {
         };
         Self { tcp: port(&self.tcp), udp: port(&self.udp), icmp: None, other: false }
     }
+    /// All of this service but port 53 of TCP and of UDP: what is below, with what has no ports, and
+    /// what is above.
+    pub fn without_dns(&self) -> [Self; 2] {
+        let common = |range: &Option<RangeInclusive<u16>>, first: u16, last: u16| {
+            let range = range.as_ref()?;
+            let common = first.max(*range.start())..=last.min(*range.end());
+            (!common.is_empty()).then_some(common)
+        };
+        let (tcp, udp) = (common(&self.tcp, 0, 52), common(&self.udp, 0, 52));
+        let below = Self { tcp, udp, ..self.clone() };
+        let (tcp, udp) = (common(&self.tcp, 54, u16::MAX), common(&self.udp, 54, u16::MAX));
+        [below, Self { tcp, udp, ..Self::NONE }]
+    }
 }

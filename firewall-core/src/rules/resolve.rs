@@ -19,6 +19,9 @@ use crate::rules::question::Question;
 pub const VIRTUAL_RESOLVERS: [Ipv4Addr; 2] =
     [Ipv4Addr::new(10, 139, 1, 1), Ipv4Addr::new(10, 139, 1, 2)];
 
+/// Prefix length of the private network that the virtual resolvers are in, 10.0.0.0/8 (RFC 1918).
+const VIRTUAL_NETWORK_LENGTH: u8 = 8;
+
 /// What rules refer to without saying it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Surroundings {
@@ -126,6 +129,19 @@ impl Prefix {
         Some([Self { length, ..*self }, Self { bits: self.bits | half, length }])
     }
 
+    /// The fewest prefixes that hold all of this one but some single addresses.
+    fn without(&self, hosts: &[Self]) -> Vec<Self> {
+        let (mut whole, mut rest) = (Vec::new(), vec![*self]);
+        while let Some(next) = rest.pop() {
+            if !hosts.iter().any(|host| next.covers(host)) {
+                whole.push(next);
+            } else if let Some(halves) = next.halves() {
+                rest.extend(halves);
+            }
+        }
+        whole
+    }
+
     /// What two prefixes have in common: one of them, or nothing.
     fn intersection(&self, other: &Self) -> Option<Self> {
         if self.covers(other) {
@@ -218,7 +234,11 @@ fn matches(family: Family, rule: &Rule, known: &Surroundings) -> Vec<Match> {
         });
         prefixes = common.collect();
     }
-    let mut matches = vec![Match { prefixes, service: rule.service.clone() }];
+    let given = Match { prefixes, service: rule.service.clone() };
+    if spares_dns(rule) {
+        return sparing_dns(&given);
+    }
+    let mut matches = vec![given];
     if rule.action == Action::Accept && !rule.dns && family == Family::V4 {
         matches.extend(virtual_match(&matches[0], known));
     }
@@ -245,10 +265,37 @@ fn destinations(family: Family, rule: &Rule, known: &Surroundings) -> Vec<Prefix
     }
 }
 
+/// Whether a rule drops a local network, and leaves out DNS to the virtual resolvers in it: users who
+/// block their LAN do not mean to lose DNS (qubes-issues 8765). Left out is nothing if the rule
+/// names one of them alone, or DNS; nor in a network that is wider than the private one they are in,
+/// for that is no LAN.
+pub fn spares_dns(rule: &Rule) -> bool {
+    let Destination::Network(IpNet::V4(network)) = &rule.destination else {
+        return false;
+    };
+    let is_local = (VIRTUAL_NETWORK_LENGTH..32).contains(&network.prefix_len());
+    let holds_one = VIRTUAL_RESOLVERS.iter().any(|resolver| network.contains(resolver));
+    let service = &rule.service;
+    let names_dns = [&service.tcp, &service.udp].into_iter().flatten().all(|it| *it == (53..=53));
+    let has_dns = service.only_dns() != Service::NONE;
+    rule.action == Action::Drop && is_local && holds_one && has_dns && !names_dns
+}
+
+/// What is left of destinations and their services without DNS to the virtual resolvers.
+fn sparing_dns(given: &Match) -> Vec<Match> {
+    let all = VIRTUAL_RESOLVERS.map(|resolver| Prefix::host(resolver.into()));
+    let is_inside = |host: &Prefix| given.prefixes.iter().any(|it| it.covers(host));
+    let prefixes: Vec<Prefix> = all.into_iter().filter(is_inside).collect();
+    let around = given.prefixes.iter().flat_map(|it| it.without(&prefixes)).collect();
+    let others = given.service.without_dns().into_iter();
+    let others = others.map(|service| Match { prefixes: prefixes.clone(), service });
+    [Match { prefixes: around, service: given.service.clone() }].into_iter().chain(others).collect()
+}
+
 /// Today's agent judges DNS behind the redirection, where the client's packet to a virtual
 /// resolver is addressed to a real one. We judge in front of it, so a rule that accepts
-/// the real resolver accepts the virtual one on port 53 as well. A drop rule does not:
-/// users who block their LAN do not mean to lose DNS (qubes-issues 8765).
+/// the real resolver accepts the virtual one on port 53 as well. A drop rule does not; see
+/// [`spares_dns`].
 fn virtual_match(given: &Match, known: &Surroundings) -> Option<Match> {
     let service = given.service.only_dns();
     if service == Service::NONE {

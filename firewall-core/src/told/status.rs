@@ -143,6 +143,13 @@ pub struct VifStatus {
     pub problem: Option<String>,
     /// Addresses of the clients behind the vif.
     pub addresses: Vec<IpAddr>,
+    /// Networks that routes lead to behind the vif: an address in one of them is a client's if it has
+    /// rules, and is behind no vif by itself.
+    #[schemars(with = "Vec<String>")]
+    pub networks: Vec<IpNet>,
+    /// Name of the link, like a bridge, that the vif is a port of: nobody is at home behind such a
+    /// vif, and nothing of it is forwarded. Nothing if it is none.
+    pub port_of: Option<String>,
 }
 
 /// What is in force for a client.

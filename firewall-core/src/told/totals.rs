@@ -98,7 +98,8 @@ pub fn problems(status: &Status) -> usize {
     let needs =
         |client: &&ClientStatus| client.problem.is_some() || client.audit_seconds_left.is_some();
     let clients = status.clients.iter().filter(needs).count();
-    let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some()).count();
+    let vifs = status.vifs.iter().filter(|vif| vif.problem.is_some() || vif.port_of.is_some());
+    let vifs = vifs.count();
     let uplinks = status.agent.unguarded_uplinks.len();
     let names = status.names.iter().filter(|name| name.problem.is_some()).count();
     let agent = [&status.agent.gate_problem, &status.agent.source_problem];

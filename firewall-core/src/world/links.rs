@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use firewall_common::abi::Local;
+use ipnet::IpNet;
 
-use crate::client::{Links, Vif};
+use crate::client::{ClientId, Links, Route, Vif, may_be_client, routed_to};
 use crate::events::{Effect, Notice, Why};
 use crate::told::status::{Attachment, VifStatus};
 
@@ -26,9 +27,60 @@ pub(super) struct KnownLinks {
     vifs: BTreeMap<u32, KnownVif>,
     uplinks: BTreeMap<u32, (String, Option<Attached>)>,
     locals: BTreeMap<IpAddr, Local>,
+    /// Clients whose address is behind a vif whether it has rules or not.
+    at_home: BTreeSet<ClientId>,
+    /// Routes that lead to vifs, and those for a part of the same networks that do not.
+    routes: Vec<Route>,
+    /// Vifs that are ports of another link: interface index to the name of that link.
+    ports: BTreeMap<u32, String>,
 }
 
 impl KnownLinks {
+    /// Takes in who is behind vifs, and where routes lead. Tells of vifs that are ports of another link
+    /// now, or not any more.
+    pub(super) fn place(&mut self, links: &mut Links) -> Vec<Effect> {
+        let told = links.vifs.iter().filter_map(|vif| {
+            let (before, now) = (self.ports.get(&vif.index), links.ports.get(&vif.index));
+            let notice = Notice::Port { vif: vif.name.clone(), of: now.cloned() };
+            (before != now).then_some(Effect::Tell(notice))
+        });
+        let effects = told.collect();
+        self.ports.clone_from(&links.ports);
+        self.at_home = links.clients();
+        self.routes = std::mem::take(&mut links.routes);
+        for route in &mut self.routes {
+            route.vif = route.vif.filter(|vif| !self.ports.contains_key(vif));
+        }
+        let to_vifs = self.routes.iter().filter(|route| route.vif.is_some());
+        let to_vifs: Vec<IpNet> = to_vifs.map(|route| route.network).collect();
+        self.routes.retain(|route| to_vifs.iter().any(|network| network.contains(&route.network)));
+        effects
+    }
+
+    /// All clients: those behind vifs, and of the networks that routes lead to behind one, the
+    /// addresses that have rules.
+    pub(super) fn clients(&self, with_rules: impl Iterator<Item = IpAddr>) -> BTreeSet<ClientId> {
+        let named: BTreeSet<IpAddr> = self.at_home.iter().map(|client| client.address).collect();
+        let others = with_rules.filter(|address| !named.contains(address));
+        let routed = others.filter_map(|address| self.by_route(address));
+        self.at_home.iter().copied().chain(routed).collect()
+    }
+
+    /// The client that an address with rules is because of a route; `None` if no route leads to it
+    /// behind a vif, or it is behind one by itself.
+    pub(super) fn routed(&self, address: IpAddr) -> Option<ClientId> {
+        let routed = self.by_route(address)?;
+        let is_at_home = self.at_home.iter().any(|client| client.address == address);
+        (!is_at_home).then_some(routed)
+    }
+
+    fn by_route(&self, address: IpAddr) -> Option<ClientId> {
+        if self.routes.is_empty() || self.locals.contains_key(&address) || !may_be_client(address) {
+            return None;
+        }
+        routed_to(&self.routes, address).map(|vif| ClientId { vif, address })
+    }
+
     /// Tells of links that have another name than before. What is attached to one stays there.
     pub(super) fn rename(&mut self, links: &Links) -> Vec<Effect> {
         let vifs = links.vifs.iter().map(|vif| (vif.index, &vif.name, true));
@@ -160,14 +212,24 @@ impl KnownLinks {
         failed.collect()
     }
 
-    /// All vifs.
-    pub(super) fn vif_statuses(&self) -> Vec<VifStatus> {
+    /// All vifs, with those of these clients that are behind each.
+    pub(super) fn vif_statuses(&self, clients: &[ClientId]) -> Vec<VifStatus> {
+        let behind = |index: u32| {
+            let all = clients.iter().filter(move |client| client.vif == index);
+            all.map(|client| client.address)
+        };
+        let networks = |index: u32| {
+            let routes = self.routes.iter().filter(move |route| route.vif == Some(index));
+            routes.map(|route| route.network).collect::<BTreeSet<IpNet>>()
+        };
         let vifs = self.vifs.values().map(|known| VifStatus {
             index: known.vif.index,
             name: known.vif.name.clone(),
             attached: known.attached.as_ref().and_then(|it| it.as_ref().ok()).copied(),
             problem: known.attached.as_ref().and_then(|it| it.as_ref().err()).map(Why::to_string),
-            addresses: known.vif.addresses.iter().copied().collect(),
+            addresses: behind(known.vif.index).collect(),
+            networks: networks(known.vif.index).into_iter().collect(),
+            port_of: self.ports.get(&known.vif.index).cloned(),
         });
         vifs.collect()
     }

@@ -44,6 +44,7 @@ mod naming;
 mod presence;
 mod retries;
 mod retrying;
+mod routed;
 mod settling;
 mod source;
 mod standings;
@@ -228,13 +229,14 @@ impl World {
         effects
     }
 
-    fn follow_links(&mut self, links: Links) -> Vec<Effect> {
+    fn follow_links(&mut self, mut links: Links) -> Vec<Effect> {
         let mut effects = self.links.rename(&links);
         if let Some(effect) = self.links.set_locals(&links.locals) {
             self.naming.retry();
             effects.push(effect);
         }
-        let present = links.clients();
+        effects.extend(self.links.place(&mut links));
+        let present = self.links.clients(self.standings.addresses());
         let removed = self.clients.leave(&present, &mut self.retries);
         let has_room = !removed.is_empty();
         effects.extend(removed);
@@ -289,7 +291,7 @@ impl World {
             return Vec::new();
         };
         self.naming.grow_old();
-        self.follow_changes(vec![change])
+        self.follow_rules(change)
     }
 
     /// Puts what clients' rules come to in force on all their vifs.
@@ -391,8 +393,8 @@ impl World {
     }
 
     fn stopping(&mut self, opens: bool) -> Vec<Effect> {
-        let settling = self.count_settling();
-        let told = (!opens && settling > 0).then_some(Effect::Tell(Notice::Unsettled(settling)));
+        let left = Some(self.count_settling()).filter(|settling| !opens && *settling > 0);
+        let told = left.map(|settling| Effect::Tell(Notice::Unsettled(settling)));
         told.into_iter().chain(self.naming.write()).collect()
     }
 }

@@ -15,6 +15,7 @@ use crate::client::ClientId;
 use crate::readings::{ClientCounters, Readings, ReasonCounters};
 use crate::rules::check::ProvedPolicy;
 use crate::rules::hidden::{self, Never};
+use crate::rules::resolve::spares_dns;
 use crate::rules::{Destination, Rule};
 use crate::time::Moment;
 use crate::told::SCHEMA;
@@ -31,7 +32,7 @@ impl World {
         Status {
             schema: SCHEMA,
             agent: self.agent_status(now, readings),
-            vifs: self.links.vif_statuses(),
+            vifs: self.links.vif_statuses(&self.clients.installed().all().collect::<Vec<_>>()),
             clients: wanted.map(|it| self.client_status(it, now, readings)).collect(),
             names: self.naming.statuses(now, |question| self.standings.users(question)),
             strays: counted(&readings.counters.strays),
@@ -117,7 +118,13 @@ impl World {
                 Destination::Name(name) => Some(name.clone()),
                 Destination::Any | Destination::Network(_) => None,
             },
-            destinations: resolved.networks(),
+            destinations: match &rule.destination {
+                // Its prefixes are cut around the virtual resolvers.
+                Destination::Network(network) if spares_dns(rule) => vec![*network],
+                Destination::Any | Destination::Network(_) | Destination::Name(_) => {
+                    resolved.networks()
+                }
+            },
             effective: never.is_none(),
             hidden_by: match never {
                 Some(Never::Hidden(by)) => numbers(rules, &by),

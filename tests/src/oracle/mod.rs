@@ -65,6 +65,17 @@ impl Rule {
         text
     }
 
+    /// The decided difference: to drop the LAN is not to drop DNS to the addresses in 10.0.0.0/8 that
+    /// Qubes gives every client for it, unless one of them or DNS is named.
+    fn spares(&self, packet: &Probe) -> bool {
+        let virtual_resolvers = [[10, 139, 1, 1], [10, 139, 1, 2]].map(IpAddr::from);
+        let to_one = virtual_resolvers.contains(&packet.destination);
+        let by_port = [crate::packets::TCP, crate::packets::UDP].contains(&packet.protocol);
+        let is_lan = self.network.is_some_and(|(_, length)| (8..=31).contains(&length));
+        let names_dns = self.dns || self.ports == Some((53, 53));
+        !self.accept && is_lan && !names_dns && to_one && by_port && packet.port == 53
+    }
+
     fn matches(&self, packet: &Probe, dns_servers: &[IpAddr]) -> bool {
         if let Some((network, length)) = self.network
             && !within(packet.destination, network, length)
@@ -142,8 +153,16 @@ impl Ruleset {
     /// Whether a packet may pass, and the index of the rule that says so; `None` is the
     /// default.
     pub fn verdict(&self, packet: &Probe, dns_servers: &[IpAddr]) -> (bool, Option<usize>) {
-        let first = self.rules.iter().position(|rule| rule.matches(packet, dns_servers));
-        match first {
+        self.first(|rule| rule.matches(packet, dns_servers) && !rule.spares(packet))
+    }
+
+    /// The same, as today's firewall says it of a packet behind the redirection of DNS.
+    pub fn verdict_today(&self, packet: &Probe, dns_servers: &[IpAddr]) -> (bool, Option<usize>) {
+        self.first(|rule| rule.matches(packet, dns_servers))
+    }
+
+    fn first(&self, matches: impl Fn(&Rule) -> bool) -> (bool, Option<usize>) {
+        match self.rules.iter().position(matches) {
             Some(index) => (self.rules[index].accept, Some(index)),
             None => (self.default_accept, None),
         }

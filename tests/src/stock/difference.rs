@@ -208,7 +208,7 @@ pub fn accepts_today(netvm: &Netvm, ruleset: &Ruleset, shot: &Shot) -> bool {
         let left = numbers.iter().enumerate().filter(|(index, _)| Some(*index) != fragment);
         sight.protocol = left.map(|(_, number)| *number).next().unwrap_or(sight.protocol);
     }
-    ruleset.verdict(&sight, &netvm.resolvers).0
+    ruleset.verdict_today(&sight, &netvm.resolvers).0
 }
 
 /// What rules say here: in front of DNAT, and by the final protocol.

@@ -205,6 +205,13 @@ fn an_authentication_header_hides_nothing_in_ipv6() -> Result<()> {
     };
     assert_eq!(program.send(&behind(packets::TCP, &packets::tcp(1, 2)))?, Outcome::ACCEPTED);
     assert_eq!(program.send(&behind(packets::UDP, &packets::udp(1, 2)))?, Outcome::NOT_PERMITTED);
+    // Neither does a drop rule overlook what is behind it, nor a rule for all see more than it is.
+    let drop_tcp = Rule { proto: Some(firewall_tests::oracle::Proto::Tcp), ..Rule::all(false) };
+    program.put(CLIENT6, &rules(&[drop_tcp, Rule::all(true)]), &known())?;
+    assert_eq!(program.send(&behind(packets::TCP, &packets::tcp(1, 2)))?, Outcome::NOT_PERMITTED);
+    assert_eq!(program.send(&behind(packets::UDP, &packets::udp(1, 2)))?, Outcome::ACCEPTED);
+    assert_eq!(program.counted_rule(CLIENT6, 0).packets, 1);
+    assert_eq!(program.counted_rule(CLIENT6, 1).packets, 1);
     // In IPv4 it is a protocol like others.
     let payload = [&[packets::TCP][..], &packets::authentication(), &packets::tcp(1, 2)].concat();
     let v4 = V4::new(v4(CLIENT4), SERVER4, packets::AUTHENTICATION, &payload).frame();

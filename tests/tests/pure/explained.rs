@@ -70,6 +70,10 @@ fn a_rule_that_never_decides_names_the_rules_that_hide_it() {
     let resolver = "action=accept dst4=10.139.1.1 proto=udp dstports=53";
     check("dns", &["action=accept specialtarget=dns", resolver], Some(&[0]));
     check("dns is more", &[resolver, "action=accept specialtarget=dns"], None);
+    let (all, part) = ("action=drop dst4=10.0.0.0/8", "action=accept dst4=10.139.0.0/16");
+    check("dns is left over", &[all, part], None);
+    check("nothing is left over", &[all, "action=accept dst4=10.1.0.0/16"], Some(&[0]));
+    check("no dns is left over", &[all, "action=drop specialtarget=dns", part], Some(&[0, 1]));
 }
 
 /// Addresses, protocols and ports at which rules can begin or end.
@@ -195,4 +199,28 @@ fn each_rule_that_was_tried_says_what_of_the_packet_it_does_not_match() {
             "0005 ",
         ]
     );
+}
+
+#[test]
+fn a_drop_rule_for_the_lan_says_that_it_leaves_out_dns() {
+    let check = |rule: &str, expected: &str| {
+        let text = format!("policy = drop\n0000 = {rule}\n0001 = action=accept\ncommit\n");
+        let client = address(CLIENT4);
+        let ruleset = rule_files::ruleset(client, &text).expect("rules");
+        let resolved = resolve::resolve(Family::V4, &ruleset, &Surroundings::default());
+        let packet = PacketStatus::plain(client, address("10.139.1.2"), TCP, 53);
+        let trials = tries(&ruleset, &resolved, &packet.packet());
+        let why = trials[0].differs.iter().map(|(aspect, why)| format!("{}: {why}", aspect.name()));
+        assert_eq!(why.collect::<Vec<_>>().join("; "), expected, "{rule}");
+        assert_eq!(trials.len(), if expected.is_empty() { 1 } else { 2 }, "{rule}");
+    };
+    let left_out =
+        "destination: dropping a network leaves out DNS to the virtual resolver 10.139.1.2";
+    check("action=drop dst4=10.0.0.0/8", left_out);
+    check("action=drop dst4=10.0.0.0/8 dstports=1-1023", left_out);
+    check("action=drop dst4=10.0.0.0/8 proto=udp", "protocol: it is not UDP");
+    check("action=drop dst4=10.0.0.0/8 dstports=80", "port: port 53 is not 80");
+    check("action=drop dst4=10.0.0.0/8 dstports=53", "");
+    check("action=drop dst4=10.139.1.2", "");
+    check("action=drop dst4=10.139.1.1", "destination: 10.139.1.2 is not in 10.139.1.1/32");
 }

@@ -33,6 +33,46 @@ fn every_cut_of_a_packet_is_truncated() {
     }
 }
 
+/// An authentication header of IPv6 (RFC 4302), as it stands in front of TCP: the first byte of what
+/// follows is its length, in units of 4 bytes, less 2.
+#[test]
+fn an_authentication_header_of_ipv6_is_walked_over() {
+    let tcp = packets::tcp(1, 443);
+    let of_length = |units: u8, bytes: usize| {
+        let mut header = vec![units];
+        header.resize(bytes - 1, 0);
+        header
+    };
+    let fragment = |offset, more| (packets::FRAGMENT, packets::fragment(offset, more));
+    let options = || (packets::DESTINATION, packets::options(1));
+    let ah = |units, bytes| (packets::AUTHENTICATION, of_length(units, bytes));
+    // The first header is the one next to the payload.
+    let check = |name: &str, headers: Vec<(u8, Vec<u8>)>, expected: Result<u16, Reason>| {
+        let packet = V6::new(SOURCE, DESTINATION, packets::TCP, &tcp);
+        let packet =
+            headers.into_iter().fold(packet, |packet, (number, rest)| packet.with(number, &rest));
+        let found = parse(packet.frame().as_slice()).map(|frame| match frame {
+            Frame::Ip(packet) => (packet.number, packet.port),
+            Frame::Arp { .. } => (0, 0),
+        });
+        assert_eq!(found, expected.map(|port| (packets::TCP, port)), "{name}");
+        assert_eq!(parse_plain(packet.frame().as_slice()), None, "{name}");
+    };
+    check("the shortest", vec![ah(0, 8)], Ok(443));
+    check("of 24 bytes", vec![ah(4, 24)], Ok(443));
+    check("the longest", vec![ah(255, 1028)], Ok(443));
+    check("two", vec![ah(4, 24), ah(1, 12)], Ok(443));
+    check("behind options", vec![ah(4, 24), options()], Ok(443));
+    check("in front of options", vec![options(), ah(4, 24)], Ok(443));
+    check("in a first fragment", vec![ah(4, 24), fragment(0, false)], Ok(443));
+    check("eight", vec![ah(4, 24); 8], Ok(443));
+    check("nine", vec![ah(4, 24); 9], Err(Reason::TooManyHeaders));
+    check("longer than the packet", vec![ah(40, 24)], Err(Reason::Truncated));
+    check("hides a route", vec![(packets::ROUTING, packets::options(1)), ah(4, 24)], {
+        Err(Reason::RoutingHeader)
+    });
+}
+
 #[test]
 fn what_nearly_all_packets_are_is_plain() {
     for protocol in [packets::TCP, packets::UDP, packets::ICMP, 47] {

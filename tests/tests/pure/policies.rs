@@ -132,6 +132,76 @@ fn accept_of_a_real_resolver_admits_the_virtual_one_on_port_53_and_a_drop_does_n
     check("0000 = action=accept dst4=192.168.2.0/24\n", 53, reject);
 }
 
+#[test]
+fn a_drop_rule_for_the_lan_leaves_dns_to_the_virtual_resolvers_open() {
+    let with = |real: &str| Surroundings {
+        resolvers: vec![real.parse().expect("an address")],
+        ..Surroundings::default()
+    };
+    let (outside, inside, itself) = (with("192.168.1.1"), with("10.0.0.1"), with("10.139.1.1"));
+    let check = |known: &Surroundings, rule: &str, to: &str, protocol, port, accepted| {
+        let text = format!("policy = drop\n0000 = {rule}\n0001 = action=accept\ncommit\n");
+        let policy = proved(CLIENT, &text, known);
+        let destination = to.parse().expect("an address");
+        let (found, by) = verdict(&policy, CLIENT, &Probe { destination, protocol, port });
+        let expected =
+            if accepted { (Verdict::Accept, Some(1)) } else { (Verdict::Reject, Some(0)) };
+        assert_eq!((found, by), expected, "{rule}: {protocol} {to} {port}");
+    };
+    let (tcp, udp) = (packets::TCP, packets::UDP);
+    let lan = "action=drop dst4=10.0.0.0/8";
+    for known in [&outside, &inside, &itself, &Surroundings::default()] {
+        for to in ["10.139.1.1", "10.139.1.2"] {
+            check(known, lan, to, udp, 53, true);
+            check(known, lan, to, tcp, 53, true);
+            check(known, lan, to, udp, 52, false);
+            check(known, lan, to, tcp, 54, false);
+            check(known, lan, to, udp, 0, false);
+            check(known, lan, to, tcp, 65535, false);
+            check(known, lan, to, packets::ICMP, 8, false);
+            check(known, lan, to, packets::GRE, 0, false);
+        }
+        for to in ["10.0.0.0", "10.139.1.0", "10.139.1.3", "10.255.255.255"] {
+            check(known, lan, to, udp, 53, false);
+            check(known, lan, to, tcp, 53, false);
+        }
+        check(known, lan, "9.255.255.255", udp, 53, true);
+        check(known, lan, "11.0.0.0", udp, 53, true);
+    }
+    // As wide as they come, and as narrow.
+    for (rule, first, second) in [
+        ("action=drop", false, false),
+        ("action=drop dst4=0.0.0.0/0", false, false),
+        ("action=drop dst4=0.0.0.0/1", false, false),
+        ("action=drop dst4=10.0.0.0/7", false, false),
+        ("action=drop dst4=10.128.0.0/9", true, true),
+        ("action=drop dst4=10.139.1.0/24", true, true),
+        ("action=drop dst4=10.139.1.2/31", true, true),
+        ("action=drop dst4=10.139.1.1/32", false, true),
+        ("action=drop dst4=10.139.1.2", true, false),
+        ("action=drop specialtarget=dns", false, false),
+        ("action=drop dst4=10.0.0.0/8 specialtarget=dns", false, false),
+        ("action=drop dst4=10.0.0.0/8 dstports=53", false, false),
+        ("action=drop dst4=10.0.0.0/8 proto=udp dstports=53-53", false, false),
+        ("action=drop dst4=10.0.0.0/8 proto=udp dstports=53-54", true, true),
+        ("action=drop dst4=10.0.0.0/8 proto=udp", true, true),
+        ("action=drop dst4=10.0.0.0/8 proto=tcp", true, true),
+        ("action=drop dsthost=nowhere.example", false, false),
+    ] {
+        check(&outside, rule, "10.139.1.1", udp, 53, first);
+        check(&outside, rule, "10.139.1.2", udp, 53, second);
+    }
+    // Only a drop rule leaves something out.
+    let text = "policy = drop\n0000 = action=accept dst4=10.0.0.0/8\ncommit\n";
+    let destination = [10, 139, 1, 1].into();
+    let found = verdict(
+        &proved(CLIENT, text, &outside),
+        CLIENT,
+        &Probe { destination, protocol: udp, port: 53 },
+    );
+    assert_eq!(found, (Verdict::Accept, Some(0)));
+}
+
 fn network(index: u32, length: u8) -> Option<(IpAddr, u8)> {
     let bits = 0x1000_0000_u32 + (index << (32 - length));
     Some((IpAddr::V4(Ipv4Addr::from_bits(bits)), length))

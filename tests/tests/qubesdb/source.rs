@@ -58,18 +58,26 @@ fn only_a_commit_counts() {
 }
 
 #[test]
-fn what_is_being_written_is_not_read_whoever_asks() {
+fn a_reload_reads_what_stands_there_as_a_new_agent_would() {
     let mut scene = Scene::new(|server| server.reload(ONE, "drop", ACCEPT));
     scene.expect(&["readable", "connected ", "all 10.137.0.1: drop 0000"]);
     scene.server.begin(ONE, "accept", NONE);
+    // Never committed: a new agent would not take it for rules either.
     scene.server.begin(TWO, "accept", NONE);
-    // The events of what is being written are there before the answer of the re-reading.
-    scene.source.reload();
-    scene.expect(&["readable", "connected ", "all 10.137.0.1: drop 0000"]);
-    scene.server.write("/qubes-firewall/10.137.0.1", b"");
-    scene.expect(&["10.137.0.1: accept"]);
     scene.source.reload();
     scene.expect(&["readable", "connected ", "all 10.137.0.1: accept"]);
+    scene.server.write("/qubes-firewall/10.137.0.1/0007", b"action=drop");
+    scene.source.reload();
+    scene.expect(&["readable", "connected ", "all 10.137.0.1: accept 0007"]);
+    // Half of rules can be wrong ones; a commit is still told.
+    scene.server.remove("/qubes-firewall/10.137.0.1/");
+    scene.source.reload();
+    let no_policy = "all 10.137.0.1: error /qubes-firewall/10.137.0.1: there is no `policy`";
+    scene.expect(&["readable", "connected ", no_policy]);
+    scene.server.reload(ONE, "drop", ACCEPT);
+    scene.expect(&["10.137.0.1: drop 0000"]);
+    scene.server.write("/qubes-firewall/10.137.0.2", b"");
+    scene.expect(&["10.137.0.2: accept"]);
 }
 
 #[test]

@@ -178,3 +178,103 @@ fn nobody_upstream_opens_a_connection_to_a_client() -> Result<()> {
     world.check("the other way", ACCEPTED, ACCEPTED);
     Ok(())
 }
+
+/// An address in a network that is routed behind a vif, of IPv4 and of IPv6.
+fn routed(number: u8) -> Result<[IpAddr; 2]> {
+    Ok([format!("10.9.0.{number}").parse()?, format!("fd09:9::{number}").parse()?])
+}
+
+/// From now on, the client sends with these source addresses.
+fn send_as(client: &Client, sources: [IpAddr; 2]) -> Result<()> {
+    let gateways = [rig::GATEWAY_V4.to_string(), rig::GATEWAY_V6.to_string()];
+    for ((source, gateway), family) in sources.into_iter().zip(gateways).zip(["-4", "-6"]) {
+        let source = source.to_string();
+        let namespace = client.namespace();
+        namespace.ip(&[family, "address", "replace", &source, "dev", CLIENT_INTERFACE])?;
+        let way = ["default", "via", &gateway, "dev", CLIENT_INTERFACE];
+        namespace.ip(&[&[family, "route", "replace"][..], &way, &["src", &source]].concat())?;
+    }
+    Ok(())
+}
+
+/// Changes a route of both families in the netvm.
+fn route(world: &World, what: &str, to: [&str; 2], way: &[&str]) -> Result<()> {
+    for (family, to) in ["-4", "-6"].into_iter().zip(to) {
+        world.rig.netvm().ip(&[&[family, "route", what, to], way].concat())?;
+    }
+    Ok(())
+}
+
+/// Waits until both addresses are clients behind a vif, or behind none.
+fn wait_for_place(agent: &Agent, addresses: [IpAddr; 2], vif: Option<&str>) -> Result<()> {
+    agent.wait_for(&format!("{addresses:?} behind {vif:?}"), |status| {
+        let found = status.clients.iter().filter(|it| addresses.contains(&it.address));
+        let places: Vec<_> = found.map(|it| (it.vif.as_deref(), it.settling)).collect();
+        places == [(vif, false); 2]
+    })
+}
+
+/// How many packets with an unknown source were counted.
+fn unknown_sources(agent: &Agent) -> Result<u64> {
+    let strays = agent.status()?.strays;
+    Ok(strays.get("unknown-source").map_or(0, |counter| counter.packets))
+}
+
+#[test]
+fn a_route_to_a_network_makes_its_addresses_with_rules_clients_of_that_vif() -> Result<()> {
+    let world = World::new("routed")?;
+    let agent = world.start()?;
+    world.put(&agent, &[Rule::all(true)])?;
+    let (other, _) = neighbour(&world, &agent)?;
+    let (vif, from) = (world.client.vif(), world.client.namespace());
+    let (networks, own) = (["10.9.0.0/24", "fd09:9::/64"], routed(7)?);
+    route(&world, "add", networks, &["dev", vif])?;
+    put(&agent, own, &[tcp_443()])?;
+    wait_for_place(&agent, own, Some(vif))?;
+    send_as(&world.client, own)?;
+    check(from, "with rules", WEB.0, WEB.1);
+    for address in own {
+        let status = agent.client(address)?;
+        ensure!(status.rules[0].counter.packets > 0, "{status:?}");
+        ensure!(status.default_counter.packets > 0, "{status:?}");
+    }
+    // A neighbour without rules is nobody, and what it sends is said to be that.
+    send_as(&world.client, routed(8)?)?;
+    let before = unknown_sources(&agent)?;
+    check(from, "without rules", SILENT, SILENT);
+    ensure!(unknown_sources(&agent)? > before, "not counted");
+    send_as(&world.client, own)?;
+    // A route to the address alone wins, and so does one to a smaller network, wherever it leads.
+    let hosts = ["10.9.0.7", "fd09:9::7"];
+    route(&world, "add", hosts, &["dev", other.vif()])?;
+    wait_for_place(&agent, own, Some(other.vif()))?;
+    check(from, "elsewhere", SILENT, SILENT);
+    send_as(&other, own)?;
+    check(other.namespace(), "there", WEB.0, WEB.1);
+    route(&world, "delete", hosts, &[])?;
+    wait_for_place(&agent, own, Some(vif))?;
+    let smaller = ["10.9.0.0/28", "fd09:9::/112"];
+    route(&world, "add", smaller, &["dev", rig::UPLINK])?;
+    wait_for_place(&agent, own, None)?;
+    check(from, "upstream", SILENT, SILENT);
+    route(&world, "delete", smaller, &[])?;
+    wait_for_place(&agent, own, Some(vif))?;
+    check(from, "again", WEB.0, WEB.1);
+    // By way of the router's own address is the same.
+    route(&world, "delete", networks, &[])?;
+    wait_for_place(&agent, own, None)?;
+    check(from, "without a route", SILENT, SILENT);
+    for ((family, network), via) in ["-4", "-6"].into_iter().zip(networks).zip([world.v4, world.v6])
+    {
+        let via = via.to_string();
+        world.rig.netvm().ip(&[family, "route", "add", network, "via", &via, "dev", vif])?;
+    }
+    wait_for_place(&agent, own, Some(vif))?;
+    check(from, "by way of the router", WEB.0, WEB.1);
+    // A default route is not for anybody's addresses.
+    route(&world, "delete", networks, &[])?;
+    route(&world, "add", ["default"; 2], &["dev", vif, "metric", "4000"])?;
+    wait_for_place(&agent, own, None)?;
+    check(from, "a default route", SILENT, SILENT);
+    Ok(())
+}

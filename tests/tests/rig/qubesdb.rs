@@ -10,6 +10,7 @@ use firewall_core::told::status::{ProblemStatus, State};
 use firewall_tests::rig::agent::{Agent, PATIENCE};
 use firewall_tests::rig::qubesdb::{Behaviour, FakeQubesDb, Lie};
 use firewall_tests::traffic::probe::{OpenFlow, Outcome, SILENCE};
+use nix::sys::signal::Signal;
 
 use super::cutting::flows_of;
 use super::world::*;
@@ -79,6 +80,42 @@ fn rules_are_in_force_when_qubesdb_says_that_they_were_handled() -> Result<()> {
     // Half of new rules, and none of them in the end: what was committed is in force.
     qube.db.begin(&qube.world.v4.to_string(), "drop", ALL);
     qube.world.check("half", ONLY_WEB4, ONLY_WEB6);
+    Ok(())
+}
+
+#[test]
+fn a_key_without_a_commit_counts_after_sighup_as_after_a_restart() -> Result<()> {
+    for signal in [Some(Signal::SIGHUP), None] {
+        let mut qube = Qube::new("uncommitted")?;
+        qube.write(WEB);
+        let mut agent = Agent::start(&qube.world.rig, &[])?;
+        agent.wait_for_vif(qube.world.client.vif())?;
+        qube.wait()?;
+        for client in qube.clients() {
+            qube.db.write(&format!("/qubes-firewall/{client}/0000"), b"action=accept");
+        }
+        // Written behind the keys: when this is known, they are too, and they do not count.
+        qube.db.reload("10.138.0.1", "drop", WEB);
+        qube.db.wait_for("/qubes-firewall-handled/10.138.0.1", "1", PATIENCE)?;
+        qube.world.check(&format!("before {signal:?}"), ONLY_WEB4, ONLY_WEB6);
+        match signal {
+            Some(signal) => agent.signal(signal)?,
+            None => {
+                drop(agent);
+                agent = Agent::start(&qube.world.rig, &[])?;
+            }
+        }
+        qube.written += 1;
+        qube.wait()?;
+        qube.world.check(&format!("after {signal:?}"), ACCEPTED, ACCEPTED);
+        // A tree without its commit is no rules to either.
+        qube.db.begin("10.138.0.2", "accept", ALL);
+        agent.signal(Signal::SIGHUP)?;
+        qube.written += 1;
+        qube.wait()?;
+        let never = "10.138.0.2".parse::<IpAddr>()?;
+        ensure!(agent.status()?.clients.iter().all(|it| it.address != never), "not committed");
+    }
     Ok(())
 }
 

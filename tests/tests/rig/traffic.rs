@@ -210,10 +210,14 @@ fn dns_to_the_virtual_resolvers_reaches_the_real_one_where_rules_allow_it() -> R
     let probe = |address: IpAddr, port| {
         Probe::udp(world.client.namespace(), SocketAddr::new(address, port)).run(SILENCE)
     };
+    let all = Rule::all(true);
     for (rules, expected) in [
         (vec![dns], Outcome::Accepted),
         (vec![Rule { network: Some((real, 24)), ..Rule::all(true) }], Outcome::Accepted),
         (vec![Rule { network: Some((real, 24)), ..Rule::all(false) }, Rule::all(true)], {
+            Outcome::Accepted
+        }),
+        (vec![Rule { network: Some(([10, 0, 0, 0].into(), 8)), ..Rule::all(false) }, all], {
             Outcome::Accepted
         }),
         (vec![], PROHIBITED4),

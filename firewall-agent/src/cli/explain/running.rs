@@ -10,6 +10,7 @@ use super::arguments::Explain;
 use super::kernel::{behind_gate, by_kernel, flows, open_families, vifs_of};
 use super::subject::{Subject, subjects};
 use super::whole::whole;
+use crate::cli::text;
 use crate::edges::control::Request;
 
 /// The agent and the kernel are asked one after the other, while rules may change.
@@ -25,11 +26,7 @@ pub(super) fn by_agent_and_kernel(arguments: &Explain) -> Result<Vec<Explained>>
     let subjects = subjects(arguments, arguments.from, status.as_ref())?;
     if let (Some(status), Some(given)) = (&status, arguments.from) {
         let is_known = status.clients.iter().any(|client| client.address == given);
-        ensure!(
-            is_known,
-            "{given} is no client: no vif leads to it, and it has no rules; \
-             `firewall-agent show` lists all"
-        );
+        ensure!(is_known, "{}; `firewall-agent show` lists all", text::nobody(status, given));
     }
     let flows = flows(&subjects);
     // A running agent looks at the gate itself.

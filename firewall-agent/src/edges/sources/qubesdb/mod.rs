@@ -2,9 +2,9 @@
 //! Never makes the agent wait: a task of its own talks to the daemon.
 //!
 //! dom0 removes a client's rules, writes the new ones, and writes the empty key
-//! `/qubes-firewall/ADDRESS` last: this commits them. Until then a tree is not to be read;
-//! what was committed before is what counts. Source: `net.py` and `firewall.py` of
-//! qubes-core-admin, and the Qubes documentation, "vm-interface".
+//! `/qubes-firewall/ADDRESS` last: this commits them. Until then a tree is not to be read, and
+//! what was committed before is what counts, unless everything is to be read anew. Source: `net.py`
+//! and `firewall.py` of qubes-core-admin, and the Qubes documentation, "vm-interface".
 
 pub mod client;
 pub mod wire;

@@ -144,9 +144,7 @@ impl Task {
                     self.read_changes(&mut watches, &mut commands).await?;
                 }
                 order = self.orders.recv() => match order {
-                    Some(Order::Reload) => {
-                        self.read_everything(&mut watches, &mut commands).await?;
-                    }
+                    Some(Order::Reload) => self.reread_everything(&mut commands).await?,
                     Some(Order::Handled(client)) => self.count(&mut commands, client).await?,
                     Some(Order::Publish(client, names)) => {
                         self.publish(&mut commands, client, names).await?;
@@ -219,47 +217,43 @@ impl Task {
         Ok(())
     }
 
+    /// Reads everything for the first time in a conversation. What dom0 is writing meanwhile counts
+    /// when it is committed; until then what was committed before does.
     async fn read_everything(
         &mut self,
         watches: &mut Connection,
         commands: &mut Connection,
     ) -> Result<(), Ended> {
         let connected = self.read_connected(commands).await?;
-        let mut trees: BTreeMap<IpAddr, (bool, Entries)> = BTreeMap::new();
-        for (path, value) in commands.multiread(&Path::new(RULES)?).await? {
-            let inside = path.strip_prefix(RULES).unwrap_or_default();
-            let (client, key) = match inside.split_once('/') {
-                Some((client, key)) => (client, Some(key)),
-                None => (inside, None),
-            };
-            let Some(client) = client_of(client) else {
-                warn!(path, "not an address");
-                continue;
-            };
-            let (is_committed, entries) = trees.entry(client).or_default();
-            match key {
-                Some(key) => drop(entries.insert(key.to_owned(), value)),
-                None => *is_committed = true,
-            }
-        }
+        let mut rules = read_trees(commands).await?;
         self.note_waiting(watches)?;
-        let mut committed = BTreeMap::new();
-        for (client, (is_committed, entries)) in trees {
-            if !is_committed {
-                info!(%client, "rules are being written; they count when they are committed");
-            } else if !self.in_writing.contains(&client) {
-                committed.insert(client, parsed(client, &entries));
-            }
-        }
         for client in &self.in_writing {
-            if let Some(rules) = self.committed.remove(client) {
-                committed.insert(*client, rules);
-            }
+            match self.committed.remove(client) {
+                Some(committed) => rules.insert(*client, committed),
+                None => rules.remove(client),
+            };
         }
-        self.committed.clone_from(&committed);
+        self.tell_everything(connected, rules).await
+    }
+
+    /// Reads everything again, as it stands there, committed or not: whoever asks for that gets what
+    /// he would get from a new agent, which cannot know what was committed last. What dom0 is
+    /// writing is told once more when it is committed.
+    async fn reread_everything(&mut self, commands: &mut Connection) -> Result<(), Ended> {
+        let connected = self.read_connected(commands).await?;
+        let rules = read_trees(commands).await?;
+        self.tell_everything(connected, rules).await
+    }
+
+    async fn tell_everything(
+        &mut self,
+        connected: BTreeSet<IpAddr>,
+        rules: BTreeMap<IpAddr, Rules>,
+    ) -> Result<(), Ended> {
+        self.committed.clone_from(&rules);
         self.tell(Event::Source(None)).await?;
         self.tell(Event::Connected(connected)).await?;
-        self.tell(Event::AllRules(committed)).await
+        self.tell(Event::AllRules(rules)).await
     }
 
     async fn read_connected(&self, from: &mut Connection) -> Result<BTreeSet<IpAddr>, Ended> {
@@ -340,6 +334,36 @@ fn listed(addresses: &BTreeSet<IpAddr>) -> String {
         format!("'{address}/{length}'")
     });
     format!("{{{}}}", networks.collect::<Vec<_>>().join(", "))
+}
+
+/// All clients' rules, as they stand there. Those that were never committed are none.
+async fn read_trees(from: &mut Connection) -> Result<BTreeMap<IpAddr, Rules>, Ended> {
+    let mut trees: BTreeMap<IpAddr, (bool, Entries)> = BTreeMap::new();
+    for (path, value) in from.multiread(&Path::new(RULES)?).await? {
+        let inside = path.strip_prefix(RULES).unwrap_or_default();
+        let (client, key) = match inside.split_once('/') {
+            Some((client, key)) => (client, Some(key)),
+            None => (inside, None),
+        };
+        let Some(client) = client_of(client) else {
+            warn!(path, "not an address");
+            continue;
+        };
+        let (is_committed, entries) = trees.entry(client).or_default();
+        match key {
+            Some(key) => drop(entries.insert(key.to_owned(), value)),
+            None => *is_committed = true,
+        }
+    }
+    let mut rules = BTreeMap::new();
+    for (client, (is_committed, entries)) in trees {
+        if is_committed {
+            rules.insert(client, parsed(client, &entries));
+        } else {
+            info!(%client, "rules are being written; they count when they are committed");
+        }
+    }
+    Ok(rules)
 }
 
 /// A client's rules; nothing if neither they nor their commit are there.
