@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`client`], [`connection`], [`time`] | who is a client, what it has open, when something happens |
 //! | [`protocol`] | numbers of protocols |
+//! | [`uplinks`] | the only links by which clients' packets may leave |
 //! | [`rules`] | text to proved policy |
 //! | [`names`] | what is known about host names |
 //! | [`world`] | all memory of the agent |
@@ -20,4 +21,5 @@ pub mod readings;
 pub mod rules;
 pub mod time;
 pub mod told;
+pub mod uplinks;
 pub mod world;

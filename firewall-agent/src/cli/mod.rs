@@ -15,7 +15,7 @@ pub mod show;
 pub mod text;
 pub mod top;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,7 @@ use crate::edges::resolv_conf;
 use crate::edges::sources::Place;
 use firewall_core::names::rebinding::Guard;
 use firewall_core::rules::resolve::Surroundings;
+use firewall_core::uplinks::{LinkName, Uplinks};
 
 /// Exit code when the agent runs but something needs attention.
 pub const EXIT_PROBLEM: u8 = 1;
@@ -166,6 +167,11 @@ pub struct Prepare {
     /// Who translates addresses; by default `qubes` in a qube and `standalone` elsewhere.
     #[arg(long)]
     pub mode: Option<Mode>,
+    /// The only links by which clients' packets may leave, say a tunnel; can be given more than once.
+    /// By another link nothing of a client leaves, whether these are up or not. In a qube, dom0 can
+    /// say so as well (`vm-config.firewall-uplinks`); then only what both say may leave.
+    #[arg(long, value_name = "LINK", value_delimiter = ',')]
+    pub uplinks: Vec<LinkName>,
     /// Where the DNS servers behind `specialtarget=dns` are named.
     #[arg(long, value_name = "FILE", default_value = "/etc/resolv.conf")]
     pub resolv_conf: PathBuf,
@@ -268,19 +274,28 @@ impl Prepare {
             mode: self.mode(),
             pattern: self.vifs.clone(),
             redirections: Surroundings { resolvers, names }.redirections(),
+            uplinks: self.uplinks(),
         }
+    }
+
+    fn uplinks(&self) -> Option<Uplinks> {
+        let links: BTreeSet<LinkName> = self.uplinks.iter().cloned().collect();
+        (!links.is_empty()).then_some(Uplinks(links))
+    }
+
+    /// The socket of QubesDB; `None` if this is no qube.
+    fn qubesdb(&self) -> Option<PathBuf> {
+        let socket = self.root.join(QUBESDB);
+        (socket.exists() || self.is_qube()).then_some(socket)
     }
 }
 
 impl Run {
     fn source(&self) -> Place {
-        let socket = self.prepare.root.join(QUBESDB);
-        let by_default = || {
-            let is_there = socket.exists() || self.prepare.is_qube();
-            if is_there { SourceKind::Qubesdb } else { SourceKind::Files }
-        };
+        let by_default =
+            || self.prepare.qubesdb().map_or(SourceKind::Files, |_| SourceKind::Qubesdb);
         match self.source.unwrap_or_else(by_default) {
-            SourceKind::Qubesdb => Place::QubesDb(socket),
+            SourceKind::Qubesdb => Place::QubesDb(self.prepare.root.join(QUBESDB)),
             SourceKind::Files => Place::Files(self.rules.clone()),
         }
     }
@@ -293,7 +308,7 @@ impl TryFrom<Run> for crate::daemon::Options {
         let gate = run.prepare.gate();
         let source = run.source();
         let Run {
-            prepare: Prepare { pins, vifs, mode: _, resolv_conf, root: _ },
+            prepare: Prepare { pins, vifs, mode: _, uplinks: _, resolv_conf, root: _ },
             source: _,
             rules: _,
             socket,
@@ -338,7 +353,8 @@ impl TryFrom<Run> for crate::daemon::Options {
 
 /// Runs `prepare`.
 pub async fn prepare(prepare: &Prepare) -> Result<()> {
-    prepare::prepare(&prepare.gate(), &prepare.pins, &prepare.root).await
+    let Prepare { pins, root, .. } = prepare;
+    prepare::prepare(prepare.gate(), prepare.qubesdb().as_deref(), pins, root).await
 }
 
 /// Packets or flows in a second. The kernel program counts in nanoseconds.

@@ -12,8 +12,9 @@ use firewall_core::rules::lint::match_first;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 use firewall_core::told::status::{
     ClientStatus, CounterStatus, FailingStatus, NameStatus, ProblemStatus, RuleStatus, State,
-    Status,
+    Status, UplinkStatus, UplinksFrom, UplinksStatus,
 };
+use firewall_core::uplinks::KEY;
 
 const AUDITED: &str = "what its rules deny passes";
 
@@ -31,6 +32,9 @@ pub fn summary(status: &Status) -> String {
     let resolvers: Vec<String> = agent.resolvers.iter().map(IpAddr::to_string).collect();
     let resolvers = if resolvers.is_empty() { "none".to_owned() } else { resolvers.join(", ") };
     let _ = writeln!(text, "resolvers: {resolvers}");
+    if let Some(uplinks) = &agent.uplinks {
+        let _ = writeln!(text, "{}", leaving(uplinks));
+    }
     let count = |state| status.clients.iter().filter(|client| client.state == state).count();
     let _ = writeln!(
         text,
@@ -74,6 +78,13 @@ pub fn summary(status: &Status) -> String {
     if let Some(problem) = &agent.source_problem {
         let _ = writeln!(text, "PROBLEM: no rules can be read, those in force stay: {problem}");
     }
+    if let Some(problem) = &agent.uplinks_problem {
+        let _ = writeln!(
+            text,
+            "PROBLEM: {problem}; until that is mended, nothing leaves by a link by which it did not \
+             before"
+        );
+    }
     if let Some(problem) = &agent.gate_problem {
         let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");
     }
@@ -105,6 +116,24 @@ pub fn summary(status: &Status) -> String {
         }
     }
     text
+}
+
+/// By which links alone clients' packets may leave, and who says so.
+fn leaving(UplinksStatus { links, from }: &UplinksStatus) -> String {
+    let links = links.iter().map(
+        |UplinkStatus { name, there }| {
+            if *there { name.clone() } else { format!("{name} (not there)") }
+        },
+    );
+    let links: Vec<String> = links.collect();
+    let links = if links.is_empty() { "no link".to_owned() } else { links.join(", ") };
+    let from = from.iter().map(|from| match from {
+        UplinksFrom::Options => "--uplinks".to_owned(),
+        UplinksFrom::Qubesdb => KEY.to_owned(),
+        UplinksFrom::Before => format!("an earlier agent, until {KEY} can be read"),
+    });
+    let from: Vec<String> = from.collect();
+    format!("clients' packets leave by {links} alone, say {}", from.join(" and "))
 }
 
 /// That an address is no client, and why.

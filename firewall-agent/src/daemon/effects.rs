@@ -26,6 +26,11 @@ impl Daemon {
                 self.gate.redirections = redirections;
                 None
             }
+            Effect::LimitUplinks(uplinks) => {
+                self.dns.ask_by(uplinks.as_ref());
+                self.gate.uplinks = uplinks;
+                None
+            }
             Effect::LoadGate => Some(Event::GateLoaded(self.gate.mend().await.map_err(Why::of))),
             Effect::Put { client, installation, generation } => {
                 Some(match maps.put(client, &installation, generation) {

@@ -35,6 +35,7 @@ use crate::edges::systemd::Service;
 use crate::edges::wait::pace::Changes;
 use firewall_core::events::{Effect, Event, GateLook, Why};
 use firewall_core::names::rebinding::Guard;
+use firewall_core::uplinks::Uplinks;
 use firewall_core::world::{Settings, World};
 
 use self::clock::{milliseconds_since_1970, now, sleep_until};
@@ -156,7 +157,9 @@ impl Daemon {
     /// Closes the gate first, then loads the programs. Whatever an earlier agent left in
     /// force goes on until rules and links are known.
     async fn start(options: Options, service: Service) -> Result<Self> {
-        let gate = options.gate.clone();
+        let mut gate = options.gate.clone();
+        let uplinks_before = uplinks_before(&options.source).await?;
+        gate.uplinks = Uplinks::both(gate.uplinks.as_ref(), uplinks_before.as_ref());
         let gate_changes = gate::changes().context("cannot open netlink of nftables")?;
         // What `prepare` has loaded stays: scripts may have added to it since.
         if let Some(difference) = gate.difference().await.context("cannot look at the gate")? {
@@ -176,7 +179,11 @@ impl Daemon {
             mode: gate.mode.into(),
             redirections: gate.redirections.clone(),
             guards_neighbours: options.dataplane.guard_neighbours,
+            uplinks: options.gate.uplinks.clone(),
+            uplinks_before,
         });
+        let mut dns = Dns::default();
+        dns.ask_by(gate.uplinks.as_ref());
         let remembered = memory::read(&options.memory);
         let mut daemon = Self {
             options,
@@ -186,7 +193,7 @@ impl Daemon {
             dataplane,
             source,
             resolvers,
-            dns: Dns::default(),
+            dns,
             watch,
             forgetting,
             cutting: Underway::default(),
@@ -282,6 +289,15 @@ impl Daemon {
             Err(error) => GateLook::Unknown(Why::of(error)),
         };
         self.happened(Event::Gate(look)).await;
+    }
+}
+
+/// By which links alone clients' packets leave now, as long as QubesDB may say something else: until
+/// it was read, what an earlier agent or `prepare` has read there stays in force.
+async fn uplinks_before(source: &Place) -> Result<Option<Uplinks>> {
+    match source {
+        Place::QubesDb(_) => gate::uplinks_in_force().await.context("cannot look at the gate"),
+        Place::Files(_) => Ok(None),
     }
 }
 

@@ -66,6 +66,12 @@ pub(super) fn log(notice: &Notice) {
             Some(why) => warn!(name, %family, why, "not as it should be"),
             None => info!(name, %family, "as it should be again"),
         },
+        Notice::Uplinks(Some(links)) => info!(%links, "clients' packets leave by these alone"),
+        Notice::Uplinks(None) => warn!("clients' packets leave by any link"),
+        Notice::UplinksProblem(Some(why)) => {
+            error!(why, "nothing leaves by a link by which it did not before");
+        }
+        Notice::UplinksProblem(None) => info!("the list of uplinks is as it should be again"),
         Notice::GateChanged(difference) => {
             error!(difference, "somebody removed the gate or a part of it; loading it again");
         }

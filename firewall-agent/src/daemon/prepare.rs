@@ -12,14 +12,17 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use firewall_core::uplinks::{KEY, Uplinks};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
-use tracing::{debug, error, info};
+use tracing::{debug, error, info, warn};
 
-use crate::edges::gate::{Gate, Mode};
+use crate::edges::gate::{self, Gate, Mode};
+use crate::edges::sources::qubesdb;
 
 /// Directories of scripts, and a script.
 const OF_TEMPLATE: &str = "etc/qubes/qubes-firewall.d";
@@ -27,11 +30,18 @@ const OF_NETVM: &str = "rw/config/qubes-firewall.d";
 const OF_USER: &str = "rw/config/qubes-firewall-user-script";
 /// With this, only chosen parts of /rw are the netvm's own; scripts are none of them.
 const CUSTOM_PERSIST: &str = "run/qubes-service/custom-persist";
+/// How long QubesDB may take to say by which links clients' packets may leave.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Mounts a BPF file system for pins if there is none, makes their directory, loads the gate, and
-/// in mode `qubes` runs the administrator's scripts below `root`. An error if there is no place for
+/// Mounts a BPF file system for pins if there is none, makes their directory, loads the gate, with
+/// what QubesDB behind a socket says of it, and in mode `qubes` runs the administrator's scripts below `root`. An error if there is no place for
 /// pins, or no gate; scripts that fail are told of in the log, and hinder nothing.
-pub async fn prepare(gate: &Gate, pins: &Path, root: &Path) -> Result<()> {
+pub async fn prepare(
+    mut gate: Gate,
+    qubesdb: Option<&Path>,
+    pins: &Path,
+    root: &Path,
+) -> Result<()> {
     if let Some(directory) = pins.parent() {
         mount_bpffs(directory).with_context(|| {
             format!("cannot mount a BPF file system on {}", directory.display())
@@ -40,12 +50,33 @@ pub async fn prepare(gate: &Gate, pins: &Path, root: &Path) -> Result<()> {
     // The sandbox of the service lets nothing be written beside it.
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(pins);
     made.with_context(|| format!("cannot make {}", pins.display()))?;
+    if let Some(socket) = qubesdb {
+        let of_key = uplinks(socket).await?;
+        gate.uplinks = Uplinks::both(gate.uplinks.as_ref(), of_key.as_ref());
+    }
     gate.load().await.context("cannot load the gate")?;
     info!(mode = gate.mode.name(), "the gate is closed");
     if gate.mode == Mode::Qubes {
         scripts(root).iter().for_each(|script| run(script));
     }
     Ok(())
+}
+
+/// By which links alone clients' packets may leave, as QubesDB says. If it does not, what is in force
+/// stays; after a boot that is nothing, and nothing but the gate is in force then.
+async fn uplinks(socket: &Path) -> Result<Option<Uplinks>> {
+    let before = gate::uplinks_in_force().await.context("cannot look at the gate")?;
+    Ok(match qubesdb::uplinks(socket, PATIENCE).await {
+        Ok(Ok(uplinks)) => uplinks,
+        Ok(Err(bad)) => {
+            warn!("{KEY}: {bad}");
+            Some(bad.instead(before.as_ref()))
+        }
+        Err(error) => {
+            warn!(%error, "{KEY} cannot be read; the service will read it");
+            before
+        }
+    })
 }
 
 /// The service manager gives a unit with a sandbox mounts of its own, also for a command with

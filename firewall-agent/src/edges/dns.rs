@@ -5,6 +5,8 @@
 //! lost, and asks by TCP what does not fit into UDP. What counts of a message is read here:
 //! addresses in its answer section, of the name at the end of the chain of aliases.
 
+mod bound;
+
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
 use std::net::IpAddr;
@@ -12,7 +14,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hickory_resolver::config::{NameServerConfig, ResolverOpts};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
 use hickory_resolver::net::xfer::{DnsHandle as _, FirstAnswer as _};
 use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::{DnsRequestOptions, DnsResponse, Query, ResponseCode};
@@ -25,6 +26,9 @@ use tracing::warn;
 use firewall_core::names::answer::{Answer, Failure, Outcome};
 use firewall_core::rules::Family;
 use firewall_core::rules::question::Question;
+use firewall_core::uplinks::{LinkName, Uplinks};
+
+use self::bound::Sockets;
 
 /// How long one server has to answer, repetitions included.
 const SERVER_PATIENCE: Duration = Duration::from_secs(3);
@@ -37,10 +41,16 @@ const MOST_ALIASES: usize = 16;
 /// How long "no address" may be used if the server does not say (RFC 2308 leaves that open).
 const NOTHING_TTL: u32 = 60;
 
+/// Why nobody is asked.
+const NOBODY: &str = "no DNS server is known";
+const NO_LINK: &str = "packets may leave by no link, so no DNS server is asked";
+
 /// Questions that wait or are on the way, and whom to ask.
 #[derive(Default)]
 pub struct Dns {
     servers: Arc<[Server]>,
+    /// The only links by which is asked; `None`: any.
+    links: Option<Uplinks>,
     waiting: VecDeque<Question>,
     on_the_way: JoinSet<Outcome>,
     questions: HashMap<Id, Question>,
@@ -50,11 +60,18 @@ impl Dns {
     /// Asks these servers from now on, each when those before it fail, as resolv.conf(5)
     /// wants it. What was asked before is forgotten: the old servers' answers do not come.
     pub fn set_servers(&mut self, servers: &[IpAddr]) {
-        let servers = servers.iter().filter_map(|address| {
-            let server = Server::new(*address);
+        let links = self.links.take();
+        let ways = servers.iter().flat_map(|address| ways(*address, links.as_ref()));
+        let servers = ways.filter_map(|(address, link)| {
+            let server = Server::new(address, link);
             server.inspect_err(|error| warn!(%address, %error, "cannot be asked")).ok()
         });
-        *self = Self { servers: servers.collect(), ..Self::default() };
+        *self = Self { servers: servers.collect(), links, ..Self::default() };
+    }
+
+    /// Has servers that are set from now on asked by these links alone; `None`: by any.
+    pub fn ask_by(&mut self, links: Option<&Uplinks>) {
+        self.links = links.cloned();
     }
 
     /// Asks a question, now or when there is room.
@@ -84,7 +101,8 @@ impl Dns {
         while self.on_the_way.len() < MOST_AT_ONCE
             && let Some(question) = self.waiting.pop_front()
         {
-            let work = ask(Arc::clone(&self.servers), question.clone());
+            let nobody = if self.links == Some(Uplinks::default()) { NO_LINK } else { NOBODY };
+            let work = ask(Arc::clone(&self.servers), question.clone(), nobody);
             let id = self.on_the_way.spawn(work).id();
             self.questions.insert(id, question);
         }
@@ -98,24 +116,32 @@ impl Dns {
     }
 }
 
-async fn ask(servers: Arc<[Server]>, question: Question) -> Outcome {
-    let outcome = timeout(PATIENCE, ask_each(&servers, &question)).await;
+/// By which links a server is asked. One on this machine is asked here: what it asks itself is its own.
+fn ways(address: IpAddr, links: Option<&Uplinks>) -> Vec<(IpAddr, Option<LinkName>)> {
+    match links.filter(|_| !address.is_loopback()) {
+        Some(Uplinks(links)) => links.iter().map(|link| (address, Some(link.clone()))).collect(),
+        None => vec![(address, None)],
+    }
+}
+
+async fn ask(servers: Arc<[Server]>, question: Question, nobody: &str) -> Outcome {
+    let outcome = timeout(PATIENCE, ask_each(&servers, &question, nobody)).await;
     outcome.unwrap_or_else(|_| {
         Err(Failure::NoAnswer(format!("no answer within {} seconds", PATIENCE.as_secs())))
     })
 }
 
 /// Asks one server after the other, until one of them knows.
-async fn ask_each(servers: &[Server], question: &Question) -> Outcome {
+async fn ask_each(servers: &[Server], question: &Question, nobody: &str) -> Outcome {
     let mut problems = Vec::new();
     for server in servers {
         match server.ask(question).await {
-            Err(Failure::NoAnswer(why)) => problems.push(format!("{} {why}", server.address)),
+            Err(Failure::NoAnswer(why)) => problems.push(format!("{} {why}", server.name())),
             outcome @ (Ok(_) | Err(Failure::NoSuchName)) => return outcome,
         }
     }
     if problems.is_empty() {
-        problems.push("no DNS server is known".to_owned());
+        problems.push(nobody.to_owned());
     }
     Err(Failure::NoAnswer(problems.join("; ")))
 }
@@ -124,21 +150,33 @@ async fn ask_each(servers: &[Server], question: &Question) -> Outcome {
 /// the first error of any of them for the outcome.
 struct Server {
     address: IpAddr,
-    pool: NameServerPool<TokioRuntimeProvider>,
+    /// The only link by which the server is asked; `None`: any.
+    link: Option<LinkName>,
+    sockets: Sockets,
+    pool: NameServerPool<Sockets>,
 }
 
 impl Server {
-    fn new(address: IpAddr) -> Result<Self, NetError> {
+    fn new(address: IpAddr, link: Option<LinkName>) -> Result<Self, NetError> {
         let mut options = ResolverOpts::default();
         options.timeout = SERVER_PATIENCE;
         let context = Arc::new(PoolContext::new(options, TlsConfig::new()?));
         let server = NameServerConfig::udp_and_tcp(address);
-        let provider = TokioRuntimeProvider::default();
-        Ok(Self { address, pool: NameServerPool::from_config([server], context, provider) })
+        let sockets = Sockets::by(link.clone());
+        let pool = NameServerPool::from_config([server], context, sockets.clone());
+        Ok(Self { address, link, sockets, pool })
+    }
+
+    /// The server as people are told of it.
+    fn name(&self) -> String {
+        let Self { address, link, .. } = self;
+        link.as_ref().map_or_else(|| address.to_string(), |link| format!("{address} by {link}"))
     }
 
     /// Follows aliases, where a message does not lead to their end.
     async fn ask(&self, question: &Question) -> Outcome {
+        let way = self.sockets.try_way(self.address);
+        way.map_err(|error| Failure::NoAnswer(told(&NetError::from(error))))?;
         let kind = match question.family {
             Family::V4 => RecordType::A,
             Family::V6 => RecordType::AAAA,

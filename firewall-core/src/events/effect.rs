@@ -13,6 +13,7 @@ use crate::names::answer::Remembered;
 use crate::rules::check::ProvedPolicy;
 use crate::rules::question::Question;
 use crate::told::news::Denied;
+use crate::uplinks::Uplinks;
 
 /// What to put in force for a client.
 #[derive(Clone, Debug)]
@@ -42,6 +43,9 @@ pub enum Effect {
     /// From now on, the gate is to lead the first address of each pair, a virtual resolver, to the
     /// second, a real one.
     Redirect(Vec<(Ipv4Addr, Ipv4Addr)>),
+    /// From now on, the gate is to let clients' packets leave by these links alone, and names are to be
+    /// asked by them; `None`: by any.
+    LimitUplinks(Option<Uplinks>),
     /// Put something in force for a client.
     Put {
         /// The client.

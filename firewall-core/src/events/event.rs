@@ -16,6 +16,7 @@ use crate::rules::Ruleset;
 use crate::rules::question::Question;
 use crate::rules::source::SourceError;
 use crate::told::status::Attachment;
+use crate::uplinks::{BadUplinks, Uplinks};
 
 /// Something happened outside.
 #[derive(Clone, Debug)]
@@ -33,6 +34,9 @@ pub enum Event {
     },
     /// Addresses of clients, present or not, as the source knows them.
     Connected(BTreeSet<IpAddr>),
+    /// By which links alone clients' packets may leave, as the netvm's own key says; `None` if there
+    /// is no such key, or it is empty.
+    Uplinks(Result<Option<Uplinks>, BadUplinks>),
     /// Why the source of rules cannot be read; what it said before stays. `None`: it can be read
     /// again.
     Source(Option<String>),

@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::Why;
 use crate::rules::question::Question;
 use crate::told::status::Attachment;
+use crate::uplinks::Uplinks;
 
 /// News worth a line in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +112,10 @@ pub enum Notice {
         /// What is wrong; `None`: nothing any more.
         why: Option<String>,
     },
+    /// By which links alone clients' packets may leave now; `None`: by any.
+    Uplinks(Option<Uplinks>),
+    /// What is wrong with the key that lists them; `None`: nothing any more.
+    UplinksProblem(Option<String>),
     /// How somebody changed the gate.
     GateChanged(String),
     /// Why the gate cannot be looked at.

@@ -170,6 +170,9 @@ pub struct Explanation {
     pub mode: Option<Mode>,
     /// Whether the destination is the address of another client.
     pub to_client: bool,
+    /// Names of the only links by which clients' packets may leave, beside those to other clients;
+    /// nothing if any will do.
+    pub uplinks: Option<Vec<String>>,
     /// The real DNS server behind the virtual one that the packet is for.
     pub redirected_to: Option<IpAddr>,
 }

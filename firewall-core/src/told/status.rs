@@ -51,6 +51,11 @@ pub struct AgentStatus {
     pub caches: bool,
     /// DNS servers behind `specialtarget=dns`.
     pub resolvers: Vec<IpAddr>,
+    /// The only links by which clients' packets may leave, beside those to other clients; nothing if
+    /// any will do.
+    pub uplinks: Option<UplinksStatus>,
+    /// What is wrong with the key that lists them; nothing if it is as it should be.
+    pub uplinks_problem: Option<String>,
     /// Why the last attempt to load the gate failed; nothing if it did not.
     pub gate_problem: Option<String>,
     /// How many programs end with the agent, because there is no place to pin them.
@@ -63,6 +68,43 @@ pub struct AgentStatus {
     pub records: u64,
     /// Denied packets of the same vifs that were only counted.
     pub records_suppressed: u64,
+}
+
+/// The only links by which clients' packets may leave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UplinksStatus {
+    /// The links. None of them: nothing leaves.
+    pub links: Vec<UplinkStatus>,
+    /// Who says so; if both, what both say.
+    pub from: Vec<UplinksFrom>,
+}
+
+impl UplinksStatus {
+    /// Names of the links.
+    pub fn names(self) -> Vec<String> {
+        self.links.into_iter().map(|link| link.name).collect()
+    }
+}
+
+/// A link by which clients' packets may leave.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UplinkStatus {
+    /// Name of the link.
+    pub name: String,
+    /// Whether there is such a link, up or down.
+    pub there: bool,
+}
+
+/// Who says by which links clients' packets may leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum UplinksFrom {
+    /// The option `--uplinks`.
+    Options,
+    /// The key `/vm-config/firewall-uplinks` of QubesDB.
+    Qubesdb,
+    /// An agent that ran before: the key was not read yet.
+    Before,
 }
 
 /// Something that does not work and is tried again.

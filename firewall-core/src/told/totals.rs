@@ -7,7 +7,7 @@ use std::ops::{AddAssign, SubAssign};
 use firewall_common::verdict::Reason;
 
 use crate::rules::Action;
-use crate::told::status::{ClientStatus, CounterStatus, Status};
+use crate::told::status::{AgentStatus, ClientStatus, CounterStatus, Status};
 
 /// Packets of a client since its policy went into force. Each packet is in one of these sums.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -102,7 +102,8 @@ pub fn problems(status: &Status) -> usize {
     let vifs = vifs.count();
     let uplinks = status.agent.unguarded_uplinks.len();
     let names = status.names.iter().filter(|name| name.problem.is_some()).count();
-    let agent = [&status.agent.gate_problem, &status.agent.source_problem];
+    let AgentStatus { gate_problem, source_problem, uplinks_problem, .. } = &status.agent;
+    let agent = [gate_problem, source_problem, uplinks_problem];
     let unpinned = usize::from(status.agent.unpinned_programs > 0);
     let failing = status.agent.failing.len();
     clients + vifs + uplinks + names + unpinned + failing + agent.into_iter().flatten().count()

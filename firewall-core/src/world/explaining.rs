@@ -17,6 +17,7 @@ use crate::rules::check::PolicyTables;
 use crate::rules::resolve::Surroundings;
 use crate::time::Moment;
 use crate::told::explanation::{Explanation, Judgement};
+use crate::told::status::UplinksStatus;
 use crate::told::tried::{is_judged_by_rules, number, tried};
 
 impl World {
@@ -50,6 +51,7 @@ impl World {
                 default: live.map(|live| live.ruleset.default),
                 mode: Some(self.gate.mode()),
                 to_client: self.connected.contains(packet.destination.into()),
+                uplinks: self.uplinks_status().map(UplinksStatus::names),
                 redirected_to: redirected(self.standings.surroundings(), packet),
             }
         });

@@ -11,6 +11,7 @@
 //! | `clients` | `installed`, `audits`, `settling`: what is in force for each client that is there |
 //! | `naming` | names in rules |
 //! | `gate` | whether the gate is in force, and where it leads DNS |
+//! | `uplinks` | the only links by which clients' packets may leave |
 //! | `hits`, `denials` | when rules decided last; how many denied packets were told |
 //! | `retries` | what did not work |
 //!
@@ -19,7 +20,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
-use std::time::Duration;
 
 use crate::client::{ClientId, Links};
 use crate::events::{Effect, Event, Notice, Task, Why};
@@ -28,7 +28,9 @@ use crate::names::rebinding::Guard;
 use crate::rules::question::Question;
 use crate::time::Moment;
 use crate::told::status::Mode;
+use crate::uplinks::Uplinks;
 
+mod auditing;
 pub mod audits;
 mod clients;
 mod connected;
@@ -51,8 +53,8 @@ mod standings;
 mod start;
 mod status;
 mod summary;
+mod uplinks;
 
-use self::audits::NoAudit;
 use self::clients::Clients;
 use self::connected::Connected;
 use self::denials::Denials;
@@ -62,8 +64,9 @@ use self::links::KnownLinks;
 use self::naming::Naming;
 use self::retries::Retries;
 use self::source::Source;
-use self::standings::{Change, Read, Standing, Standings};
+use self::standings::{Change, Read, Standings};
 use self::start::Start;
+use self::uplinks::Limit;
 
 /// What whoever runs the agent wants, as far as the world needs it.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +79,10 @@ pub struct Settings {
     pub redirections: Vec<(Ipv4Addr, Ipv4Addr)>,
     /// Whether IPv6 neighbour discovery in which a client speaks for others is dropped.
     pub guards_neighbours: bool,
+    /// The only links by which clients' packets may leave.
+    pub uplinks: Option<Uplinks>,
+    /// What of that an earlier agent left in force, if the netvm's own key is to be read.
+    pub uplinks_before: Option<Uplinks>,
 }
 
 /// All memory of the agent.
@@ -90,6 +97,7 @@ pub struct World {
     clients: Clients,
     naming: Naming,
     gate: Gate,
+    limit: Limit,
     hits: Hits,
     denials: Denials,
     retries: Retries,
@@ -98,9 +106,10 @@ pub struct World {
 impl World {
     /// A world that knows nothing yet.
     pub fn new(settings: Settings) -> Self {
-        let Settings { guard, mode, redirections, guards_neighbours } = settings;
+        let Settings { guard, mode, redirections, guards_neighbours, .. } = settings;
+        let limit = Limit::new(settings.uplinks, settings.uplinks_before);
         let (naming, gate) = (Naming::new(guard), Gate::new(mode, redirections));
-        Self { guards_neighbours, naming, gate, ..Self::default() }
+        Self { guards_neighbours, naming, gate, limit, ..Self::default() }
     }
 
     /// Takes in what happened and answers what to do, in this order.
@@ -115,6 +124,7 @@ impl World {
                 self.connected.name(named);
                 one(self.connect())
             }
+            Event::Uplinks(key) => self.uplinks(key),
             Event::Source(problem) => one(self.source.set_problem(problem)),
             Event::Servers { of_clients, own } => self.servers(of_clients, own),
             Event::Remembered(names) => {
@@ -190,27 +200,8 @@ impl World {
         self.clients.settling().count()
     }
 
-    /// An error says why an audit of a client would make no difference. An end is never refused.
-    pub fn may_audit(&self, client: IpAddr, length: Duration) -> Result<(), NoAudit> {
-        let installed = self.clients.installed();
-        let present = installed.of(client);
-        match (present.first(), self.standings.of(client)) {
-            _ if length.is_zero() => Ok(()),
-            (None, _) => Err(NoAudit::NoClient(client)),
-            (_, Standing::Waiting) => Err(NoAudit::NoRules(client)),
-            (Some(first), Standing::Live(_)) if installed.refusal(*first).is_none() => Ok(()),
-            (_, Standing::Live(_) | Standing::Blocked(_)) => Err(NoAudit::Blocked(client)),
-        }
-    }
-
-    fn audit(&mut self, client: IpAddr, length: Duration, now: Moment) -> Vec<Effect> {
-        match self.may_audit(client, length) {
-            Ok(()) => self.clients.audit(client, length, now, &mut self.retries),
-            Err(_) => Vec::new(),
-        }
-    }
-
     fn links(&mut self, links: Links) -> Vec<Effect> {
+        self.limit.see(&links);
         let told = self.retries.works(Task::Links);
         let effects = match self.start.links(links) {
             Some(links) => self.follow_links(links),

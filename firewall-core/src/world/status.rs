@@ -62,6 +62,8 @@ impl World {
             verified_instructions: readings.verified_instructions,
             caches: readings.caches,
             resolvers: self.standings.surroundings().resolvers.clone(),
+            uplinks: self.uplinks_status(),
+            uplinks_problem: self.limit.problem().map(str::to_owned),
             gate_problem: self.gate.problem().map(str::to_owned),
             unpinned_programs: readings.unpinned_programs,
             unguarded_uplinks: self.links.unguarded(),

@@ -52,6 +52,7 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
         Effect::ReadLinks => Some("links".to_owned()),
         Effect::SetLocals(locals) => Some(format!("locals {}", locals.len())),
         Effect::Redirect(to) => Some(format!("redirect {}", to.len())),
+        Effect::LimitUplinks(to) => Some(format!("uplinks {}", to.clone().unwrap_or_default())),
         Effect::Put { client, installation, .. } => {
             let what = match installation {
                 Installation::Waiting => "waiting",

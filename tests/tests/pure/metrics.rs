@@ -90,6 +90,8 @@ pub fn status() -> Status {
             verified_instructions: None,
             caches: true,
             resolvers: Vec::new(),
+            uplinks: None,
+            uplinks_problem: None,
             gate_problem: Some("no nft".to_owned()),
             unpinned_programs: 0,
             unguarded_uplinks: BTreeMap::new(),

@@ -18,11 +18,16 @@ pub const TWO: &str = "10.137.0.2";
 pub const ACCEPT: &[(&str, &[u8])] = &[("0000", b"action=accept")];
 pub const NONE: &[(&str, &[u8])] = &[];
 
+/// Any uplink will do.
+const ANY: &str = "uplinks any";
+
 pub struct Scene {
     pub server: Arc<FakeQubesDb>,
     pub source: QubesDb,
     runtime: tokio::runtime::Runtime,
     _directory: TempDir,
+    /// What was told last about uplinks.
+    uplinks: String,
 }
 
 impl Scene {
@@ -40,13 +45,22 @@ impl Scene {
             last_pause: Duration::from_millis(100),
         };
         let source = runtime.block_on(async { QubesDb::start(socket, patience) });
-        Self { server, source, runtime, _directory: directory }
+        Self { server, source, runtime, _directory: directory, uplinks: ANY.to_owned() }
     }
 
-    /// The next news, in short.
+    /// The next news, in short; what was told about uplinks already is none.
     pub fn next(&mut self) -> String {
-        let news = async { tokio::time::timeout(PATIENCE, self.source.next()).await };
-        short(&self.runtime.block_on(news).expect("no news"))
+        loop {
+            let news = async { tokio::time::timeout(PATIENCE, self.source.next()).await };
+            let news = short(&self.runtime.block_on(news).expect("no news"));
+            if news == self.uplinks {
+                continue;
+            }
+            if news.starts_with("uplinks ") {
+                self.uplinks.clone_from(&news);
+            }
+            return news;
+        }
     }
 
     /// News up to and with the first that begins like this.
@@ -109,6 +123,9 @@ fn short(event: &Event) -> String {
             let each = connected.iter().map(IpAddr::to_string);
             format!("connected {}", each.collect::<Vec<_>>().join(" "))
         }
+        Event::Uplinks(Ok(None)) => ANY.to_owned(),
+        Event::Uplinks(Ok(Some(links))) => format!("uplinks {links}"),
+        Event::Uplinks(Err(bad)) => format!("uplinks {bad}"),
         Event::Source(None) => "readable".to_owned(),
         Event::Source(Some(why)) => {
             format!("unreadable {}", why.split_once(": ").map_or(why.as_str(), |it| it.1))

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use firewall_core::uplinks::KEY;
 use firewall_tests::rig::qubesdb::{Behaviour, Lie};
 
 use super::scene::{ACCEPT, NONE, ONE, Scene, TWO};
@@ -95,6 +96,33 @@ fn addresses_of_clients_are_told_when_they_change() {
 }
 
 #[test]
+fn uplinks_are_told_before_the_rules_and_when_they_change() {
+    let mut scene = Scene::new(|server| {
+        server.write(KEY, b"wg0 tun0");
+        server.reload(ONE, "drop", ACCEPT);
+    });
+    scene.expect(&["readable", "connected ", "uplinks tun0, wg0"]);
+    scene.expect(&["all 10.137.0.1: drop 0000"]);
+    scene.server.write(KEY, b"wg0");
+    scene.expect(&["uplinks wg0"]);
+    scene.server.write(KEY, b"wg0 \xff");
+    let bad = scene.next();
+    assert!(bad.starts_with("uplinks `wg0 \u{fffd}` is no list of links: "), "{bad}");
+    scene.server.write(KEY, b"");
+    scene.expect(&["uplinks any"]);
+    scene.server.write(KEY, b"wg0");
+    scene.expect(&["uplinks wg0"]);
+    scene.server.remove(KEY);
+    scene.expect(&["uplinks any"]);
+    // Another key that begins like it is another key.
+    scene.server.write("/vm-config/firewall-uplinks2", b"eth0");
+    scene.server.hang_up();
+    scene.server.write(KEY, b"tun0");
+    let all = scene.until("all ");
+    assert!(all.iter().any(|it| it == "uplinks tun0"), "{all:?}");
+}
+
+#[test]
 fn a_slow_daemon_that_cuts_and_holds_back_its_words_is_understood() {
     let ways = [
         Behaviour { delay: Duration::from_millis(20), ..Behaviour::default() },
@@ -171,14 +199,14 @@ fn a_daemon_that_went_away_is_found_again_and_everything_is_read() {
 
 #[test]
 fn a_daemon_that_hangs_up_anywhere_is_asked_again() {
-    for answers in 0..12 {
+    for answers in 0..14 {
         let mut scene = Scene::new(|server| {
             server.reload(ONE, "drop", ACCEPT);
             let behaviour = Behaviour { hangs_up_after: Some(answers), ..Behaviour::default() };
             server.behave(behaviour);
         });
         // Until it is better, it may be so for ever.
-        if answers < 7 {
+        if answers < 9 {
             scene.until("unreadable");
             scene.server.behave(Behaviour::default());
         }

@@ -102,7 +102,17 @@ fn gate(it: &Explained) -> String {
         (Verdict::Pass, _) => "is not on its way",
         (Verdict::Drop, _) => "is not reached",
     };
-    text.to_owned()
+    let uplinks = it.agent.as_ref().and_then(|agent| agent.uplinks.as_ref());
+    match (uplinks, it.outcome) {
+        (Some(links), Outcome::Forwarded | Outcome::Related) if !to_client => {
+            let links = if links.is_empty() { "no link".to_owned() } else { links.join(", ") };
+            format!(
+                "{text}, if it leaves by {links} or to a qube; what would leave by another link is \
+                 answered \"administratively prohibited\" ({error})"
+            )
+        }
+        (Some(_) | None, _) => text.to_owned(),
+    }
 }
 
 fn nat(it: &Explained) -> String {

@@ -3,12 +3,13 @@
 //!
 //! The structure is libnftables-json(5). Whatever is not understood counts as a way through.
 
+use firewall_core::uplinks::Uplinks;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::errors::GateError;
 use super::nft;
-use super::rules::{FAMILIES, GATE};
+use super::rules::{FAMILIES, GATE, UPLINKS};
 use super::table::{Hook, seal_in};
 
 /// Chains that lead to chains are followed no further.
@@ -121,6 +122,23 @@ impl Listed {
             })
     }
 
+    /// The only links by which clients' packets may leave; `None` if any will do. Names that are not
+    /// understood are none.
+    fn uplinks(&self) -> Option<Uplinks> {
+        let is_it = |rule: &&Rule| rule.chain == UPLINKS && rule.seal().is_some();
+        let rule = self.rules.iter().find(is_it).filter(|_| !self.is_asleep)?;
+        let condition = rule.expr.first().and_then(|first| first.get("match"));
+        let condition = condition
+            .filter(|it| it.pointer("/left/meta/key").and_then(Value::as_str) == Some("oifname"));
+        let right = condition.and_then(|condition| condition.get("right"));
+        let names = match right.and_then(|right| right.get("set")).and_then(Value::as_array) {
+            Some(set) => set.iter().collect(),
+            None => Vec::from_iter(right),
+        };
+        let names = names.into_iter().filter_map(Value::as_str);
+        Some(Uplinks(names.filter_map(|name| name.parse().ok()).collect()))
+    }
+
     fn end(&self, chain: &str, depth: usize) -> End {
         if depth > DEEPEST {
             return End::Passed;
@@ -203,6 +221,17 @@ pub async fn open_families() -> Result<Vec<&'static str>, GateError> {
         }
     }
     Ok(open)
+}
+
+/// The only links by which clients' packets may leave as it is in force, in both families; `None` if
+/// any will do.
+pub async fn uplinks_in_force() -> Result<Option<Uplinks>, GateError> {
+    let mut uplinks = None;
+    for family in FAMILIES {
+        let found = list(family.name, GATE).await?.and_then(|table| table.uplinks());
+        uplinks = Uplinks::both(uplinks.as_ref(), found.as_ref());
+    }
+    Ok(uplinks)
 }
 
 #[cfg(test)]

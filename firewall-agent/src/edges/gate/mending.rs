@@ -81,7 +81,17 @@ pub(super) fn difference(wanted: &Table, listed: &Listed) -> Option<String> {
             return difference;
         }
     }
-    None
+    let stray = strays(wanted, listed).next();
+    stray.map(|chain| format!("the chain `{chain}` is not to be there any more"))
+}
+
+/// Chains in which a rule of ours is, and none is to be.
+fn strays<'a>(wanted: &Table, listed: &'a Listed) -> impl Iterator<Item = &'a str> {
+    let is_wanted = |name: &str| wanted.chains.iter().any(|chain| chain.name == name);
+    let has_own =
+        |name: &str| listed.rules.iter().any(|rule| rule.chain == name && rule.seal().is_some());
+    let names = listed.chains.iter().map(|chain| chain.name.as_str());
+    names.filter(move |name| !is_wanted(name) && has_own(name))
 }
 
 /// Text that makes a table as it should be, in one transaction. What others added stays, unless the
@@ -101,6 +111,8 @@ pub(super) fn text(wanted: &Table, listed: &Listed) -> String {
     let differing = wanted.chains.iter().map(|chain| Found::of(listed, chain));
     let differing = differing.filter(|found| found.difference().is_some());
     text.extend(differing.map(|found| found.mending(&table)));
+    let strays = strays(wanted, listed);
+    text.extend(strays.map(|it| format!("flush chain {table} {it}\ndelete chain {table} {it}\n")));
     text
 }
 
@@ -154,7 +166,7 @@ mod tests {
 
     #[test]
     fn a_rule_of_ours_that_is_not_in_its_place_is_noticed_and_what_others_add_is_not() {
-        let wanted = gate(FAMILIES[0], "vif*");
+        let wanted = gate(FAMILIES[0], "vif*", None);
         let check = |name: &str, forward: &[It], policy: &str, expected: Option<&str>| {
             let found = difference(&wanted, &listed(&wanted, forward, policy));
             assert_eq!(found.as_deref(), expected, "{name}");
@@ -183,7 +195,7 @@ mod tests {
 
     #[test]
     fn mending_leaves_what_others_added_where_it_was() {
-        let wanted = gate(FAMILIES[0], "vif*");
+        let wanted = gate(FAMILIES[0], "vif*", None);
         let check = |name: &str, forward: &[It], expected: &[&str]| {
             let text = text(&wanted, &listed(&wanted, forward, "drop"));
             let changes = text.lines().filter(|line| line.contains("rule"));

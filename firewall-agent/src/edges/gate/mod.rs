@@ -20,13 +20,14 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use firewall_core::uplinks::Uplinks;
 use futures_util::stream;
 use netlink_proto::sys::protocols::NETLINK_NETFILTER;
 use netlink_proto::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use nix::libc::ENOBUFS;
 
 pub use self::errors::{GateError, Refusal};
-pub use self::listed::open_families;
+pub use self::listed::{open_families, uplinks_in_force};
 pub use self::nft::NftError;
 use self::rules::{FAMILIES, GATE, NAT};
 use self::table::{Table, removal};
@@ -76,6 +77,8 @@ pub struct Gate {
     pub pattern: Pattern,
     /// In standalone mode, where DNS goes: from a virtual resolver to a real one.
     pub redirections: Vec<(Ipv4Addr, Ipv4Addr)>,
+    /// The only links by which clients' packets may leave; `None`: any.
+    pub uplinks: Option<Uplinks>,
 }
 
 /// Changes of nftables, whoever makes them. Must be called inside a tokio runtime. An error means
@@ -186,9 +189,9 @@ impl Gate {
     }
 
     fn tables(&self) -> Vec<Table> {
-        let Self { mode, pattern, redirections } = self;
+        let Self { mode, pattern, redirections, uplinks } = self;
         let pattern = pattern.as_str();
-        let gates = FAMILIES.iter().map(|family| rules::gate(*family, pattern));
+        let gates = FAMILIES.iter().map(|family| rules::gate(*family, pattern, uplinks.as_ref()));
         let nat = match mode {
             Mode::Qubes => None,
             Mode::Standalone => Some(rules::nat(pattern, redirections)),

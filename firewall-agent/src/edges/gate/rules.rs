@@ -5,15 +5,21 @@ use std::net::Ipv4Addr;
 
 use firewall_common::abi::{OPENING, PERMIT, PERMIT_RELATED};
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
+use firewall_core::uplinks::Uplinks;
 
 use super::table::{Chain, Hook, Rule, Table};
 
 /// The table of the gate, of today's firewall as well.
 pub(super) const GATE: &str = "qubes-firewall";
+/// The chain of the only links by which clients' packets may leave.
+pub(super) const UPLINKS: &str = "uplinks";
 /// The table of mode standalone.
 pub(super) const NAT: &str = "qubes-firewall-nat";
 
 const FORWARD: Hook = Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
+/// Before every chain that could say otherwise, or have what it sees forwarded past all of them
+/// (`flow add`).
+const LEAVING: Hook = Hook { priority: -300, policy: "accept", ..FORWARD };
 const FORWARD_OPEN: Hook = Hook { policy: "accept", ..FORWARD };
 const DSTNAT: Hook = Hook { kind: "nat", hook: "prerouting", priority: -100, policy: "accept" };
 const OPENINGS: Hook = Hook { kind: "nat", hook: "postrouting", priority: 90, policy: "accept" };
@@ -41,7 +47,7 @@ pub(super) const FAMILIES: [Family; 2] =
 /// An ICMP error that has its permit is about a packet to its sender; whether there was such a
 /// packet, connection tracking knows. `established` tells answers from errors: errors are
 /// `related`, in the direction of the packet that met them.
-pub(super) fn gate(family: Family, pattern: &str) -> Table {
+pub(super) fn gate(family: Family, pattern: &str, uplinks: Option<&Uplinks>) -> Table {
     let Family { name, icmp } = family;
     // The hardware address, without the condition on the kind of link that `ether daddr` brings.
     let begins = |permit| format!("@ll,0,32 {:#010x}", u32::from_be_bytes(permit));
@@ -67,16 +73,36 @@ pub(super) fn gate(family: Family, pattern: &str) -> Table {
     );
     let reject = Rule::plain(format!("reject with {icmp} type admin-prohibited"));
     let chain = |name, hook, first, last| Chain { name, hook, first, last };
+    let mut chains = vec![
+        chain("forward", Some(FORWARD), forward, Some(reject.clone())),
+        chain("qubes-forward", None, vec![permitted, errors], None),
+        chain("openings", Some(OPENINGS), vec![opening], None),
+    ];
+    chains.extend(uplinks.map(|uplinks| leaving(uplinks, pattern, &reject)));
     Table {
         family: name,
         name: GATE,
         comment: "The rules of qubes are not here but in eBPF: run `firewall-agent show`",
-        chains: vec![
-            chain("forward", Some(FORWARD), forward, Some(reject)),
-            chain("qubes-forward", None, vec![permitted, errors], None),
-            chain("openings", Some(OPENINGS), vec![opening], None),
-        ],
+        chains,
     }
+}
+
+/// By which links alone clients' packets may leave. A chain of its own: what another chain accepts is
+/// not accepted here, so nothing that users put into theirs leads around it. What leaves by the right
+/// link meets one comparison. An error goes back, and not silence: whoever is to wait for a tunnel that
+/// is down is told at once, and the error, which quotes the packet, is for a client's address, which
+/// `to_uplink` lets out by no link that is no vif.
+fn leaving(Uplinks(links): &Uplinks, pattern: &str, reject: &Rule) -> Chain {
+    let quoted: Vec<String> = links.iter().map(|link| format!("\"{link}\"")).collect();
+    let elsewhere = match quoted.as_slice() {
+        [] => String::new(),
+        [link] => format!("oifname != {link} "),
+        links => format!("oifname != {{ {} }} ", links.join(", ")),
+    };
+    let text =
+        format!("{elsewhere}iifname \"{pattern}\" oifname != \"{pattern}\" {}", reject.text());
+    let first = vec![Rule::told(text, "qubes' packets leave by no other link")];
+    Chain { name: UPLINKS, hook: Some(LEAVING), first, last: None }
 }
 
 /// A gate of which every kernel with nf_tables is capable: what comes from a vif goes nowhere.

@@ -67,6 +67,11 @@ impl Rule {
         Self { text: text.into(), comment: Some(comment) }
     }
 
+    /// What the rule says, without its comment.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
     /// By what the rule is known again: another text has another seal (FNV-1a, which is the same
     /// in every version of the agent).
     pub fn seal(&self) -> String {

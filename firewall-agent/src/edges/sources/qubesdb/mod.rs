@@ -10,16 +10,20 @@ pub mod client;
 pub mod wire;
 
 mod session;
+mod trees;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use self::client::{ClientError, Connection};
+use self::wire::{NotAPath, Path};
 use firewall_core::events::Event;
+use firewall_core::uplinks::{BadUplinks, KEY as UPLINKS, Uplinks};
 
 /// How patient the source is.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +44,34 @@ impl Default for Patience {
             last_pause: Duration::from_secs(5),
         }
     }
+}
+
+/// Why a conversation ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// QubesDB cannot be talked to.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// A key that cannot be.
+    #[error(transparent)]
+    Path(#[from] NotAPath),
+    /// The agent has ended.
+    #[error("nobody listens")]
+    NobodyListens,
+}
+
+/// By which links alone clients' packets may leave, as QubesDB behind a socket says now, without any
+/// task; each answer may take as long as `patience`. An error if QubesDB cannot be asked.
+pub async fn uplinks(
+    socket: &path::Path,
+    patience: Duration,
+) -> Result<Result<Option<Uplinks>, BadUplinks>, Ended> {
+    read_uplinks(&mut Connection::open(socket, patience).await?).await
+}
+
+async fn read_uplinks(from: &mut Connection) -> Result<Result<Option<Uplinks>, BadUplinks>, Ended> {
+    let value = from.read(&Path::new(UPLINKS)?).await?.unwrap_or_default();
+    Ok(Uplinks::parse(&String::from_utf8_lossy(&value)))
 }
 
 /// What the task is asked to do.

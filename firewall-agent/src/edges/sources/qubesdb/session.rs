@@ -10,35 +10,19 @@ use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt as _;
 use tokio::sync::mpsc;
-use tracing::{info, warn};
+use tracing::warn;
 
 use super::client::{ClientError, Connection, OwnKey, OwnTree};
-use super::wire::{NotAPath, Path};
-use super::{Order, Patience};
+use super::trees::{RULES, Rules, read_rules, read_trees};
+use super::wire::Path;
+use super::{Ended, Order, Patience, read_uplinks};
 use crate::edges::sources::client_of;
 use firewall_core::events::Event;
-use firewall_core::rules::parse::{self, Entry};
-use firewall_core::rules::problem::{Problem, RulesetError};
-use firewall_core::rules::source::SourceError;
-use firewall_core::rules::{Family, Ruleset};
+use firewall_core::rules::Family;
+use firewall_core::uplinks::{BadUplinks, KEY as UPLINKS, Uplinks};
 
-const RULES: &str = "/qubes-firewall/";
 const CONNECTED: [&str; 2] = ["/connected-ips", "/connected-ips6"];
 const DEFAULT_USER: &str = "/default-user";
-
-type Rules = Result<Ruleset, SourceError>;
-type Entries = BTreeMap<String, Vec<u8>>;
-
-/// Why a conversation ended.
-#[derive(Debug, thiserror::Error)]
-enum Ended {
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    #[error(transparent)]
-    Path(#[from] NotAPath),
-    #[error("nobody listens")]
-    NobodyListens,
-}
 
 /// The task that talks to QubesDB.
 pub struct Task {
@@ -54,6 +38,7 @@ pub struct Task {
     /// Clients whose rules were committed and not read yet.
     unread: BTreeSet<IpAddr>,
     are_connected_unread: bool,
+    are_uplinks_unread: bool,
     /// What is told about names, by client.
     published: BTreeMap<IpAddr, BTreeMap<String, BTreeSet<IpAddr>>>,
 }
@@ -77,6 +62,7 @@ impl Task {
             in_writing: BTreeSet::new(),
             unread: BTreeSet::new(),
             are_connected_unread: false,
+            are_uplinks_unread: false,
             published: BTreeMap::new(),
         }
     }
@@ -129,7 +115,7 @@ impl Task {
         self.unread.clear();
         self.published.clear();
         let mut watches = Connection::open(&self.socket, self.patience.answer).await?;
-        for path in [&[RULES], &CONNECTED[..]].concat() {
+        for path in [&[RULES, UPLINKS], &CONNECTED[..]].concat() {
             watches.watch(&Path::new(path)?).await?;
         }
         // Events come on a connection of their own; commands have their answers for themselves.
@@ -160,6 +146,7 @@ impl Task {
         if CONNECTED.contains(&path) {
             self.are_connected_unread = true;
         }
+        self.are_uplinks_unread |= path == UPLINKS;
         let Some(path) = path.strip_prefix(RULES) else {
             return;
         };
@@ -201,6 +188,10 @@ impl Task {
             let connected = self.read_connected(commands).await?;
             self.tell(Event::Connected(connected)).await?;
         }
+        if std::mem::take(&mut self.are_uplinks_unread) {
+            let uplinks = read_uplinks(commands).await?;
+            self.tell(Event::Uplinks(uplinks)).await?;
+        }
         while let Some(client) = self.unread.pop_first() {
             let rules = read_rules(commands, client).await?;
             // What changed while it was read is told by now: then another commit will come.
@@ -225,6 +216,7 @@ impl Task {
         commands: &mut Connection,
     ) -> Result<(), Ended> {
         let connected = self.read_connected(commands).await?;
+        let uplinks = read_uplinks(commands).await?;
         let mut rules = read_trees(commands).await?;
         self.note_waiting(watches)?;
         for client in &self.in_writing {
@@ -233,7 +225,7 @@ impl Task {
                 None => rules.remove(client),
             };
         }
-        self.tell_everything(connected, rules).await
+        self.tell_everything(connected, uplinks, rules).await
     }
 
     /// Reads everything again, as it stands there, committed or not: whoever asks for that gets what
@@ -241,18 +233,22 @@ impl Task {
     /// writing is told once more when it is committed.
     async fn reread_everything(&mut self, commands: &mut Connection) -> Result<(), Ended> {
         let connected = self.read_connected(commands).await?;
+        let uplinks = read_uplinks(commands).await?;
         let rules = read_trees(commands).await?;
-        self.tell_everything(connected, rules).await
+        self.tell_everything(connected, uplinks, rules).await
     }
 
     async fn tell_everything(
         &mut self,
         connected: BTreeSet<IpAddr>,
+        uplinks: Result<Option<Uplinks>, BadUplinks>,
         rules: BTreeMap<IpAddr, Rules>,
     ) -> Result<(), Ended> {
         self.committed.clone_from(&rules);
         self.tell(Event::Source(None)).await?;
         self.tell(Event::Connected(connected)).await?;
+        // Before the rules: nothing may be in force that leaves by another link.
+        self.tell(Event::Uplinks(uplinks)).await?;
         self.tell(Event::AllRules(rules)).await
     }
 
@@ -334,66 +330,4 @@ fn listed(addresses: &BTreeSet<IpAddr>) -> String {
         format!("'{address}/{length}'")
     });
     format!("{{{}}}", networks.collect::<Vec<_>>().join(", "))
-}
-
-/// All clients' rules, as they stand there. Those that were never committed are none.
-async fn read_trees(from: &mut Connection) -> Result<BTreeMap<IpAddr, Rules>, Ended> {
-    let mut trees: BTreeMap<IpAddr, (bool, Entries)> = BTreeMap::new();
-    for (path, value) in from.multiread(&Path::new(RULES)?).await? {
-        let inside = path.strip_prefix(RULES).unwrap_or_default();
-        let (client, key) = match inside.split_once('/') {
-            Some((client, key)) => (client, Some(key)),
-            None => (inside, None),
-        };
-        let Some(client) = client_of(client) else {
-            warn!(path, "not an address");
-            continue;
-        };
-        let (is_committed, entries) = trees.entry(client).or_default();
-        match key {
-            Some(key) => drop(entries.insert(key.to_owned(), value)),
-            None => *is_committed = true,
-        }
-    }
-    let mut rules = BTreeMap::new();
-    for (client, (is_committed, entries)) in trees {
-        if is_committed {
-            rules.insert(client, parsed(client, &entries));
-        } else {
-            info!(%client, "rules are being written; they count when they are committed");
-        }
-    }
-    Ok(rules)
-}
-
-/// A client's rules; nothing if neither they nor their commit are there.
-async fn read_rules(from: &mut Connection, client: IpAddr) -> Result<Option<Rules>, Ended> {
-    let prefix = Path::new(format!("{RULES}{client}/"))?;
-    let found = from.multiread(&prefix).await?;
-    if found.is_empty() {
-        let commit = Path::new(format!("{RULES}{client}"))?;
-        if from.read(&commit).await?.is_none() {
-            return Ok(None);
-        }
-    }
-    let key = |path: &str| path.strip_prefix(prefix.as_str()).unwrap_or_default().to_owned();
-    let entries = found.into_iter().map(|(path, value)| (key(&path), value)).collect();
-    Ok(Some(parsed(client, &entries)))
-}
-
-fn parsed(client: IpAddr, entries: &Entries) -> Rules {
-    let entry = |(key, value): (&String, &Vec<u8>)| match String::from_utf8(value.clone()) {
-        Ok(value) => Ok(Entry { line: None, key: key.clone(), value }),
-        Err(error) => Err(RulesetError {
-            key: Some(key.clone()),
-            text: String::from_utf8_lossy(error.as_bytes()).into_owned(),
-            ..RulesetError::of_whole(Problem::Unreadable("not UTF-8 text".to_owned()))
-        }),
-    };
-    let entries: Result<Vec<Entry>, RulesetError> = entries.iter().map(entry).collect();
-    let rules = entries.and_then(|entries| parse::ruleset(Family::from(client), &entries));
-    rules.map_err(|error| {
-        let key = error.key.iter().map(|key| format!("/{key}")).collect::<String>();
-        SourceError { origin: format!("{RULES}{client}{key}"), error: Box::new(error) }
-    })
 }

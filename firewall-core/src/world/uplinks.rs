@@ -1,0 +1,99 @@
+//! By which links clients' packets may leave, as far as somebody wants that limited, and which of
+//! these there are.
+//! Never decides by that: a link may come later.
+
+use std::collections::BTreeSet;
+
+use super::World;
+use crate::client::Links;
+use crate::events::{Effect, Notice};
+use crate::told::status::{UplinkStatus, UplinksFrom, UplinksStatus};
+use crate::uplinks::{BadUplinks, KEY, Uplinks};
+
+/// The only links by which clients' packets may leave.
+#[derive(Debug, Default)]
+pub(super) struct Limit {
+    /// What the command line says.
+    given: Option<Uplinks>,
+    /// What the key says, or what was in force before the key was read.
+    of_key: Option<Uplinks>,
+    is_key_read: bool,
+    /// Names of the links there are, but vifs.
+    there: BTreeSet<String>,
+    /// What is wrong with the key.
+    problem: Option<String>,
+}
+
+impl Limit {
+    /// What the command line says, and what an earlier agent left in force: as long as the key is not
+    /// read, nobody may leave by another link.
+    pub(super) fn new(given: Option<Uplinks>, before: Option<Uplinks>) -> Self {
+        Self { given, of_key: before, ..Self::default() }
+    }
+
+    /// Takes in which links there are.
+    pub(super) fn see(&mut self, links: &Links) {
+        self.there = links.uplinks.values().cloned().collect();
+    }
+
+    /// What is in force: each of both wishes takes links away, and none gives any.
+    pub(super) fn in_force(&self) -> Option<Uplinks> {
+        Uplinks::both(self.given.as_ref(), self.of_key.as_ref())
+    }
+
+    /// Takes in what the key says. What is wrong in it lets nothing leave that does not leave now.
+    fn read(&mut self, key: Result<Option<Uplinks>, BadUplinks>) -> Vec<Effect> {
+        let (before, problem_before) = (self.in_force(), self.problem.take());
+        (self.of_key, self.problem) = match key {
+            Ok(uplinks) => (uplinks, None),
+            Err(bad) => {
+                let problem = format!("{KEY}: {bad}");
+                (Some(bad.instead(self.of_key.as_ref())), Some(problem))
+            }
+        };
+        self.is_key_read = true;
+        let mut effects = Vec::new();
+        if self.problem != problem_before {
+            effects.push(Effect::Tell(Notice::UplinksProblem(self.problem.clone())));
+        }
+        let now = self.in_force();
+        if now != before {
+            effects.push(Effect::Tell(Notice::Uplinks(now.clone())));
+            effects.extend([Effect::LimitUplinks(now), Effect::LoadGate]);
+        }
+        effects
+    }
+
+    /// What is wrong with the key.
+    pub(super) fn problem(&self) -> Option<&str> {
+        self.problem.as_deref()
+    }
+
+    fn origins(&self) -> Vec<UplinksFrom> {
+        let of_key = if self.is_key_read { UplinksFrom::Qubesdb } else { UplinksFrom::Before };
+        let given = self.given.as_ref().map(|_| UplinksFrom::Options);
+        given.into_iter().chain(self.of_key.as_ref().map(|_| of_key)).collect()
+    }
+}
+
+impl World {
+    /// Takes in what the netvm's own key says. Names are asked by other links then.
+    pub(super) fn uplinks(&mut self, key: Result<Option<Uplinks>, BadUplinks>) -> Vec<Effect> {
+        let mut effects = self.limit.read(key);
+        if effects.iter().any(|effect| matches!(effect, Effect::LimitUplinks(_))) {
+            effects.push(self.naming.ask_all());
+        }
+        effects
+    }
+
+    /// What is told of the only links by which clients' packets may leave; `None` if any will do.
+    pub(super) fn uplinks_status(&self) -> Option<UplinksStatus> {
+        let Uplinks(links) = self.limit.in_force()?;
+        let link = |name: &str| UplinkStatus {
+            name: name.to_owned(),
+            there: self.limit.there.contains(name),
+        };
+        let links = links.iter().map(|name| link(name.as_str())).collect();
+        Some(UplinksStatus { links, from: self.limit.origins() })
+    }
+}

@@ -1,0 +1,120 @@
+//! Lists of uplinks: how they are read, and what comes of two wishes and of what is wrong.
+
+use firewall_core::events::{Effect, Event, Notice};
+use firewall_core::time::Moment;
+use firewall_core::told::status::UplinksFrom;
+use firewall_core::uplinks::{LinkName, Uplinks};
+use firewall_core::world::{Settings, World};
+
+use super::memory::{status_at, step};
+
+fn list(names: &str) -> Option<Uplinks> {
+    Uplinks::parse(names).expect("a list")
+}
+
+#[test]
+fn a_name_of_a_link_is_what_nftables_takes_for_a_string() {
+    for good in ["wg0", "5", "0x1", "drop", "a+b=c@d.e_f-15x", "...", "abcdefghijklmno"] {
+        assert_eq!(good.parse::<LinkName>().map(|it| it.to_string()), Ok(good.to_owned()));
+    }
+    let bad = ["", ".", "..", "a/b", "a b", "a\tb", "a\"b", "a'b", "a*", "a:b", "a;b", "ä", "a\0"];
+    for bad in bad.into_iter().chain(["abcdefghijklmnop", "{a}", "$a", "\\a", "#a"]) {
+        assert!(bad.parse::<LinkName>().is_err(), "{bad:?}");
+    }
+}
+
+#[test]
+fn a_list_of_links_has_commas_or_blanks_between_names() {
+    let check = |text: &str, expected: Result<Option<&str>, &str>| {
+        let parsed = Uplinks::parse(text);
+        let parsed = parsed.as_ref().map(|it| it.as_ref().map(Uplinks::to_string));
+        let found = parsed.as_ref().map(Option::as_deref).map_err(|bad| bad.good.to_string());
+        assert_eq!(found, expected.map_err(str::to_owned), "{text:?}");
+    };
+    check("", Ok(None));
+    check("wg0", Ok(Some("wg0")));
+    check("wg0,tun0", Ok(Some("tun0, wg0")));
+    check(" wg0  tun0\n", Ok(Some("tun0, wg0")));
+    check("wg0, tun0 , wg0", Ok(Some("tun0, wg0")));
+    check(" ", Err("none"));
+    check(",", Err("none"));
+    check("wg0,", Err("wg0"));
+    check("wg0,,tun0", Err("tun0, wg0"));
+    check("wg0 eth0/ tun0", Err("tun0, wg0"));
+}
+
+#[test]
+fn what_is_wrong_in_the_key_or_not_read_yet_lets_nothing_leave_that_did_not_before() {
+    struct It(World);
+    impl It {
+        fn new(given: &str, before: &str) -> Self {
+            let (uplinks, uplinks_before) = (list(given), list(before));
+            Self(World::new(Settings { uplinks, uplinks_before, ..Settings::default() }))
+        }
+
+        /// Says what the key says; checks what is in force then, what is told of, and whether the
+        /// gate is loaded for that.
+        #[track_caller]
+        fn key(&mut self, text: &str, expected: Option<&str>, is_wrong: bool, is_other: bool) {
+            let effects = step(&mut self.0, Event::Uplinks(Uplinks::parse(text)));
+            self.is(text, expected);
+            let agent = status_at(&self.0, Moment::BOOT).agent;
+            assert_eq!(agent.uplinks_problem.is_some(), is_wrong, "{text:?}");
+            if let Some(problem) = agent.uplinks_problem {
+                assert!(problem.contains(&format!("`{text}`")), "{problem}");
+                assert!(problem.starts_with("/vm-config/firewall-uplinks: "), "{problem}");
+            }
+            let limits = effects.iter().filter_map(|effect| match effect {
+                Effect::LimitUplinks(links) => Some(links.as_ref().map(Uplinks::to_string)),
+                _ => None,
+            });
+            let wanted = is_other.then(|| expected.map(str::to_owned));
+            assert_eq!(limits.collect::<Vec<_>>(), Vec::from_iter(wanted), "{text:?}");
+            let is = |wanted: fn(&Effect) -> bool| effects.iter().any(wanted);
+            assert_eq!(is(|it| matches!(it, Effect::LoadGate)), is_other, "{text:?}");
+            assert_eq!(is(|it| matches!(it, Effect::SetServers(_))), is_other, "{text:?}");
+            let told = |it: &Effect| matches!(it, Effect::Tell(Notice::Uplinks(_)));
+            assert_eq!(effects.iter().any(told), is_other, "{text:?}");
+        }
+
+        #[track_caller]
+        fn is(&self, name: &str, expected: Option<&str>) {
+            let links = status_at(&self.0, Moment::BOOT).agent.uplinks.map(|it| it.names());
+            let links = links.map(|it| if it.is_empty() { "none".into() } else { it.join(", ") });
+            assert_eq!(links.as_deref(), expected, "{name:?}");
+        }
+
+        fn from(&self) -> Vec<UplinksFrom> {
+            status_at(&self.0, Moment::BOOT).agent.uplinks.map(|it| it.from).unwrap_or_default()
+        }
+    }
+    use UplinksFrom::{Before, Options, Qubesdb};
+    let mut it = It::new("", "");
+    it.is("nothing", None);
+    it.key("", None, false, false);
+    it.key("wg0", Some("wg0"), false, true);
+    assert_eq!(it.from(), [Qubesdb]);
+    it.key("wg0,eth0/", Some("wg0"), true, false);
+    it.key("eth0 eth1/", Some("wg0"), true, false);
+    it.key("wg0 tun0", Some("tun0, wg0"), false, true);
+    it.key("", None, false, true);
+    // Nothing is in force that could stay.
+    it.key("wg0 eth0/", Some("wg0"), true, true);
+    it.key("", None, false, true);
+    it.key(" ", Some("none"), true, true);
+    let mut it = It::new("wg0 tun0", "");
+    it.is("given", Some("tun0, wg0"));
+    assert_eq!(it.from(), [Options]);
+    it.key("wg0 eth0", Some("wg0"), false, true);
+    assert_eq!(it.from(), [Options, Qubesdb]);
+    it.key("eth0", Some("none"), false, true);
+    it.key("", Some("tun0, wg0"), false, true);
+    it.key("/", Some("none"), true, true);
+    let mut it = It::new("", "wg0");
+    it.is("not read yet", Some("wg0"));
+    assert_eq!(it.from(), [Before]);
+    it.key("?", Some("wg0"), true, false);
+    it.key("wg0", Some("wg0"), false, false);
+    assert_eq!(it.from(), [Qubesdb]);
+    it.key("", None, false, true);
+}
