@@ -38,7 +38,10 @@ mod rig {
     mod scene;
     mod service;
     mod traffic;
+    mod tunnel;
     mod unread;
+    mod uplinks;
+    mod uplinks_life;
     mod vifs;
     mod waiting;
     mod world;
