@@ -126,14 +126,17 @@ fn leaving(UplinksStatus { links, from }: &UplinksStatus) -> String {
         },
     );
     let links: Vec<String> = links.collect();
-    let links = if links.is_empty() { "no link".to_owned() } else { links.join(", ") };
+    let links = match links.is_empty() {
+        true => "by no link".to_owned(),
+        false => format!("by {} alone", links.join(", ")),
+    };
     let from = from.iter().map(|from| match from {
         UplinksFrom::Options => "--uplinks".to_owned(),
         UplinksFrom::Qubesdb => KEY.to_owned(),
         UplinksFrom::Before => format!("an earlier agent, until {KEY} can be read"),
     });
     let from: Vec<String> = from.collect();
-    format!("clients' packets leave by {links} alone, say {}", from.join(" and "))
+    format!("clients' packets leave {links}, say {}", from.join(" and "))
 }
 
 /// That an address is no client, and why.

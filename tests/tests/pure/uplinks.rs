@@ -1,8 +1,11 @@
 //! Lists of uplinks: how they are read, and what comes of two wishes and of what is wrong.
 
+use firewall_agent::cli::text;
+use firewall_core::client::Links;
 use firewall_core::events::{Effect, Event, Notice};
 use firewall_core::time::Moment;
 use firewall_core::told::status::UplinksFrom;
+use firewall_core::told::totals::problems;
 use firewall_core::uplinks::{LinkName, Uplinks};
 use firewall_core::world::{Settings, World};
 
@@ -117,4 +120,37 @@ fn what_is_wrong_in_the_key_or_not_read_yet_lets_nothing_leave_that_did_not_befo
     it.key("wg0", Some("wg0"), false, false);
     assert_eq!(it.from(), [Qubesdb]);
     it.key("", None, false, true);
+}
+
+#[test]
+fn status_says_by_which_links_packets_leave_which_of_them_there_are_and_who_says_so() {
+    let lines = |world: &World| {
+        let status = status_at(world, Moment::BOOT);
+        let text = text::summary(&status);
+        let is_it = |line: &&str| line.contains("leave by") || line.starts_with("PROBLEM");
+        let lines = text.lines().filter(is_it).map(str::to_owned).collect::<Vec<_>>();
+        (lines, problems(&status))
+    };
+    let mut world = World::new(Settings { uplinks: list("wg0 tun0"), ..Settings::default() });
+    let uplinks = [(2, "eth0".to_owned()), (3, "wg0".to_owned())].into();
+    step(&mut world, Event::Links(Links { uplinks, ..Links::default() }));
+    let leave = "clients' packets leave by";
+    let given = format!("{leave} tun0 (not there), wg0 alone, say --uplinks");
+    assert_eq!(lines(&world), (vec![given.clone()], 0));
+    let key = "/vm-config/firewall-uplinks";
+    step(&mut world, Event::Uplinks(Uplinks::parse("wg0")));
+    let both = format!("{leave} wg0 alone, say --uplinks and {key}");
+    assert_eq!(lines(&world), (vec![both.clone()], 0));
+    step(&mut world, Event::Uplinks(Uplinks::parse("eth0/")));
+    let problem = format!(
+        "PROBLEM: {key}: `eth0/` is no list of links: `eth0/` is no name of a link: 1 to 15 letters, \
+         digits, and `.`, `_`, `-`, `+`, `=`, `@`; until that is mended, nothing leaves by a link by \
+         which it did not before"
+    );
+    assert_eq!(lines(&world), (vec![both, problem], 1));
+    step(&mut world, Event::Uplinks(Uplinks::parse("eth0")));
+    let none = format!("{leave} no link, say --uplinks and {key}");
+    assert_eq!(lines(&world), (vec![none], 0));
+    step(&mut world, Event::Uplinks(Uplinks::parse("")));
+    assert_eq!(lines(&world), (vec![given], 0));
 }
