@@ -94,7 +94,9 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
     #[inline(always)]
     fn deny(&self) {
         self.stamp(0);
-        if matches!(self.head(0), Some(PERMIT | PERMIT_RELATED)) {
+        let beginning = self.head(0).map_or(0, u32::from_be_bytes);
+        // The two differ in their last bit.
+        if beginning | 1 == u32::from_be_bytes(PERMIT_RELATED) {
             self.address_to([0; PERMIT.len()]);
         }
     }

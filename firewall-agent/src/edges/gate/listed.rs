@@ -108,7 +108,7 @@ impl Listed {
     }
 
     /// Whether the table lets nothing be forwarded but what a rule with a condition takes out:
-    /// marked packets, packets of others, answers.
+    /// packets with a permit, packets of others, answers.
     pub fn is_closed(&self) -> bool {
         let mut hooked = self.chains.iter().filter(|chain| {
             chain.hook.as_deref() == Some("forward") && chain.kind.as_deref() == Some("filter")
@@ -233,8 +233,8 @@ mod tests {
         Listed::parse(json.as_bytes()).expect("a table")
     }
 
-    const MARKED: &str =
-        r#"{"match": {"op": "!=", "left": {"&": [{"meta": {"key": "mark"}}, 16]}, "right": 0}}"#;
+    const PERMITTED: &str = r#"{"match": {"op": "==",
+        "left": {"payload": {"base": "ll", "offset": 0, "len": 32}}, "right": 240207174}}"#;
     const VIFS: &str =
         r#"{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "vif*"}}"#;
     const NO_VIFS: &str =
@@ -265,10 +265,10 @@ mod tests {
         check("a bare gate", "drop", &[(f, &[NO_VIFS, ACCEPT]), (f, &[DROP])], true);
         check("by a rule alone", "accept", &[(f, &[NO_VIFS, ACCEPT]), (f, &[COUNTER, DROP])], true);
         let whole: [(&str, &[&str]); 5] = [
-            (f, &[MARKED, ACCEPT]),
+            (f, &[PERMITTED, ACCEPT]),
             (f, &[NO_VIFS, ACCEPT]),
             (f, &[JUMP]),
-            (o, &[MARKED, ACCEPT]),
+            (o, &[PERMITTED, ACCEPT]),
             (o, &[REJECT]),
         ];
         check("the gate", "accept", &whole, true);
@@ -276,12 +276,12 @@ mod tests {
         check("the same with a policy", "drop", &whole[..4], true);
         check("all is accepted first", "drop", &[(f, &[COUNTER, ACCEPT]), (f, &[DROP])], false);
         check("all vifs are accepted", "drop", &[(f, &[VIFS, ACCEPT]), (f, &[DROP])], false);
-        check("some are", "drop", &[(f, &[VIFS, MARKED, ACCEPT]), (f, &[DROP])], true);
+        check("some are", "drop", &[(f, &[VIFS, PERMITTED, ACCEPT]), (f, &[DROP])], true);
         check("a few a second", "drop", &[(f, &[LIMIT, ACCEPT]), (f, &[DROP])], true);
         check("some are dropped", "accept", &[(f, &[VIFS, DROP])], false);
         check("a few are dropped", "accept", &[(f, &[LIMIT, DROP])], false);
         check("behind a jump", "drop", &[(f, &[JUMP]), (f, &[DROP]), (o, &[ACCEPT])], false);
-        check("for some behind it", "drop", &[(f, &[MARKED, JUMP]), (o, &[ACCEPT])], true);
+        check("for some behind it", "drop", &[(f, &[PERMITTED, JUMP]), (o, &[ACCEPT])], true);
         check("a return", "accept", &[(f, &[r#"{"return": null}"#]), (f, &[DROP])], false);
         check(
             "the same behind a jump",
