@@ -16,6 +16,7 @@ mod rig {
     mod files;
     mod filters;
     mod fragments;
+    mod handled;
     mod headers;
     mod input;
     mod life;

@@ -83,6 +83,27 @@ impl Naming {
         std::mem::take(&mut self.are_names_old)
     }
 
+    /// Whether other names may matter, and nobody said yet which.
+    pub(super) fn is_old(&self) -> bool {
+        self.are_names_old
+    }
+
+    /// Somebody wrote rules with these names: those of them that failed are worth another attempt
+    /// soon.
+    pub(super) fn ask_again(&mut self, questions: &BTreeSet<Question>) {
+        self.names.ask_again(questions);
+    }
+
+    /// Whether nothing is known about a name that is asked, and nothing came of that yet.
+    pub(super) fn awaits(&self, question: &Question) -> bool {
+        self.names.get(question).is_some_and(|name| name.is_awaited)
+    }
+
+    /// Whether there is such a name.
+    pub(super) fn awaits_any(&self) -> bool {
+        self.names.iter().any(|(_, name)| name.is_awaited)
+    }
+
     /// Says which names matter from now on. Returns those that lead elsewhere by that.
     pub(super) fn want(&mut self, wanted: &BTreeSet<Question>) -> BTreeSet<Question> {
         self.names.want(wanted)
