@@ -27,5 +27,6 @@ mod pure {
     mod tidy;
     mod told;
     mod top;
+    mod wider;
     mod world;
 }

@@ -12,7 +12,7 @@
 //! | `naming`, `commits` | names in rules; rules that wait for a first answer |
 //! | `gate` | whether the gate is in force, and where it leads DNS |
 //! | `hits`, `denials` | when rules decided last; how many denied packets were told |
-//! | `retries` | what did not work |
+//! | `retries`, `rest` | what did not work; when maps are put in order |
 //!
 //! Clients come from links (vif and address), rules come from a source, by address. What is in
 //! force for a client follows from both.
@@ -42,6 +42,7 @@ mod judging;
 mod links;
 mod naming;
 mod presence;
+mod rest;
 mod retries;
 mod retrying;
 mod settling;
@@ -60,6 +61,7 @@ use self::gate::Gate;
 use self::hits::Hits;
 use self::links::KnownLinks;
 use self::naming::Naming;
+use self::rest::Rest;
 use self::retries::Retries;
 use self::source::Source;
 use self::standings::{Change, Read, Standing, Standings};
@@ -94,6 +96,7 @@ pub struct World {
     hits: Hits,
     denials: Denials,
     retries: Retries,
+    rest: Rest,
 }
 
 impl World {
@@ -132,7 +135,10 @@ impl World {
             Event::Connections(flows) => {
                 one(self.clients.connections(flows, |client| self.judge_of(client)))
             }
-            Event::ConnectionsRead(outcome) => self.clients.connections_read(outcome, now, retries),
+            Event::ConnectionsRead(outcome) => {
+                self.rest.put_off(now);
+                self.clients.connections_read(outcome, now, retries)
+            }
             Event::Disconnected { gone, refused } => {
                 self.clients.disconnected(gone, refused);
                 Vec::new()
@@ -151,8 +157,9 @@ impl World {
                 one((has_replaced || is_waited_for).then_some(Effect::Tidy))
             }
             Event::Resting { is_prepared } => {
-                let is_wanted = !is_prepared || self.retries.is_failing(Task::Prepare);
-                let prepare = is_wanted.then_some(Effect::Prepare);
+                self.rest.begin(is_prepared, now);
+                let is_failing = self.retries.is_failing(Task::Prepare);
+                let prepare = is_failing.then_some(Effect::Prepare);
                 prepare.into_iter().chain(self.source.ready()).collect()
             }
             Event::Gate(look) => self.gate.looked(look),
@@ -178,7 +185,8 @@ impl World {
     /// work; `None` if never.
     pub fn next_time(&self) -> Option<Moment> {
         let audits = self.clients.audits().next();
-        [self.naming.next(), self.commits.next(), audits, self.retries.next()]
+        let rest = self.rest.next().filter(|_| !self.clients.settling().is_reading());
+        [self.naming.next(), self.commits.next(), audits, self.retries.next(), rest]
             .into_iter()
             .flatten()
             .min()
@@ -253,7 +261,7 @@ impl World {
             let installed = self.clients.installed();
             let is_new = !installed.is_present(client);
             if is_new || has_room && installed.refusal(client).is_some() {
-                effects.extend(self.put(client));
+                effects.extend(self.put(client, false));
             }
         }
         effects.extend(self.connect());
@@ -309,18 +317,19 @@ impl World {
     /// Puts what clients' rules come to in force on all their vifs.
     fn follow_changes(&mut self, changes: Vec<Change>) -> Vec<Effect> {
         let mut effects = Vec::new();
-        for Change { client, notice, is_to_be_put } in changes {
+        for Change { client, notice, is_to_be_put, is_wider } in changes {
             effects.push(Effect::Tell(notice));
             let clients = self.clients.installed().of(client).into_iter();
             let clients = clients.filter(|_| is_to_be_put);
-            effects.extend(clients.flat_map(|client| self.put(client)));
+            effects.extend(clients.flat_map(|client| self.put(client, is_wider)));
         }
         effects
     }
 
-    fn put(&mut self, client: ClientId) -> Vec<Effect> {
+    /// Puts what a client's rules come to in force, which may accept all that was accepted before.
+    fn put(&mut self, client: ClientId, is_wider: bool) -> Vec<Effect> {
         let installation = self.standings.installation(client.address);
-        self.clients.put(client, installation, &mut self.retries)
+        self.clients.put(client, installation, is_wider, &mut self.retries)
     }
 
     fn servers(&mut self, of_clients: Vec<IpAddr>, own: Vec<IpAddr>) -> Vec<Effect> {
@@ -345,6 +354,9 @@ impl World {
             effects.extend(self.retry(task, now));
         }
         effects.extend(self.clients.begin(&mut self.retries));
+        if !self.clients.settling().is_reading() && self.rest.take_due(now) {
+            effects.push(Effect::Prepare);
+        }
         effects.extend(self.want_names());
         let changed = self.naming.age(now);
         effects.extend(self.learn(&changed));
