@@ -211,6 +211,12 @@ impl Names {
         seen.filter(|address| !self.guard.allows(&question.name, *address)).collect()
     }
 
+    /// Whether accept rules would use one of these addresses, if the name were one of those that may
+    /// lead into private networks.
+    pub fn could_use(&self, refused: &BTreeSet<IpAddr>) -> bool {
+        refused.iter().any(|address| self.guard.would_allow(*address))
+    }
+
     /// All that is known about a name; `None` if it does not matter.
     pub fn get(&self, question: &Question) -> Option<&Name> {
         self.known.get(question)

@@ -236,7 +236,13 @@ impl Naming {
         let refused = self.names.refused(question);
         let list: Vec<String> = refused.iter().map(IpAddr::to_string).collect();
         let list = list.join(", ");
-        (!list.is_empty()).then(|| format!("no public address: {list}; accept rules leave it out"))
+        // Of loopback and the like, no option makes anything that is of use.
+        let hint = match self.names.could_use(&refused) {
+            true => format!("; `run --private-name {}` lets them use it", question.name),
+            false => String::new(),
+        };
+        let told = format!("no public address: {list}; accept rules leave it out{hint}");
+        (!refused.is_empty()).then_some(told)
     }
 
     /// All names that matter, as they are at a time.
