@@ -7,6 +7,7 @@ mod pure {
     mod explained;
     mod feed;
     mod files;
+    mod handled;
     mod layers;
     mod manual;
     mod many_names;
@@ -27,5 +28,6 @@ mod pure {
     mod tidy;
     mod told;
     mod top;
+    mod wider;
     mod world;
 }

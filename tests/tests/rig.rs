@@ -17,6 +17,7 @@ mod rig {
     mod files;
     mod filters;
     mod fragments;
+    mod handled;
     mod headers;
     mod input;
     mod life;

@@ -260,7 +260,7 @@ impl Daemon {
         self.happened(Event::Time).await;
         let has_replaced = self.dataplane.maps.has_retired();
         self.happened(Event::Done { has_replaced }).await;
-        let is_prepared = self.dataplane.maps.is_prepared();
+        let is_prepared = self.dataplane.maps.is_tidy();
         self.happened(Event::Resting { is_prepared }).await;
     }
 

@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 use firewall_core::events::Notice;
 use firewall_core::rules::question::Question;
 
-/// Most addresses of a name in one line of the log.
+/// Most addresses or names in one line of the log.
 const MOST_SHOWN: usize = 8;
 
 /// Writes a line.
@@ -66,6 +66,11 @@ pub(super) fn log(notice: &Notice) {
             Some(why) => warn!(name, %family, why, "not as it should be"),
             None => info!(name, %family, "as it should be again"),
         },
+        Notice::Unanswered { client, names } => {
+            let shown = names.iter().take(MOST_SHOWN).map(|question| question.name.as_str());
+            let names = few(&shown.collect::<Vec<_>>(), names.len());
+            warn!(%client, names, "rules count as handled before DNS says where these lead");
+        }
         Notice::GateChanged(difference) => {
             error!(difference, "somebody removed the gate or a part of it; loading it again");
         }
@@ -84,7 +89,13 @@ pub(super) fn log(notice: &Notice) {
 /// A few addresses for the log.
 fn some(addresses: &BTreeSet<IpAddr>) -> String {
     let shown: Vec<String> = addresses.iter().take(MOST_SHOWN).map(IpAddr::to_string).collect();
-    let more = addresses.len() - shown.len();
+    few(&shown, addresses.len())
+}
+
+/// What is shown of so many, and how many are not.
+fn few(shown: &[impl AsRef<str>], all: usize) -> String {
+    let more = all.saturating_sub(shown.len());
     let end = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let shown: Vec<&str> = shown.iter().map(AsRef::as_ref).collect();
     shown.join(", ") + &end
 }

@@ -5,6 +5,8 @@
 //! lost, and asks by TCP what does not fit into UDP. What counts of a message is read here:
 //! addresses in its answer section, of the name at the end of the chain of aliases.
 
+mod way;
+
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
 use std::net::IpAddr;
@@ -22,6 +24,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::timeout;
 use tracing::warn;
 
+use self::way::Way;
 use firewall_core::names::answer::{Answer, Failure, Outcome};
 use firewall_core::rules::Family;
 use firewall_core::rules::question::Question;
@@ -32,6 +35,8 @@ const SERVER_PATIENCE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most questions on the way at once; the others wait.
 const MOST_AT_ONCE: usize = 32;
+/// What to do about a server that nobody hears of.
+const OTHER_SERVERS: &str = " (`run --resolv-conf FILE` names other servers)";
 /// Most aliases in a row.
 const MOST_ALIASES: usize = 16;
 /// How long "no address" may be used if the server does not say (RFC 2308 leaves that open).
@@ -115,7 +120,7 @@ async fn ask_each(servers: &[Server], question: &Question) -> Outcome {
         }
     }
     if problems.is_empty() {
-        problems.push("no DNS server is known".to_owned());
+        problems.push(format!("no DNS server is known{OTHER_SERVERS}"));
     }
     Err(Failure::NoAnswer(problems.join("; ")))
 }
@@ -184,7 +189,7 @@ impl Server {
                 let ttl = nothing.negative_ttl.unwrap_or(NOTHING_TTL);
                 Ok(Said { addresses: Vec::new(), alias: None, ttl })
             }
-            Err(error) => Err(Failure::NoAnswer(told(&error))),
+            Err(error) => Err(Failure::NoAnswer(told(&error, self.address))),
         }
     }
 }
@@ -249,10 +254,12 @@ fn says(code: ResponseCode) -> String {
 }
 
 /// What a server did instead of answering.
-fn told(error: &NetError) -> String {
+fn told(error: &NetError, server: IpAddr) -> String {
     match error {
-        NetError::Timeout => "does not answer".to_owned(),
-        NetError::Io(error) => format!("cannot be asked: {error}"),
+        NetError::Timeout => Way::to(server).tell(None) + OTHER_SERVERS,
+        // The library says so when it has given up for whatever reason.
+        NetError::NoConnections => Way::to(server).tell(Some(error)) + OTHER_SERVERS,
+        NetError::Io(error) => Way::to(server).tell(Some(error)) + OTHER_SERVERS,
         NetError::Dns(DnsError::ResponseCode(code)) => says(*code),
         error => format!("cannot be used: {error}"),
     }

@@ -50,6 +50,8 @@ pub enum Effect {
         installation: Installation,
         /// Number of what is put in force.
         generation: u32,
+        /// Whether it may deny what was accepted before, and the client settles.
+        settles: bool,
     },
     /// Let what a client's policy denies pass, and tell it.
     Audit {
@@ -111,7 +113,7 @@ pub enum Effect {
     /// Wait until no packet can see what was replaced, and make room of it. From then on what
     /// clients have open can be looked through.
     Tidy,
-    /// Make room ready for the next policies; nobody waits for it.
+    /// Make room of what was replaced, and make it ready for the next policies; nobody waits.
     Prepare,
     /// Load the gate.
     LoadGate,

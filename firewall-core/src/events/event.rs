@@ -100,14 +100,16 @@ pub enum Event {
         /// Whether it is done, or why not.
         outcome: Result<(), Why>,
     },
-    /// All that came of an event is done; whether the kernel's maps hold what was replaced.
+    /// All that came of an event is done; whether the kernel's maps hold what was replaced, and may
+    /// have let pass what is to pass no more.
     Done {
-        /// Whether the kernel's maps hold what was replaced.
+        /// Whether the kernel's maps hold such a thing.
         has_replaced: bool,
     },
-    /// Nothing is left to do; whether the kernel's maps have room ready for the next policies.
+    /// Nothing is left to do; whether the kernel's maps hold nothing that was replaced, and have room
+    /// ready for the next policies.
     Resting {
-        /// Whether the kernel's maps have room ready.
+        /// Whether the kernel's maps are in order.
         is_prepared: bool,
     },
     /// How the gate was found.

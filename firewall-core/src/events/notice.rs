@@ -111,6 +111,13 @@ pub enum Notice {
         /// What is wrong; `None`: nothing any more.
         why: Option<String>,
     },
+    /// A client's rules count as handled, though there is no answer about some names yet.
+    Unanswered {
+        /// The client's address.
+        client: IpAddr,
+        /// The names.
+        names: BTreeSet<Question>,
+    },
     /// How somebody changed the gate.
     GateChanged(String),
     /// Why the gate cannot be looked at.

@@ -12,7 +12,7 @@ use crate::rules::compile;
 use crate::rules::question::{Addresses, Question};
 use crate::rules::resolve::{self, ResolvedRuleset, Surroundings};
 use crate::rules::source::SourceError;
-use crate::rules::{Destination, Family, Ruleset, relevant};
+use crate::rules::{Destination, Family, Ruleset, relevant, wider};
 use crate::told::status::ProblemStatus;
 
 /// What a source says of a client's rules.
@@ -54,6 +54,8 @@ pub(super) struct Change {
     pub(super) notice: Notice,
     /// Whether something else is to be put in force.
     pub(super) is_to_be_put: bool,
+    /// Whether that accepts all that was accepted before.
+    pub(super) is_wider: bool,
 }
 
 /// All rules, and what they come to.
@@ -147,13 +149,19 @@ impl Standings {
             },
         };
         let is_blocked = matches!(standing, Standing::Blocked(_));
+        let is_wider = match (self.of(client), &standing) {
+            (Standing::Live(before), Standing::Live(now)) => {
+                wider::accepts_all_of(now.policy.policy(), before.policy.policy())
+            }
+            (Standing::Waiting | Standing::Blocked(_) | Standing::Live(_), _) => false,
+        };
         let before = match standing {
             Standing::Waiting => self.standings.remove(&client),
             Standing::Blocked(_) | Standing::Live(_) => self.standings.insert(client, standing),
         };
         // For another reason, but in force is the same.
         let is_same = is_blocked && matches!(before, Some(Standing::Blocked(_)));
-        Change { client, notice, is_to_be_put: !is_same }
+        Change { client, notice, is_to_be_put: !is_same, is_wider }
     }
 
     fn work_out(&self, client: IpAddr) -> Standing {

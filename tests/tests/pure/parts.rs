@@ -15,7 +15,7 @@ use firewall_core::told::screen::on_screen;
 use firewall_core::told::status::{CounterStatus, Mode};
 use firewall_core::world::{Settings, World};
 
-use super::memory::{ACCEPT, DROP, address, links, rules, running, settle, status_at, step};
+use super::memory::{ACCEPT, DROP, When, address, links, rules, running, settle, status_at, step};
 use super::stage::Stage;
 
 const CLIENT: &str = "10.137.0.1";
@@ -169,10 +169,39 @@ fn room_is_made_when_something_was_replaced_or_a_client_waits_for_that() {
         let effects = step(world, Event::Resting { is_prepared });
         effects.iter().any(|it| matches!(it, Effect::Prepare))
     };
-    assert!(prepares(&mut world, false));
     assert!(!prepares(&mut world, true));
     step(&mut world, Event::Tried { task: Task::Prepare, outcome: Err(Why::of("busy")) });
     assert!(prepares(&mut world, true));
+}
+
+#[test]
+fn maps_are_put_in_order_a_moment_later_and_never_while_somebody_waits() {
+    let mut world = with(ACCEPT);
+    let at = |milliseconds| Moment::after_boot(Duration::from_millis(milliseconds));
+    let prepares = |world: &mut World, milliseconds, event| {
+        let effects = step(world, When(at(milliseconds), event));
+        effects.iter().any(|it| matches!(it, Effect::Prepare))
+    };
+    let rests = |is_prepared| Event::Resting { is_prepared };
+    assert!(!prepares(&mut world, 1000, rests(true)));
+    assert_eq!(world.next_time(), None);
+    assert!(!prepares(&mut world, 1000, rests(false)));
+    // What goes on meanwhile does not put it off for ever.
+    assert!(!prepares(&mut world, 1040, rests(false)));
+    assert_eq!(world.next_time(), Some(at(1050)));
+    assert!(!prepares(&mut world, 1049, Event::Time));
+    assert!(prepares(&mut world, 1050, Event::Time));
+    assert!(!prepares(&mut world, 1050, Event::Time), "once");
+    // While connections are looked through, and the source was not told yet, it waits.
+    step(&mut world, rules(CLIENT, DROP));
+    assert!(!prepares(&mut world, 2000, rests(false)));
+    assert!(!prepares(&mut world, 2001, Event::Tried { task: Task::Tidy, outcome: Ok(()) }));
+    assert_eq!(world.next_time(), None);
+    assert!(!prepares(&mut world, 3000, Event::Time));
+    assert!(!prepares(&mut world, 3000, Event::ConnectionsRead(Ok(()))));
+    assert!(!prepares(&mut world, 3000, Event::Time));
+    assert_eq!(world.next_time(), Some(at(3050)));
+    assert!(prepares(&mut world, 3050, Event::Time));
 }
 
 #[test]
