@@ -78,7 +78,10 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         if tables.guards_neighbours() && speaks_for_others(packet) {
             return Decision::on(&client, Verdict::Drop, Reason::ForeignNeighbour);
         }
-        return Decision::on(&client, Verdict::Pass, Reason::Local);
+        // What network address translation takes elsewhere after all, rules decide about.
+        if local == Local::Many || !is_judged {
+            return Decision::on(&client, Verdict::Pass, Reason::Local);
+        }
     }
     match client.state & !SETTLING {
         STATE_POLICY => {}
@@ -96,6 +99,13 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     let Some(answer) = answer else {
         return Decision::on(&client, Verdict::Drop, Reason::Inconsistent);
     };
+    if local.is_some() {
+        let verdict = match answer.action {
+            ACTION_ACCEPT => Verdict::Accept,
+            _ => Verdict::Pass,
+        };
+        return Decision::on(&client, verdict, Reason::Local);
+    }
     if is_kept {
         tables.keep(&client, packet, &answer);
     }

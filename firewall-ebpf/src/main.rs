@@ -65,7 +65,7 @@ fn common(skb: *mut __sk_buff) -> i32 {
     let tables = KernelMaps::<true>::now();
     let vif = skb.arrival().interface;
     let decision = policy::decide(&tables, vif, &frame);
-    if decision.verdict == Verdict::Pass {
+    if decision.verdict == Verdict::Pass || decision.reason == Reason::Local {
         return RARE;
     }
     if decision.is_denial() && answers::is_answer(vif, &packet) {

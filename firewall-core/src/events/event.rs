@@ -2,7 +2,7 @@
 //! Never says when, but of denied packets: time is told beside each event.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use firewall_common::abi::DropRecord;
@@ -114,6 +114,8 @@ pub enum Event {
     },
     /// How the gate was found.
     Gate(GateLook),
+    /// Which virtual resolvers no rule of nftables leads elsewhere.
+    NotRedirected(BTreeSet<Ipv4Addr>),
     /// What came of [`Effect::LoadGate`](super::Effect::LoadGate).
     GateLoaded(Result<(), Why>),
     /// Packets were denied.

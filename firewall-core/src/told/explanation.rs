@@ -265,6 +265,7 @@ impl Outcome {
             // A denied fragment is not handed on to be rejected.
             (Verdict::Reject, _) if is_first_fragment => Self::Dropped,
             (Verdict::Related, _) => Self::Related,
+            (Verdict::Accept, Reason::Local) => Self::Local,
             // nftables lets nothing new from one client to another.
             (Verdict::Accept | Verdict::Audit, _) if to_client && !answers => Self::Dropped,
             (Verdict::Accept | Verdict::Audit, _) => Self::Forwarded,

@@ -164,6 +164,10 @@ impl World {
                 prepare.into_iter().chain(self.source.ready()).collect()
             }
             Event::Gate(look) => self.gate.looked(look),
+            Event::NotRedirected(resolvers) => {
+                let changes = self.standings.set_not_redirected(resolvers);
+                self.follow_changes(changes)
+            }
             Event::GateLoaded(outcome) => one(self.gate.loaded(outcome)),
             Event::Denied { records, time_ms } => {
                 records.iter().for_each(|record| self.denials.count(record));

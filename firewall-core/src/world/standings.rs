@@ -3,7 +3,7 @@
 //! Never knows who is there, or what the kernel has in force.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::events::{Installation, Notice};
@@ -102,6 +102,15 @@ impl Standings {
     /// Takes in other DNS servers of clients.
     pub(super) fn set_resolvers(&mut self, resolvers: Vec<IpAddr>) -> Vec<Change> {
         self.surroundings.resolvers = resolvers;
+        self.reconsider(|_, _| true)
+    }
+
+    /// Takes in which virtual resolvers nobody leads elsewhere.
+    pub(super) fn set_not_redirected(&mut self, resolvers: BTreeSet<Ipv4Addr>) -> Vec<Change> {
+        if self.surroundings.not_redirected == resolvers {
+            return Vec::new();
+        }
+        self.surroundings.not_redirected = resolvers;
         self.reconsider(|_, _| true)
     }
 

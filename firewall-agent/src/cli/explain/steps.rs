@@ -85,6 +85,12 @@ fn gate(it: &Explained) -> String {
             "forwards it, but it is for another client, and nftables lets no new connection \
              towards one (on Qubes, unless a rule in `custom-forward` does)"
         }
+        (Verdict::Accept, _) if reason == Reason::Local => {
+            "is not on its way; if NAT takes it elsewhere, forwards it, because of the permit"
+        }
+        (Verdict::Pass, _) if reason == Reason::Local => {
+            "is not on its way; if NAT takes it elsewhere, rejects it"
+        }
         (Verdict::Accept | Verdict::Audit, _) => "forwards it, because of the permit",
         (Verdict::Reject, Outcome::Forwarded) => {
             "forwards it, because it answers a connection that was opened towards the client"

@@ -1,6 +1,6 @@
 //! The gate, and in standalone mode NAT: the nftables rules that the agent owns, loaded
 //! in one transaction. Clients' rules add nothing to them: what those say is in eBPF.
-//! Never reads or touches a table of anybody else.
+//! Never touches a table of anybody else, and reads of those only where they lead DNS.
 //!
 //! `nft` is given text on its standard input, as an administrator would; what it has in
 //! force can be compared with what is here by `nft list table`.
@@ -13,6 +13,7 @@ mod lacking;
 mod listed;
 mod mending;
 mod nft;
+mod redirecting;
 mod rules;
 mod table;
 
@@ -28,6 +29,7 @@ use nix::libc::ENOBUFS;
 pub use self::errors::{GateError, Refusal};
 pub use self::listed::open_families;
 pub use self::nft::NftError;
+pub use self::redirecting::not_redirected;
 use self::rules::{FAMILIES, GATE, NAT};
 use self::table::{Table, removal};
 use crate::edges::links::Pattern;

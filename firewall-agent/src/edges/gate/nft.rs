@@ -29,11 +29,20 @@ pub(super) async fn is_loadable(text: &str) -> bool {
     run(&["-c", "-f", "-"], text).await.is_ok()
 }
 
+/// All that is in force, as libnftables-json(5) describes, without the elements of sets.
+pub(super) async fn list_all() -> Result<Vec<u8>, NftError> {
+    Ok(listed(&["-j", "-t", "list", "ruleset"]).await?.unwrap_or_default())
+}
+
 /// A table as it is in force, as libnftables-json(5) describes; `None` if there is none.
 pub(super) async fn list(family: &str, name: &str) -> Result<Option<Vec<u8>>, NftError> {
+    listed(&["-j", "list", "table", family, name]).await
+}
+
+async fn listed(arguments: &[&str]) -> Result<Option<Vec<u8>>, NftError> {
     // Messages are to be those of everywhere.
     let output = Command::new("nft")
-        .args(["-j", "list", "table", family, name])
+        .args(arguments)
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .kill_on_drop(true)
