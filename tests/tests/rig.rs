@@ -26,6 +26,7 @@ mod rig {
     mod memory;
     mod metrics;
     mod monitor;
+    mod nat;
     mod named;
     mod names;
     mod names_life;
