@@ -78,10 +78,7 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         if tables.guards_neighbours() && speaks_for_others(packet) {
             return Decision::on(&client, Verdict::Drop, Reason::ForeignNeighbour);
         }
-        // What network address translation takes elsewhere after all, rules decide about.
-        if local == Local::Many || !is_judged {
-            return Decision::on(&client, Verdict::Pass, Reason::Local);
-        }
+        return Decision::on(&client, Verdict::Pass, Reason::Local);
     }
     match client.state & !SETTLING {
         STATE_POLICY => {}
@@ -99,17 +96,42 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     let Some(answer) = answer else {
         return Decision::on(&client, Verdict::Drop, Reason::Inconsistent);
     };
-    if local.is_some() {
-        let verdict = match answer.action {
-            ACTION_ACCEPT => Verdict::Accept,
-            _ => Verdict::Pass,
-        };
-        return Decision::on(&client, verdict, Reason::Local);
-    }
     if is_kept {
         tables.keep(&client, packet, &answer);
     }
     judged(tables, &client, &answer)
+}
+
+/// What was decided, where network address translation may take a packet elsewhere that is for the
+/// netvm alone: if rules accept the packet as it was sent, the gate forwards it then.
+#[inline(always)]
+pub fn translated(tables: &impl Tables, vif: u32, packet: &Packet, decision: Decision) -> Decision {
+    let is_local = decision.verdict == Verdict::Pass && decision.reason == Reason::Local;
+    if !is_local || packet.fragment.is_later() || packet.destination.is_multicast() {
+        return decision;
+    }
+    let is_for_netvm = tables.local(&packet.destination) == Some(Local::One);
+    let client = tables.client(&ClientKey { vif, address: packet.source });
+    let Some(client) = client.filter(|it| is_for_netvm && it.state & !SETTLING == STATE_POLICY)
+    else {
+        return decision;
+    };
+    match answer(tables, client.policy, packet) {
+        Some(answer) if answer.action == ACTION_ACCEPT => {
+            Decision { verdict: Verdict::Accept, ..decision }
+        }
+        _ => decision,
+    }
+}
+
+/// All that is decided about a packet, but for what only the kernel program knows: budgets, and
+/// which packets answer.
+pub fn judge(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> Decision {
+    let decision = decide(tables, vif, frame);
+    match frame {
+        Ok(Frame::Ip(packet)) => translated(tables, vif, packet, decision),
+        Ok(Frame::Arp { .. }) | Err(_) => decision,
+    }
 }
 
 /// The verdict that comes of a policy's answer.

@@ -65,7 +65,7 @@ fn common(skb: *mut __sk_buff) -> i32 {
     let tables = KernelMaps::<true>::now();
     let vif = skb.arrival().interface;
     let decision = policy::decide(&tables, vif, &frame);
-    if decision.verdict == Verdict::Pass || decision.reason == Reason::Local {
+    if decision.verdict == Verdict::Pass {
         return RARE;
     }
     if decision.is_denial() && answers::is_answer(vif, &packet) {
@@ -101,6 +101,8 @@ fn rare(skb: *mut __sk_buff) -> i32 {
     let to = &raw mut reading;
     // SAFETY: the value lives as long as the calls.
     unsafe { decide(to) };
+    // SAFETY: as above.
+    unsafe { translate(to) };
     // SAFETY: as above.
     unsafe { share(to) };
     // SAFETY: as above.
@@ -139,6 +141,25 @@ unsafe extern "C" fn decide(reading: *mut Reading) -> i32 {
     };
     let now = budget::time_of(&decision);
     reading.decide(&report::over_budget(&arrival, budget::limit(decision, now)));
+    0
+}
+
+/// Decides about a packet for the netvm itself, should it be led elsewhere.
+///
+/// # Safety
+///
+/// `reading` points to a value, or is null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn translate(reading: *mut Reading) -> i32 {
+    // SAFETY: the caller's promise.
+    let Some(reading) = (unsafe { reading.as_mut() }) else {
+        return 0;
+    };
+    let vif = reading.arrival().interface;
+    let tables = KernelMaps::<false>::now();
+    let decision = policy::translated(&tables, vif, &reading.packet(), reading.decision());
+    reading.decide(&decision);
     0
 }
 

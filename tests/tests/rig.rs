@@ -26,12 +26,12 @@ mod rig {
     mod memory;
     mod metrics;
     mod monitor;
-    mod nat;
     mod named;
     mod names;
     mod names_life;
     mod names_many;
     mod names_odd;
+    mod nat;
     mod offload;
     mod packages;
     mod qubesdb;

@@ -282,10 +282,12 @@ impl Daemon {
             Err(error) => GateLook::Unknown(Why::of(error)),
         };
         self.happened(Event::Gate(look)).await;
-        if self.gate.mode == Mode::Qubes {
+        if self.gate.mode == gate::Mode::Qubes {
             match gate::not_redirected().await {
                 Ok(resolvers) => self.happened(Event::NotRedirected(resolvers)).await,
-                Err(error) => warn!(%error, "nobody knows whether virtual resolvers are redirected"),
+                Err(error) => {
+                    warn!(%error, "nobody knows whether virtual resolvers are redirected");
+                }
             }
         }
     }

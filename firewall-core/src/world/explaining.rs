@@ -8,7 +8,7 @@ use firewall_common::abi::{
     Segment,
 };
 use firewall_common::packet::{Frame, Packet, Protocol};
-use firewall_common::policy::{Tables, decide};
+use firewall_common::policy::{Tables, judge};
 
 use super::World;
 use super::standings::{Live, Standing};
@@ -29,7 +29,7 @@ impl World {
             let (state, problem) = self.state(presence);
             let vif = presence.vif;
             let tables = Known { world: self, now, client, vif, live: tables(live) };
-            let decision = decide(&tables, vif.unwrap_or(0), &Ok(Frame::Ip(*packet)));
+            let decision = judge(&tables, vif.unwrap_or(0), &Ok(Frame::Ip(*packet)));
             let judgement = Judgement::from(&decision);
             let tried = live.filter(|_| is_judged_by_rules(decision.reason)).map(|live| {
                 let resolved = self.standings.resolve(client, &live.ruleset);

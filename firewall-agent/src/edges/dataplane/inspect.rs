@@ -20,7 +20,7 @@ use firewall_common::abi::{
     Segment, Span,
 };
 use firewall_common::packet::Frame;
-use firewall_common::policy::{Tables, decide};
+use firewall_common::policy::{Tables, judge};
 use firewall_common::verdict::{Decision, Reason, reason_counter, rule_counter};
 use nix::libc::EINVAL;
 use nix::time::{ClockId, clock_gettime};
@@ -199,7 +199,7 @@ impl Inspection {
             Ok(Frame::Arp { sender }) => ClientKey { vif, address: *sender },
             Err(_) => ClientKey::default(),
         };
-        self.steadily(key, || decide(self, vif, frame))
+        self.steadily(key, || judge(self, vif, frame))
     }
 
     /// Reads something about a client while what is in force for it does not change.
