@@ -10,6 +10,7 @@ use super::colour::{BAD, Colours};
 use firewall_core::rules::Family;
 use firewall_core::rules::lint::match_first;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
+use firewall_core::told::added::{AddedRule, Warning};
 use firewall_core::told::status::{
     ClientStatus, CounterStatus, FailingStatus, NameStatus, ProblemStatus, RuleStatus, State,
     Status,
@@ -50,6 +51,19 @@ pub fn summary(status: &Status) -> String {
     for name in &status.names {
         let (leads, users) = (leads(name), users(name));
         let _ = writeln!(text, "  {} ({}): {leads}; {users}", name.name, name.family);
+    }
+    if !agent.added_rules.is_empty() {
+        let _ = writeln!(text, "rules of others in the gate: {}", agent.added_rules.len());
+    }
+    for AddedRule { table, chain, text: rule, warning } in &agent.added_rules {
+        let _ = writeln!(text, "  {table} {chain}: {rule}");
+        if let Some(warning) = warning {
+            let word = match warning {
+                Warning::NeverReached | Warning::SeesOnlyDenied => "WARNING",
+                Warning::OpensAll => "PROBLEM",
+            };
+            let _ = writeln!(text, "    {word}: {}", warning.told());
+        }
     }
     for (reason, counter) in &status.strays {
         let _ = writeln!(text, "packets of no client, {reason}: {}", counted(counter));

@@ -15,6 +15,7 @@ use crate::names::answer::{Outcome, Remembered};
 use crate::rules::Ruleset;
 use crate::rules::question::Question;
 use crate::rules::source::SourceError;
+use crate::told::added::AddedRule;
 use crate::told::status::Attachment;
 
 /// Something happened outside.
@@ -137,8 +138,11 @@ pub enum Event {
 /// How the gate was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GateLook {
-    /// The gate is as it is to be.
-    Whole,
+    /// The gate is as it is to be, with these rules of others.
+    Whole(Vec<AddedRule>),
+    /// Nothing of the gate is missing or different, but others appended rules behind its last ones:
+    /// where.
+    Appended(String),
     /// Somebody changed the gate: what is missing or different.
     Changed(String),
     /// Why the gate cannot be looked at.

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Why;
 use crate::rules::question::Question;
+use crate::told::added::AddedRule;
 use crate::told::status::Attachment;
 
 /// News worth a line in the log.
@@ -113,6 +114,15 @@ pub enum Notice {
     },
     /// How somebody changed the gate.
     GateChanged(String),
+    /// Where others appended rules behind the last ones of the gate.
+    GateAppended(String),
+    /// Others' rules in the gate are not those that were there before.
+    AddedRules {
+        /// Rules that are new.
+        added: Vec<AddedRule>,
+        /// Rules that are there no more.
+        gone: Vec<AddedRule>,
+    },
     /// Why the gate cannot be looked at.
     GateUnknown(Why),
     /// Why the gate could not be loaded.

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rules::{Action, Family};
+use crate::told::added::AddedRule;
 use crate::told::words::Named;
 
 /// Everything about a running agent.
@@ -53,6 +54,8 @@ pub struct AgentStatus {
     pub resolvers: Vec<IpAddr>,
     /// Why the last attempt to load the gate failed; nothing if it did not.
     pub gate_problem: Option<String>,
+    /// Rules that others added to the agent's tables, as the gate was last found whole.
+    pub added_rules: Vec<AddedRule>,
     /// How many programs end with the agent, because there is no place to pin them.
     pub unpinned_programs: usize,
     /// Links that are not vifs and not guarded against clients' addresses, with the reason.

@@ -31,9 +31,21 @@ pub(super) async fn is_loadable(text: &str) -> bool {
 
 /// A table as it is in force, as libnftables-json(5) describes; `None` if there is none.
 pub(super) async fn list(family: &str, name: &str) -> Result<Option<Vec<u8>>, NftError> {
+    listing(&["-j"], family, name).await
+}
+
+/// A table in the words in which rules are written, with the number of each, and without what
+/// changes by itself, like counters; `None` if there is none.
+pub(super) async fn text(family: &str, name: &str) -> Result<Option<String>, NftError> {
+    let text = listing(&["-s", "-a"], family, name).await?;
+    Ok(text.map(|text| String::from_utf8_lossy(&text).into_owned()))
+}
+
+async fn listing(how: &[&str], family: &str, name: &str) -> Result<Option<Vec<u8>>, NftError> {
     // Messages are to be those of everywhere.
     let output = Command::new("nft")
-        .args(["-j", "list", "table", family, name])
+        .args(how)
+        .args(["list", "table", family, name])
         .env("LC_ALL", "C")
         .stdin(Stdio::null())
         .kill_on_drop(true)
