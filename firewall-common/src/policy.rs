@@ -27,6 +27,16 @@ pub trait Tables {
     fn class(&self, index: u32) -> Option<Class>;
     /// The segment with this index; `None` if there is none.
     fn segment(&self, index: u32) -> Option<Segment>;
+    /// Whether others' rules in the gate are asked about what comes from clients without rules, and
+    /// from nobody's addresses.
+    fn asks_others(&self) -> bool {
+        false
+    }
+    /// Whether an address belongs to a client, wherever the client is.
+    fn is_connected(&self, address: &Address) -> bool {
+        let _ = address;
+        true
+    }
     /// Whole seconds since the machine booted.
     fn seconds(&self) -> u64;
     /// What [`answer`] said about a packet like this one, if that is kept and would be the
@@ -54,7 +64,10 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         if packet.source.is_link_local() {
             return Decision::stray(Verdict::Drop, Reason::LinkLocal);
         }
-        return Decision::stray(Verdict::Drop, Reason::UnknownSource);
+        let is_nobodys = || !tables.is_connected(&packet.source);
+        let is_asked = tables.asks_others() && is_nobodys();
+        let verdict = if is_asked { Verdict::Reject } else { Verdict::Drop };
+        return Decision::stray(verdict, Reason::UnknownSource);
     };
     if let Some(decision) = decide_message(&client, packet) {
         return decision;
@@ -82,6 +95,9 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     }
     match client.state & !SETTLING {
         STATE_POLICY => {}
+        STATE_WAITING if tables.asks_others() => {
+            return Decision::on(&client, Verdict::Reject, Reason::Waiting);
+        }
         STATE_WAITING => return Decision::on(&client, Verdict::Drop, Reason::Waiting),
         STATE_BLOCKED => return Decision::on(&client, Verdict::Reject, Reason::Blocked),
         _ => return Decision::on(&client, Verdict::Drop, Reason::Inconsistent),

@@ -224,10 +224,12 @@ pub fn from_client_early(context: XdpContext) -> u32 {
     XDP_DROP
 }
 
-/// tcx or clsact egress of a vif: notes connections that are opened towards its clients.
+/// tcx or clsact egress of a vif: notes connections that are opened towards its clients, and counts
+/// what other clients send there.
 #[classifier]
 pub fn to_client(context: TcContext) -> i32 {
     answers::note(&context);
+    uplink::count_leaving(skb::stamp_of(&context));
     TC_ACT_UNSPEC
 }
 

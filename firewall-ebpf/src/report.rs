@@ -10,7 +10,11 @@ use firewall_common::verdict::{Decision, Reason, Verdict, reason_counter};
 
 use crate::budget::{self, Limited};
 use crate::clock;
-use crate::maps::{COUNTERS, RECORDS};
+use crate::maps::{COUNTERS, PASSAGE, RECORDS};
+
+/// Where `PASSAGE` has its two numbers.
+const PERMITTED: u32 = 0;
+const LEFT: u32 = 1;
 
 /// What is known of a packet beside its bytes.
 #[derive(Clone, Copy)]
@@ -50,6 +54,26 @@ pub fn over_budget(arrival: &Arrival, limited: Limited) -> Decision {
         count_too(arrival, &limited.decision, Reason::OverBudget);
     }
     limited.decision
+}
+
+/// Counts a frame that gets a permit.
+#[inline(always)]
+pub fn count_permit() {
+    count_passage(PERMITTED);
+}
+
+/// Counts a frame that leaves with its stamp.
+#[inline(always)]
+pub fn count_leaving() {
+    count_passage(LEFT);
+}
+
+#[inline(always)]
+fn count_passage(index: u32) {
+    if let Some(word) = PASSAGE.get_ptr_mut(index) {
+        // SAFETY: inside the map's value, aligned to 8 bytes.
+        unsafe { add(word, 1) };
+    }
 }
 
 /// Counts a packet a second time, for a reason that is not what its rule says.

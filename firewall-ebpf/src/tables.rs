@@ -12,7 +12,7 @@ use firewall_common::policy::Tables;
 
 use crate::maps::{
     CLASSES, CLIENTS, CONNECTED, CONNECTED_FILTER, INSTALLED, LIVE, LOCALS, LOCALS_FILTER,
-    POLICIES, SEGMENTS, STAMPS,
+    OTHERS, POLICIES, SEGMENTS, STAMPS,
 };
 use crate::{cache, clock};
 
@@ -106,6 +106,16 @@ impl<const CACHED: bool> Tables for KernelMaps<CACHED> {
     #[inline(always)]
     fn segment(&self, index: u32) -> Option<Segment> {
         SEGMENTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn asks_others(&self) -> bool {
+        OTHERS.get(0).is_some_and(|others| *others != 0)
+    }
+
+    #[inline(always)]
+    fn is_connected(&self, address: &Address) -> bool {
+        is_connected(address)
     }
 
     #[inline(always)]

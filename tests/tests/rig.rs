@@ -33,6 +33,7 @@ mod rig {
     mod names_odd;
     mod nat;
     mod offload;
+    mod others;
     mod packages;
     mod qubesdb;
     mod renamed;

@@ -23,6 +23,15 @@ impl Daemon {
                 Err(error) => tried(Task::Links, Err(error)),
             }),
             Effect::SetLocals(locals) => Some(tried(Task::Locals, maps.set_locals(locals))),
+            Effect::LeaveToOthers(others) => {
+                Some(tried(Task::LeaveToOthers, maps.leave_to_others(others)))
+            }
+            Effect::LookBetween => {
+                let between = gate::between().await.unwrap_or_else(|error| {
+                    vec![format!("nobody knows what: {error}")]
+                });
+                Some(Event::Between(between))
+            }
             Effect::Redirect(redirections) => {
                 self.gate.redirections = redirections;
                 None

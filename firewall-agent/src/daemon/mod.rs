@@ -159,9 +159,13 @@ impl Daemon {
         let gate = options.gate.clone();
         let gate_changes = gate::changes().context("cannot open netlink of nftables")?;
         // What `prepare` has loaded stays: scripts may have added to it since.
-        if let Some(difference) = gate.difference().await.context("cannot look at the gate")? {
-            info!(difference, "loading the gate");
-            gate.load().await.context("cannot load the gate")?;
+        match gate.look().await.context("cannot look at the gate")? {
+            GateLook::Whole(_) => {}
+            GateLook::Appended(_) => gate.mend().await.context("cannot mend the gate")?,
+            GateLook::Changed(difference) | GateLook::Unknown(Why(difference)) => {
+                info!(difference, "loading the gate");
+                gate.load().await.context("cannot load the gate")?;
+            }
         }
         let dataplane = Dataplane::load(options.dataplane.clone())?;
         let place = options.source.name();
@@ -276,11 +280,8 @@ impl Daemon {
     }
 
     async fn check_gate(&mut self) {
-        let look = match self.gate.difference().await {
-            Ok(None) => GateLook::Whole,
-            Ok(Some(difference)) => GateLook::Changed(difference),
-            Err(error) => GateLook::Unknown(Why::of(error)),
-        };
+        let look = self.gate.look().await;
+        let look = look.unwrap_or_else(|error| GateLook::Unknown(Why::of(error)));
         self.happened(Event::Gate(look)).await;
         if self.gate.mode == gate::Mode::Qubes {
             match gate::not_redirected().await {

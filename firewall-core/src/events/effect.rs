@@ -39,6 +39,11 @@ pub enum Effect {
     SetLocals(BTreeMap<IpAddr, Local>),
     /// These addresses, and no others, belong to clients, present or not.
     SetConnected(BTreeSet<IpAddr>),
+    /// Whether others' rules in the gate are to be asked about clients without rules, and sources
+    /// that are no clients.
+    LeaveToOthers(bool),
+    /// Tell what else in nftables packets of clients come by.
+    LookBetween,
     /// From now on, the gate is to lead the first address of each pair, a virtual resolver, to the
     /// second, a real one.
     Redirect(Vec<(Ipv4Addr, Ipv4Addr)>),

@@ -15,6 +15,7 @@ use crate::names::answer::{Outcome, Remembered};
 use crate::rules::Ruleset;
 use crate::rules::question::Question;
 use crate::rules::source::SourceError;
+use crate::told::added::AddedRule;
 use crate::told::status::Attachment;
 
 /// Something happened outside.
@@ -116,6 +117,10 @@ pub enum Event {
     Gate(GateLook),
     /// Which virtual resolvers no rule of nftables leads elsewhere.
     NotRedirected(BTreeSet<Ipv4Addr>),
+    /// How many frames got a permit so far, and how many frames of these left.
+    Passage([u64; 2]),
+    /// What else in nftables packets of clients come by ([`Effect::LookBetween`](super::Effect::LookBetween)).
+    Between(Vec<String>),
     /// What came of [`Effect::LoadGate`](super::Effect::LoadGate).
     GateLoaded(Result<(), Why>),
     /// Packets were denied.
@@ -141,8 +146,11 @@ pub enum Event {
 /// How the gate was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GateLook {
-    /// The gate is as it is to be.
-    Whole,
+    /// The gate is as it is to be, with these rules of others.
+    Whole(Vec<AddedRule>),
+    /// Nothing of the gate is missing or different, but others appended rules behind its last ones:
+    /// where.
+    Appended(String),
     /// Somebody changed the gate: what is missing or different.
     Changed(String),
     /// Why the gate cannot be looked at.

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::Why;
 use crate::rules::question::Question;
-use crate::told::status::Attachment;
+use crate::told::added::AddedRule;
+use crate::told::status::{Attachment, Loss};
 
 /// News worth a line in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +121,17 @@ pub enum Notice {
     },
     /// How somebody changed the gate.
     GateChanged(String),
+    /// Where others appended rules behind the last ones of the gate.
+    GateAppended(String),
+    /// Others' rules in the gate are not those that were there before.
+    AddedRules {
+        /// Rules that are new.
+        added: Vec<AddedRule>,
+        /// Rules that are there no more.
+        gone: Vec<AddedRule>,
+    },
+    /// Of what rules accepted, not everything left.
+    Lost(Loss),
     /// Why the gate cannot be looked at.
     GateUnknown(Why),
     /// Why the gate could not be loaded.

@@ -118,6 +118,14 @@ impl Tables for Known<'_> {
         self.live.as_ref()?.segment(index)
     }
 
+    fn asks_others(&self) -> bool {
+        !self.world.gate.added().is_empty()
+    }
+
+    fn is_connected(&self, address: &Address) -> bool {
+        self.world.connected.contains(IpAddr::from(*address))
+    }
+
     fn seconds(&self) -> u64 {
         self.now.since_boot().as_secs()
     }

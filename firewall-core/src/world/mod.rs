@@ -10,6 +10,7 @@
 //! | `standings` | rules, and what they come to |
 //! | `clients` | `installed`, `audits`, `settling`: what is in force for each client that is there |
 //! | `naming`, `commits` | names in rules; rules that wait for a first answer |
+//! | `passage` | whether what rules accept leaves |
 //! | `gate` | whether the gate is in force, and where it leads DNS |
 //! | `hits`, `denials` | when rules decided last; how many denied packets were told |
 //! | `retries`, `rest` | what did not work; when maps are put in order |
@@ -41,6 +42,7 @@ mod installed;
 mod judging;
 mod links;
 mod naming;
+mod passage;
 mod presence;
 mod rest;
 mod retries;
@@ -59,6 +61,7 @@ use self::commits::Commits;
 use self::connected::Connected;
 use self::denials::Denials;
 use self::gate::Gate;
+use self::passage::Passage;
 use self::hits::Hits;
 use self::links::KnownLinks;
 use self::naming::Naming;
@@ -94,6 +97,7 @@ pub struct World {
     naming: Naming,
     commits: Commits,
     gate: Gate,
+    passage: Passage,
     hits: Hits,
     denials: Denials,
     retries: Retries,
@@ -164,6 +168,11 @@ impl World {
                 prepare.into_iter().chain(self.source.ready()).collect()
             }
             Event::Gate(look) => self.gate.looked(look),
+            Event::Passage(frames) => {
+                let is_watched = self.links.unguarded().is_empty();
+                one(self.passage.look(frames, is_watched, now))
+            }
+            Event::Between(between) => one(self.passage.between(between)),
             Event::NotRedirected(resolvers) => {
                 let changes = self.standings.set_not_redirected(resolvers);
                 self.follow_changes(changes)

@@ -63,6 +63,8 @@ impl World {
             caches: readings.caches,
             resolvers: self.standings.surroundings().resolvers.clone(),
             gate_problem: self.gate.problem().map(str::to_owned),
+            added_rules: self.gate.added().to_vec(),
+            lost: self.passage.lost().cloned(),
             unpinned_programs: readings.unpinned_programs,
             unguarded_uplinks: self.links.unguarded(),
             failing: self.retries.statuses(now),

@@ -91,6 +91,8 @@ pub fn status() -> Status {
             caches: true,
             resolvers: Vec::new(),
             gate_problem: Some("no nft".to_owned()),
+            added_rules: Vec::new(),
+            lost: None,
             unpinned_programs: 0,
             unguarded_uplinks: BTreeMap::new(),
             failing: Vec::new(),

@@ -10,9 +10,11 @@ use firewall_core::client::ClientId;
 use firewall_core::events::{Effect, Event, GateLook, Notice, Task, Why};
 use firewall_core::readings::{ClientCounters, Counters, Readings};
 use firewall_core::time::Moment;
+use firewall_core::told::added::{AddedRule, Warning};
 use firewall_core::told::news::DeniedBy;
 use firewall_core::told::screen::on_screen;
 use firewall_core::told::status::{CounterStatus, Mode};
+use firewall_core::told::totals::problems;
 use firewall_core::world::{Settings, World};
 
 use super::memory::{ACCEPT, DROP, When, address, links, rules, running, settle, status_at, step};
@@ -45,6 +47,8 @@ fn with(text: &str) -> World {
 fn gate(effects: &[Effect]) -> Vec<&'static str> {
     let line = |effect: &Effect| match effect {
         Effect::Tell(Notice::GateChanged(_)) => Some("changed"),
+        Effect::Tell(Notice::GateAppended(_)) => Some("appended"),
+        Effect::Tell(Notice::AddedRules { .. }) => Some("rules"),
         Effect::Tell(Notice::GateUnknown(_)) => Some("unknown"),
         Effect::Tell(Notice::GateNotLoaded(_)) => Some("not loaded"),
         Effect::LoadGate => Some("load"),
@@ -63,7 +67,7 @@ fn a_gate_that_is_not_as_it_is_to_be_is_loaded_until_it_is() {
         assert_eq!(agent.gate_problem.as_deref(), problem);
     };
     let changed = || Event::Gate(GateLook::Changed("there is none".to_owned()));
-    check(Event::Gate(GateLook::Whole), &[], None);
+    check(Event::Gate(GateLook::Whole(Vec::new())), &[], None);
     check(changed(), &["changed", "load"], None);
     check(Event::GateLoaded(Ok(())), &[], None);
     check(changed(), &["changed", "load"], None);
@@ -74,7 +78,41 @@ fn a_gate_that_is_not_as_it_is_to_be_is_loaded_until_it_is() {
     check(Event::Gate(GateLook::Unknown(Why::of("?"))), &["unknown", "load"], Some("no nft"));
     check(Event::GateLoaded(Ok(())), &[], None);
     check(Event::GateLoaded(Err(Why::of("no nft"))), &["not loaded"], Some("no nft"));
-    check(Event::Gate(GateLook::Whole), &[], None);
+    check(Event::Gate(GateLook::Whole(Vec::new())), &[], None);
+}
+
+#[test]
+fn rules_that_others_add_are_told_when_they_change_and_what_opens_is_a_problem() {
+    let rule = |text: &str, warning| AddedRule {
+        table: "ip qubes-firewall".to_owned(),
+        chain: "forward".to_owned(),
+        text: text.to_owned(),
+        warning,
+    };
+    let [one, late] = [rule("one", None), rule("two", Some(Warning::SeesOnlyDenied))];
+    let (never, opens) =
+        (rule("x", Some(Warning::NeverReached)), rule("x", Some(Warning::OpensAll)));
+    let mut world = running();
+    let mut check = |look: GateLook, told: &[&str], expected: &[&AddedRule], wrong: usize| {
+        assert_eq!(gate(&step(&mut world, Event::Gate(look.clone()))), told, "{look:?}");
+        let status = status_at(&world, Moment::BOOT);
+        let found: Vec<&AddedRule> = status.agent.added_rules.iter().collect();
+        assert_eq!(found, expected, "{look:?}");
+        assert_eq!(problems(&status), wrong, "{look:?}");
+    };
+    let whole = |rules: &[&AddedRule]| GateLook::Whole(rules.iter().copied().cloned().collect());
+    check(whole(&[]), &[], &[], 0);
+    check(whole(&[&one]), &["rules"], &[&one], 0);
+    check(whole(&[&one]), &[], &[&one], 0);
+    check(whole(&[&late, &one]), &["rules"], &[&late, &one], 0);
+    // The order is told, but is no news.
+    check(whole(&[&one, &late]), &[], &[&one, &late], 0);
+    // What is being mended keeps them.
+    check(GateLook::Appended("there".to_owned()), &["appended", "load"], &[&one, &late], 0);
+    check(GateLook::Changed("it".to_owned()), &["changed", "load"], &[&one, &late], 0);
+    check(whole(&[&one, &never]), &["rules"], &[&one, &never], 0);
+    check(whole(&[&one, &opens]), &["rules"], &[&one, &opens], 1);
+    check(whole(&[]), &["rules"], &[], 0);
 }
 
 #[test]

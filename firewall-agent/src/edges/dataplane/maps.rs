@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aya::maps::{MapData, MapError};
+use aya::maps::{Array, MapData, MapError};
 use firewall_common::abi::{
     Client, ClientKey, Counter, Local, MAX_CLIENTS, MAX_COUNTERS, MAX_INSTALLED, SETTLING,
     STATE_BLOCKED, STATE_POLICY, STATE_WAITING,
@@ -47,11 +47,13 @@ pub struct Maps {
     live: MappedArray<u32>,
     records: MappedArray<Client>,
     policies: Policies,
+    others: Array<MapData, u32>,
+    pub(super) passage: Array<MapData, u64>,
     locals: AddressMap,
     connected: AddressMap,
     pub(super) counters: MappedArray<Counter>,
     stamps: Stamps,
-    datagrams: aya::maps::Array<MapData, Plain<Datagrams>>,
+    datagrams: Array<MapData, Plain<Datagrams>>,
 
     free_indices: Ranges,
     free_records: Ranges,
@@ -76,6 +78,8 @@ impl Maps {
             live: MappedArray::new(take_array(ebpf, "LIVE")?, MAX_CLIENTS)?,
             records: MappedArray::new(take_array(ebpf, "INSTALLED")?, MAX_INSTALLED)?,
             policies: Policies::new(ebpf)?,
+            others: take(ebpf, "OTHERS")?,
+            passage: take(ebpf, "PASSAGE")?,
             locals: AddressMap::new(take(ebpf, "LOCALS")?, take(ebpf, "LOCALS_FILTER")?),
             connected: AddressMap::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
             counters: MappedArray::new(take_array(ebpf, "COUNTERS")?, MAX_COUNTERS)?,
@@ -376,6 +380,11 @@ impl Maps {
         // Some may have changed before an error.
         self.epoch.advance()?;
         Ok(outcome?)
+    }
+
+    /// Makes known whether others' rules in the gate are asked about sources that are no clients.
+    pub fn leave_to_others(&mut self, others: bool) -> Result<(), MapsError> {
+        Ok(self.others.set(0, u32::from(others), 0)?)
     }
 
     /// Makes known which addresses belong to clients: exactly these.

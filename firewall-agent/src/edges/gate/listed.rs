@@ -74,6 +74,40 @@ impl Rule {
     pub fn seal(&self) -> Option<&str> {
         self.comment.as_deref().and_then(seal_in)
     }
+
+    /// What the rule says about packets that fit all of its conditions. What is not understood says
+    /// nothing here.
+    pub fn says(&self) -> Says {
+        let says = |word: &str| match word {
+            "accept" => Some(Says::Accepts),
+            "drop" | "reject" => Some(Says::Denies),
+            "jump" => Some(Says::Jumps),
+            "return" | "goto" | "dnat" | "snat" | "masquerade" | "redirect" => Some(Says::Leaves),
+            _ => None,
+        };
+        self.words().find_map(says).unwrap_or(Says::Nothing)
+    }
+
+    /// Whether the rule is about some packets only, as far as what it says is understood.
+    pub fn has_condition(&self) -> bool {
+        self.words().any(|word| matches!(word, "match" | "limit" | "quota" | "ct count"))
+    }
+
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.expr.iter().flatten().map(|(word, _)| word.as_str())
+    }
+}
+
+/// What a rule says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    Accepts,
+    Denies,
+    /// Another chain is asked, and then the next rule.
+    Jumps,
+    /// No rule behind it in its chain is asked.
+    Leaves,
+    Nothing,
 }
 
 /// A table as it is in force.
@@ -119,6 +153,11 @@ impl Listed {
                 End::Passed => false,
                 End::Continued | End::Returned => chain.policy.as_deref() == Some("drop"),
             })
+    }
+
+    /// Whether a rule lets pass whatever comes from any client.
+    pub fn opens(&self, rule: &Rule) -> bool {
+        self.end_of_rule(rule, 0) == End::Passed
     }
 
     fn end(&self, chain: &str, depth: usize) -> End {

@@ -8,6 +8,8 @@
 //! Where nothing closes yet, a bare gate comes first. It needs nothing but nf_tables, so a
 //! kernel that cannot take the whole gate stays closed.
 
+mod added;
+mod between;
 mod errors;
 mod lacking;
 mod listed;
@@ -21,13 +23,16 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use firewall_core::events::GateLook;
 use futures_util::stream;
 use netlink_proto::sys::protocols::NETLINK_NETFILTER;
 use netlink_proto::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use nix::libc::ENOBUFS;
 
+pub use self::between::between;
 pub use self::errors::{GateError, Refusal};
 pub use self::listed::open_families;
+use self::mending::Difference;
 pub use self::nft::NftError;
 pub use self::redirecting::not_redirected;
 use self::rules::{FAMILIES, GATE, NAT};
@@ -151,22 +156,35 @@ impl Gate {
         })
     }
 
-    /// What somebody changed of what is to be in force; `None` if all of it is there. What
-    /// users add to the tables is theirs.
-    pub async fn difference(&self) -> Result<Option<String>, GateError> {
+    /// How what is to be in force is found. What users add to the tables is theirs.
+    pub async fn look(&self) -> Result<GateLook, GateError> {
+        let (mut appended, mut added) = (None, Vec::new());
         for table in self.tables() {
-            let found = match listed::list(table.family, table.name).await {
-                Ok(None) => Some("there is none".to_owned()),
-                Ok(Some(listed)) => mending::difference(&table, &listed),
-                Err(GateError::Listing(error)) => Some(error.to_string()),
+            let Table { family, name, .. } = table;
+            let changed = |how| Ok(GateLook::Changed(format!("table {family} {name}: {how}")));
+            let listed = match listed::list(family, name).await {
+                Ok(Some(listed)) => listed,
+                Ok(None) => return changed("there is none".to_owned()),
+                Err(GateError::Listing(error)) => return changed(error.to_string()),
                 Err(error) => return Err(error),
             };
-            if let Some(found) = found {
-                return Ok(Some(format!("table {} {}: {found}", table.family, table.name)));
+            match mending::difference(&table, &listed) {
+                Some(Difference::Lost(how)) => return changed(how),
+                Some(Difference::Appended(how)) => {
+                    appended = Some(format!("table {family} {name}: {how}"));
+                }
+                None if added::is_any(&listed) => {
+                    let text = nft::text(family, name).await?.unwrap_or_default();
+                    added.extend(added::rules(&table, &listed, &text));
+                }
+                None => {}
             }
         }
-        let is_stray = self.mode == Mode::Qubes && nft::list("inet", NAT).await?.is_some();
-        Ok(is_stray.then(|| format!("table inet {NAT}: it belongs to mode standalone")))
+        if self.mode == Mode::Qubes && nft::list("inet", NAT).await?.is_some() {
+            let stray = format!("table inet {NAT}: it belongs to mode standalone");
+            return Ok(GateLook::Changed(stray));
+        }
+        Ok(appended.map_or(GateLook::Whole(added), GateLook::Appended))
     }
 
     /// Removes the gate, so that everything is forwarded that nobody else stops. NAT stays.

@@ -12,9 +12,13 @@ use super::table::{Chain, Hook, Rule, Table};
 pub(super) const GATE: &str = "qubes-firewall";
 /// The table of mode standalone.
 pub(super) const NAT: &str = "qubes-firewall-nat";
+/// The gate's chain at its hook.
+pub(super) const FORWARD: &str = "forward";
+/// The gate's chain that users' scripts jump to, and append to.
+pub(super) const USERS: &str = "qubes-forward";
 
-const FORWARD: Hook = Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
-const FORWARD_OPEN: Hook = Hook { policy: "accept", ..FORWARD };
+const FORWARDING: Hook = Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
+const FORWARD_OPEN: Hook = Hook { policy: "accept", ..FORWARDING };
 const DSTNAT: Hook = Hook { kind: "nat", hook: "prerouting", priority: -100, policy: "accept" };
 const OPENINGS: Hook = Hook { kind: "nat", hook: "postrouting", priority: 90, policy: "accept" };
 const SRCNAT: Hook = Hook { kind: "nat", hook: "postrouting", priority: 100, policy: "accept" };
@@ -72,8 +76,8 @@ pub(super) fn gate(family: Family, pattern: &str) -> Table {
         name: GATE,
         comment: "The rules of qubes are not here but in eBPF: run `firewall-agent show`",
         chains: vec![
-            chain("forward", Some(FORWARD), forward, Some(reject)),
-            chain("qubes-forward", None, vec![permitted, errors], None),
+            chain(FORWARD, Some(FORWARDING), forward, Some(reject)),
+            chain(USERS, None, vec![permitted, errors], None),
             chain("openings", Some(OPENINGS), vec![opening], None),
         ],
     }
@@ -89,7 +93,7 @@ pub(super) fn bare(family: Family, pattern: &str) -> Table {
         family: family.name,
         name: GATE,
         comment: "The whole gate is not there (yet): `firewall-agent status` says why",
-        chains: vec![Chain { name: "forward", hook: Some(FORWARD), first, last: None }],
+        chains: vec![Chain { name: FORWARD, hook: Some(FORWARDING), first, last: None }],
     }
 }
 
@@ -104,8 +108,8 @@ pub(super) fn closed(family: Family) -> Table {
         name: GATE,
         comment: "Closed by `firewall-agent hand-over`, until another firewall takes its place",
         chains: vec![Chain {
-            name: "forward",
-            hook: Some(FORWARD),
+            name: FORWARD,
+            hook: Some(FORWARDING),
             first: vec![Rule::plain("drop")],
             last: None,
         }],

@@ -1,0 +1,76 @@
+//! What others' rules in the gate, and in front of it, make of packets, and what is told of that.
+
+use std::net::SocketAddr;
+
+use anyhow::{Context as _, Result, ensure};
+use firewall_core::told::status::{Loss, State};
+use firewall_tests::oracle::Rule;
+use firewall_tests::rig::ClientSpec;
+use firewall_tests::rig::agent::PATIENCE;
+use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
+
+use super::world::*;
+
+#[test]
+fn a_client_without_rules_is_opened_by_a_rule_of_others_and_by_nothing_else() -> Result<()> {
+    let world = World::new("attached")?;
+    let agent = world.start_with(&["--mode", "qubes"])?;
+    let spec = ClientSpec::numbered(13);
+    let client = world.rig.add_client(&spec)?;
+    agent.wait_for_vif(client.vif())?;
+    let address = spec.v4.context("no IPv4 address")?.into();
+    agent.wait_for_state(address, State::Waiting)?;
+    let web = Probe::tcp(client.namespace(), SocketAddr::new(SERVER4, 443));
+    assert_eq!(web.run(SILENCE)?, Outcome::Silent, "without rules");
+    let add = format!("add rule ip qubes-firewall qubes-forward ip saddr {address} accept");
+    for round in 0..2 {
+        world.rig.netvm().nft(&add)?;
+        agent.wait_for("the rule to be known", |status| status.agent.added_rules.len() == 1)?;
+        assert_eq!(web.run(PATIENCE)?, Outcome::Accepted, "round {round}");
+        // Of another client without rules, and of its other family, nobody says so.
+        let other = Probe::tcp(client.namespace(), SocketAddr::new(SERVER6, 443));
+        assert_eq!(other.run(PATIENCE)?, PROHIBITED6, "round {round}");
+        world.rig.netvm().nft("flush chain ip qubes-firewall qubes-forward")?;
+        agent.wait_for("the rule to be gone", |status| status.agent.added_rules.is_empty())?;
+        assert_eq!(web.run(SILENCE)?, Outcome::Silent, "round {round}, without it");
+    }
+    Ok(())
+}
+
+#[test]
+fn what_is_accepted_and_does_not_leave_is_told_with_what_is_in_between() -> Result<()> {
+    let world = World::new("between")?;
+    let agent = world.start()?;
+    world.put(&agent, &[Rule::all(true)])?;
+    let from = world.client.namespace();
+    let send = || Probe::udp(from, SocketAddr::new(SERVER4, 443));
+    world.rig.netvm().nft(
+        "table inet others {
+            chain strict { type filter hook forward priority -5; meta l4proto udp drop; }
+        }",
+    )?;
+    let is_named = |lost: &Loss| {
+        let chain = "forward, priority -5: table inet others, chain strict";
+        lost.between.iter().any(|it| it == chain) && lost.left_frames < lost.accepted_frames
+    };
+    agent.wait_for("the chain in between to be named", |status| {
+        for _ in 0..10 {
+            let _ = send().run(std::time::Duration::from_millis(1));
+        }
+        status.agent.lost.as_ref().is_some_and(is_named)
+    })?;
+    agent.wait_for_log("not all that rules accepted left")?;
+    world.rig.netvm().nft("delete table inet others")?;
+    agent.wait_for("it to be over", |status| {
+        ensure_sent(&send);
+        status.agent.lost.is_none()
+    })?;
+    ensure!(send().run(PATIENCE)? == Outcome::Accepted);
+    Ok(())
+}
+
+fn ensure_sent<'a>(send: &impl Fn() -> Probe<'a>) {
+    for _ in 0..10 {
+        assert_eq!(send().run(PATIENCE).expect("a probe"), Outcome::Accepted);
+    }
+}
