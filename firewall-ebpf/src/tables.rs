@@ -11,8 +11,8 @@ use firewall_common::packet::Packet;
 use firewall_common::policy::Tables;
 
 use crate::maps::{
-    CLASSES, CLIENTS, CONNECTED, CONNECTED_FILTER, INSTALLED, LIVE, LOCALS, LOCALS_FILTER,
-    OTHERS, POLICIES, SEGMENTS, STAMPS,
+    CLASSES, CLIENTS, CONNECTED, CONNECTED_FILTER, INSTALLED, LIVE, LOCALS, LOCALS_FILTER, OTHERS,
+    POLICIES, SEGMENTS, STAMPS,
 };
 use crate::{cache, clock};
 

@@ -11,8 +11,8 @@ use firewall_core::rules::Family;
 use firewall_core::rules::lint::match_first;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 use firewall_core::told::added::{AddedRule, Warning};
-use firewall_core::told::status::{Loss, 
-    ClientStatus, CounterStatus, FailingStatus, NameStatus, ProblemStatus, RuleStatus, State,
+use firewall_core::told::status::{
+    ClientStatus, CounterStatus, FailingStatus, Loss, NameStatus, ProblemStatus, RuleStatus, State,
     Status,
 };
 

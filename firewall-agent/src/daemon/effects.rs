@@ -27,9 +27,9 @@ impl Daemon {
                 Some(tried(Task::LeaveToOthers, maps.leave_to_others(others)))
             }
             Effect::LookBetween => {
-                let between = gate::between().await.unwrap_or_else(|error| {
-                    vec![format!("nobody knows what: {error}")]
-                });
+                let between = crate::edges::gate::between()
+                    .await
+                    .unwrap_or_else(|error| vec![format!("nobody knows what: {error}")]);
                 Some(Event::Between(between))
             }
             Effect::Redirect(redirections) => {

@@ -172,7 +172,7 @@ impl Scene {
 const ZONES: &str = "table inet others {
     chain pre {
         type filter hook prerouting priority raw
-        iifname \"vif*\" ct zone set 7
+        iifname \"vif*\" ct original zone set 7
     }
 }";
 

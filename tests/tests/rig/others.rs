@@ -14,7 +14,7 @@ use super::world::*;
 #[test]
 fn a_client_without_rules_is_opened_by_a_rule_of_others_and_by_nothing_else() -> Result<()> {
     let world = World::new("attached")?;
-    let agent = world.start_with(&["--mode", "qubes"])?;
+    let agent = world.start()?;
     let spec = ClientSpec::numbered(13);
     let client = world.rig.add_client(&spec)?;
     agent.wait_for_vif(client.vif())?;
@@ -69,7 +69,7 @@ fn what_is_accepted_and_does_not_leave_is_told_with_what_is_in_between() -> Resu
     Ok(())
 }
 
-fn ensure_sent<'a>(send: &impl Fn() -> Probe<'a>) {
+fn ensure_sent(send: &impl Fn() -> Probe) {
     for _ in 0..10 {
         assert_eq!(send().run(PATIENCE).expect("a probe"), Outcome::Accepted);
     }
