@@ -1,6 +1,8 @@
 //! What the maps say: the evaluator's questions, behind the cache, and those that uplinks have.
 //! Never decides, and never writes to a map: only the cache keeps what was said.
 
+use core::ptr;
+
 use aya_ebpf::Global;
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -110,7 +112,8 @@ impl<const CACHED: bool> Tables for KernelMaps<CACHED> {
 
     #[inline(always)]
     fn asks_others(&self) -> bool {
-        OTHERS.get(0).is_some_and(|others| *others != 0)
+        // SAFETY: a word, which is read as a whole.
+        unsafe { ptr::read_volatile(&raw const OTHERS) != 0 }
     }
 
     #[inline(always)]

@@ -184,7 +184,7 @@ impl Inspection {
             segments: take(&mut maps, "SEGMENTS")?,
             counters: take(&mut maps, "COUNTERS")?,
             locals: take(&mut maps, "LOCALS")?,
-            others: take(&mut maps, "OTHERS")?,
+            others: take(&mut maps, ".data.others")?,
             connected: take(&mut maps, "CONNECTED")?,
             guards_neighbours: false,
             failure: RefCell::default(),
@@ -327,7 +327,7 @@ impl Tables for Inspection {
     }
 
     fn asks_others(&self) -> bool {
-        self.note("OTHERS", self.others.get(&0, 0)).is_some_and(|others| others != 0)
+        self.note(".data.others", self.others.get(&0, 0)).is_some_and(|others| others != 0)
     }
 
     fn is_connected(&self, address: &Address) -> bool {
