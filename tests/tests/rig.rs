@@ -31,6 +31,8 @@ mod rig {
     mod names_many;
     mod names_odd;
     mod offload;
+    mod own_recipes;
+    mod own_rules;
     mod packages;
     mod qubesdb;
     mod renamed;
