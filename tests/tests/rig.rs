@@ -34,6 +34,8 @@ mod rig {
     mod nat;
     mod offload;
     mod others;
+    mod own_recipes;
+    mod own_rules;
     mod packages;
     mod qubesdb;
     mod renamed;

@@ -168,6 +168,8 @@ pub struct Explanation {
     pub default: Option<Action>,
     /// Who translates addresses; nothing for a file.
     pub mode: Option<Mode>,
+    /// How many rules others added to the agent's tables. What such a rule does is not looked at.
+    pub added_rules: usize,
     /// Whether the destination is the address of another client.
     pub to_client: bool,
     /// The real DNS server behind the virtual one that the packet is for.

@@ -49,6 +49,7 @@ impl World {
                 rules: live.map_or(0, |live| live.ruleset.rules.len()),
                 default: live.map(|live| live.ruleset.default),
                 mode: Some(self.gate.mode()),
+                added_rules: self.gate.added().len(),
                 to_client: self.connected.contains(packet.destination.into()),
                 redirected_to: redirected(self.standings.surroundings(), packet),
             }

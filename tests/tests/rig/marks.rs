@@ -317,9 +317,8 @@ fn answers_and_errors_of_a_denied_client_pass_whatever_others_do_to_marks() -> R
     Ok(())
 }
 
-/// Another way to the internet, which only packets with this mark go.
-fn add_second_uplink(scene: &Scene) -> Result<()> {
-    let (netvm, internet) = (scene.netvm(), scene.world.rig.internet());
+/// Another link to the internet, which nothing is sent by yet.
+pub fn add_second_link(netvm: &Namespace, internet: &Namespace) -> Result<()> {
     netvm.ip(&[
         "link",
         "add",
@@ -344,6 +343,13 @@ fn add_second_uplink(scene: &Scene) -> Result<()> {
     for link in ["all", "wg0"] {
         netvm.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0")?;
     }
+    Ok(())
+}
+
+/// Another way to the internet, which only packets with this mark go.
+fn add_second_uplink(scene: &Scene) -> Result<()> {
+    let netvm = scene.netvm();
+    add_second_link(netvm, scene.world.rig.internet())?;
     netvm.ip(&["route", "add", "default", "via", "192.0.3.1", "table", "200"])?;
     netvm.ip(&["-6", "route", "add", "default", "via", "2001:db8:fffe::1", "table", "200"])?;
     // Without a mask: all 32 bits are compared.

@@ -47,7 +47,7 @@ pub struct Maps {
     live: MappedArray<u32>,
     records: MappedArray<Client>,
     policies: Policies,
-    others: Array<MapData, u32>,
+    pub(super) others: Array<MapData, u32>,
     pub(super) passage: Array<MapData, [u64; 2]>,
     locals: AddressMap,
     connected: AddressMap,
@@ -380,11 +380,6 @@ impl Maps {
         // Some may have changed before an error.
         self.epoch.advance()?;
         Ok(outcome?)
-    }
-
-    /// Makes known whether others' rules in the gate are asked about sources that are no clients.
-    pub fn leave_to_others(&mut self, others: bool) -> Result<(), MapsError> {
-        Ok(self.others.set(0, u32::from(others), 0)?)
     }
 
     /// Makes known which addresses belong to clients: exactly these.
