@@ -31,11 +31,6 @@ impl Maps {
         }
     }
 
-    /// Makes known whether others' rules in the gate are asked about sources that are no clients.
-    pub fn leave_to_others(&mut self, others: bool) -> Result<(), MapsError> {
-        Ok(self.others.set(0, u32::from(others), 0)?)
-    }
-
     /// How many frames got a permit, and how many of those left.
     pub fn passage(&self) -> [u64; 2] {
         self.passage.get(&0, 0).unwrap_or_default()

@@ -47,14 +47,13 @@ pub struct Maps {
     live: MappedArray<u32>,
     records: MappedArray<Client>,
     policies: Policies,
-    pub(super) others: Array<MapData, u32>,
+    others: Array<MapData, u32>,
     pub(super) passage: Array<MapData, [u64; 2]>,
     locals: AddressMap,
     connected: AddressMap,
     pub(super) counters: MappedArray<Counter>,
     stamps: Stamps,
     datagrams: Array<MapData, Plain<Datagrams>>,
-
     free_indices: Ranges,
     free_records: Ranges,
     free_counters: Ranges,
@@ -380,6 +379,11 @@ impl Maps {
         // Some may have changed before an error.
         self.epoch.advance()?;
         Ok(outcome?)
+    }
+
+    /// Makes known whether others' rules in the gate are asked about sources that are no clients.
+    pub fn leave_to_others(&mut self, others: bool) -> Result<(), MapsError> {
+        Ok(self.others.set(0, u32::from(others), 0)?)
     }
 
     /// Makes known which addresses belong to clients: exactly these.
