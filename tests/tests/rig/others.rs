@@ -1,13 +1,14 @@
 //! What others' rules in the gate, and in front of it, make of packets, and what is told of that.
 
 use std::net::SocketAddr;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::{Loss, State};
 use firewall_tests::oracle::Rule;
 use firewall_tests::rig::ClientSpec;
 use firewall_tests::rig::agent::PATIENCE;
-use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
 use super::world::*;
 
@@ -35,6 +36,46 @@ fn a_client_without_rules_is_opened_by_a_rule_of_others_and_by_nothing_else() ->
         assert_eq!(web.run(SILENCE)?, Outcome::Silent, "round {round}, without it");
     }
     Ok(())
+}
+
+#[test]
+fn what_only_a_rule_of_others_let_pass_ends_with_that_rule() -> Result<()> {
+    let world = World::new("undone")?;
+    let agent = world.start()?;
+    world.put(&agent, &[])?;
+    let netvm = world.rig.netvm();
+    netvm.nft(&format!("add rule ip qubes-firewall qubes-forward ip saddr {} accept", world.v4))?;
+    agent.wait_for("the rule to be known", |status| status.agent.added_rules.len() == 1)?;
+    let to = SocketAddr::new(SERVER4, 443);
+    let mut flow = OpenFlow::open(world.client.namespace(), to, PATIENCE)?;
+    ensure!(flow.exchange(PATIENCE)?, "it was open");
+    netvm.nft("flush chain ip qubes-firewall qubes-forward")?;
+    agent.wait_for("the rule to be gone", |status| status.agent.added_rules.is_empty())?;
+    // The kernel knows the connection as before; it is the client's own, and no answer.
+    ensure!(!flow.exchange(SILENCE)?, "it goes on without the rule");
+    Ok(())
+}
+
+#[test]
+fn a_rule_of_another_meaning_with_a_comment_of_ours_is_replaced() -> Result<()> {
+    let world = World::new("forged")?;
+    let agent = world.start()?;
+    world.put(&agent, &[])?;
+    let mut nft = Command::new("nft");
+    nft.args(["-a", "list", "chain", "ip", "qubes-firewall", "forward"]).stdout(Stdio::piped());
+    let output = world.rig.netvm().spawn(&mut nft)?.wait_with_output()?;
+    let listed = String::from_utf8(output.stdout)?;
+    let rule = listed.lines().find(|line| line.contains("not from a qube")).context("no rule")?;
+    let comment = rule.split('"').rev().nth(1).context("no comment")?;
+    let handle = rule.rsplit(' ').next().context("no handle")?;
+    world.rig.netvm().nft(&format!(
+        "replace rule ip qubes-firewall forward handle {handle} accept comment \"{comment}\""
+    ))?;
+    agent.wait_for_log("lets everything pass")?;
+    agent.wait_for("the gate to be whole", |status| status.agent.gate_problem.is_none())?;
+    let probe = Probe::udp(world.client.namespace(), SocketAddr::new(SERVER4, 443));
+    let closed = || probe.run(SILENCE).is_ok_and(|it| it == PROHIBITED4);
+    agent.wait_for("what is denied to be rejected", |_| closed())
 }
 
 #[test]

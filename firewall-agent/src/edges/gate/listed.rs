@@ -28,7 +28,7 @@ struct Object {
 }
 
 /// A chain as it is listed.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Chain {
     pub name: String,
     #[serde(rename = "type")]
@@ -59,7 +59,7 @@ impl Chain {
 }
 
 /// A rule as it is listed.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Rule {
     pub chain: String,
     /// The number by which `nft` knows the rule.
@@ -139,6 +139,16 @@ impl Listed {
             table.rules.extend(object.rule);
         }
         Ok(table)
+    }
+
+    /// The table with the agent's rules alone.
+    pub fn own(&self) -> Self {
+        let own = self.rules.iter().filter(|rule| rule.seal().is_some());
+        Self {
+            is_asleep: self.is_asleep,
+            chains: self.chains.clone(),
+            rules: own.cloned().collect(),
+        }
     }
 
     /// Whether the table lets nothing be forwarded but what a rule with a condition takes out:

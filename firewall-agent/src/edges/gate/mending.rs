@@ -5,7 +5,7 @@
 //! comment. So what is to be there is compared by seals, in their order.
 
 use super::listed::{Listed, Rule};
-use super::table::{Chain, Table};
+use super::table::{Chain, Hook, Table};
 
 /// How a table is not as it should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -96,7 +96,16 @@ pub(super) fn difference(wanted: &Table, listed: &Listed) -> Option<Difference> 
             None => {}
         }
     }
+    if is_opened(wanted, listed) {
+        return lost("a rule with the comment of one of ours lets everything pass".to_owned());
+    }
     appended
+}
+
+/// Whether our rules, or others with their comments, do not close what they are to close.
+fn is_opened(wanted: &Table, listed: &Listed) -> bool {
+    let closes = |hook: Hook| hook.hook == "forward" && hook.policy == "drop";
+    wanted.chains.iter().any(|chain| chain.hook.is_some_and(closes)) && !listed.own().is_closed()
 }
 
 /// Text that makes a table as it should be, in one transaction. What others added stays, unless the
@@ -114,7 +123,8 @@ pub(super) fn text(wanted: &Table, listed: &Listed) -> String {
         text += &format!("table {table} {{ chain {} {{ {hook} }}; }}\n", chain.name);
     }
     let differing = wanted.chains.iter().map(|chain| Found::of(listed, chain));
-    let differing = differing.filter(|found| found.difference().is_some());
+    let is_opened = is_opened(wanted, listed);
+    let differing = differing.filter(|found| is_opened || found.difference().is_some());
     text.extend(differing.map(|found| found.mending(&table)));
     text
 }

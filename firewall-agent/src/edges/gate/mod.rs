@@ -28,6 +28,7 @@ use futures_util::stream;
 use netlink_proto::sys::protocols::NETLINK_NETFILTER;
 use netlink_proto::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use nix::libc::ENOBUFS;
+use tracing::warn;
 
 pub use self::between::between;
 pub use self::errors::{GateError, Refusal};
@@ -45,6 +46,9 @@ use crate::edges::wait::pace::Changes;
 const CHANGES: u32 = 7;
 /// The gate is looked at no more often than this, whatever others do to their tables.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// How often mending is tried before everything is loaded anew: others may change their rules at the
+/// same time.
+const MENDING_TRIES: u32 = 8;
 /// What is in force if nothing was loaded and something closed before.
 const FROM_BEFORE: &str = "the one from before stays";
 
@@ -104,17 +108,23 @@ impl Gate {
     /// Makes the rules as they should be, in one transaction. What others added to the chains stays
     /// where it was; only if that fails, everything goes and comes anew.
     pub async fn mend(&self) -> Result<(), GateError> {
-        let mut text = self.stray();
-        for table in self.tables() {
-            text += &match listed::list(table.family, table.name).await {
-                Ok(Some(listed)) => mending::text(&table, &listed),
-                Ok(None) | Err(_) => table.text(),
-            };
+        for _ in 0..MENDING_TRIES {
+            let mut text = self.stray();
+            for table in self.tables() {
+                text += &match listed::list(table.family, table.name).await {
+                    Ok(Some(listed)) => mending::text(&table, &listed),
+                    Ok(None) | Err(_) => table.text(),
+                };
+            }
+            // What was listed may be gone by now.
+            if nft::load(&text).await.is_ok() {
+                return Ok(());
+            }
         }
-        match nft::load(&text).await {
-            Ok(()) => Ok(()),
-            Err(_) => self.load().await,
-        }
+        warn!(
+            "the gate cannot be mended around the rules that others added; all of it is loaded anew"
+        );
+        self.load().await
     }
 
     /// Loads the rules in one transaction: what was there before goes as these come. What

@@ -36,19 +36,29 @@ impl Rule {
     /// Whether a packet to this address may be led elsewhere. That nobody comes to the rule's chain,
     /// or that other conditions are never met, is not looked at.
     fn leads_elsewhere(&self, resolver: Ipv4Addr) -> bool {
-        let is_nat = ["dnat", "redirect", "tproxy"].iter().any(|it| self.statement(it).is_some());
+        // `xt` is what iptables wrote.
+        let is_nat =
+            ["dnat", "redirect", "tproxy", "xt"].iter().any(|it| self.statement(it).is_some());
         let is_of_family = ["ip", "inet"].contains(&self.family.as_str());
         let mut conditions = self.expr.iter().filter_map(|statement| statement.get("match"));
         is_nat && is_of_family && conditions.all(|condition| may_be_met(condition, resolver))
     }
 }
 
-/// Whether a packet to this address may meet a condition.
+/// Whether DNS to this address may meet a condition.
 fn may_be_met(condition: &Value, resolver: Ipv4Addr) -> bool {
-    let of_payload = |key: &str| condition.pointer(&format!("/left/payload/{key}"));
-    let is_destination = of_payload("protocol").and_then(Value::as_str) == Some("ip")
-        && of_payload("field").and_then(Value::as_str) == Some("daddr");
+    let of_payload =
+        |key: &str| condition.pointer(&format!("/left/payload/{key}")).and_then(Value::as_str);
     let is_equal = condition.get("op").and_then(Value::as_str) == Some("==");
+    if of_payload("protocol") == Some("ip6") {
+        return false;
+    }
+    let port = condition.get("right").and_then(Value::as_u64);
+    if is_equal && of_payload("field") == Some("dport") && port.is_some_and(|port| port != 53) {
+        return false;
+    }
+    let is_destination =
+        of_payload("protocol") == Some("ip") && of_payload("field") == Some("daddr");
     let Some(right) = condition.get("right").filter(|_| is_destination && is_equal) else {
         return true;
     };
@@ -71,6 +81,11 @@ fn read(json: &[u8]) -> serde_json::Result<BTreeSet<Ipv4Addr>> {
 
 /// The virtual resolvers that no rule in force leads elsewhere.
 pub async fn not_redirected() -> Result<BTreeSet<Ipv4Addr>, GateError> {
+    // What iptables wrote in the old way, nft does not list.
+    let legacy = tokio::fs::read_to_string("/proc/net/ip_tables_names").await.unwrap_or_default();
+    if legacy.lines().any(|table| table == "nat") {
+        return Ok(BTreeSet::new());
+    }
     Ok(read(&nft::list_all().await?)?)
 }
 
@@ -110,6 +125,13 @@ mod tests {
         check("whatever is DNS", "ip", &[&[PORT, TO]], &[]);
         check("the same to itself", "inet", &[&[PORT, r#"{"redirect": {"port": 53}}"#]], &[]);
         check("of IPv6", "ip6", &[&[PORT, TO]], &[one, other]);
+        check("by iptables", "ip", &[&[r#"{"xt": {"type": "target", "name": "DNAT"}}"#]], &[]);
+        let web = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "tcp",
+            "field": "dport"}}, "right": 8080}}"#;
+        check("of another port", "ip", &[&[web, TO]], &[one, other]);
+        let v6 = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "ip6",
+            "field": "daddr"}}, "right": "2001:db8::1"}}"#;
+        check("for IPv6 in both families", "inet", &[&[v6, TO]], &[one, other]);
         check("no translation", "ip", &[&[&first, PORT, r#"{"accept": null}"#]], &[one, other]);
         check("to somebody else", "ip", &[&[&daddr("==", r#""192.0.2.1""#), TO]], &[one, other]);
         let set = daddr("==", r#"{"set": ["192.0.2.1", "10.139.1.2"]}"#);
