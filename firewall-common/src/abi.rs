@@ -331,7 +331,7 @@ pub const NOTICES_BURST: u64 = 1_000;
 /// (IEEE 802, section 8.4), and stands for no maker.
 pub const PERMIT: [u8; 4] = [0x0e, b'Q', b'E', b'F'];
 /// The permit of an ICMP error: it counts only if connection tracking knows the connection that the
-/// error is about.
+/// error is about. It differs from [`PERMIT`] in the last bit.
 pub const PERMIT_RELATED: [u8; 4] = [0x0e, b'Q', b'E', b'G'];
 
 /// The bit of `skb->tc_index` that says that the other bits are a stamp.

@@ -3,7 +3,7 @@
 //! Never judges a first fragment, and never reads a clock.
 //!
 //! Connection tracking puts the fragments of a datagram together, in memory that all clients
-//! share, and the first fragment's mark is the whole datagram's. It keeps fragments for 30
+//! share, and the first fragment's permit is the whole datagram's. It keeps fragments for 30
 //! seconds (IPv4, `IP_FRAG_TIME` in net/ip.h) or 60 (IPv6, `IPV6_FRAG_TIMEOUT` in net/ipv6.h),
 //! whatever changes meanwhile. So a later fragment is handed on only if it continues, without a
 //! gap, what was handed on before while the same was in force. Honest senders send fragments in

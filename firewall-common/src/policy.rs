@@ -27,6 +27,16 @@ pub trait Tables {
     fn class(&self, index: u32) -> Option<Class>;
     /// The segment with this index; `None` if there is none.
     fn segment(&self, index: u32) -> Option<Segment>;
+    /// Whether others' rules in the gate are asked about what comes from clients without rules, and
+    /// from nobody's addresses.
+    fn asks_others(&self) -> bool {
+        false
+    }
+    /// Whether an address belongs to a client, wherever the client is.
+    fn is_connected(&self, address: &Address) -> bool {
+        let _ = address;
+        true
+    }
     /// Whole seconds since the machine booted.
     fn seconds(&self) -> u64;
     /// What [`answer`] said about a packet like this one, if that is kept and would be the
@@ -54,7 +64,10 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         if packet.source.is_link_local() {
             return Decision::stray(Verdict::Drop, Reason::LinkLocal);
         }
-        return Decision::stray(Verdict::Drop, Reason::UnknownSource);
+        let is_nobodys = || !tables.is_connected(&packet.source);
+        let is_asked = tables.asks_others() && is_nobodys();
+        let verdict = if is_asked { Verdict::Reject } else { Verdict::Drop };
+        return Decision::stray(verdict, Reason::UnknownSource);
     };
     if let Some(decision) = decide_message(&client, packet) {
         return decision;
@@ -82,6 +95,9 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     }
     match client.state & !SETTLING {
         STATE_POLICY => {}
+        STATE_WAITING if tables.asks_others() => {
+            return Decision::on(&client, Verdict::Reject, Reason::Waiting);
+        }
         STATE_WAITING => return Decision::on(&client, Verdict::Drop, Reason::Waiting),
         STATE_BLOCKED => return Decision::on(&client, Verdict::Reject, Reason::Blocked),
         _ => return Decision::on(&client, Verdict::Drop, Reason::Inconsistent),
@@ -100,6 +116,38 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         tables.keep(&client, packet, &answer);
     }
     judged(tables, &client, &answer)
+}
+
+/// What was decided, where network address translation may take a packet elsewhere that is for the
+/// netvm alone: if rules accept the packet as it was sent, the gate forwards it then.
+#[inline(always)]
+pub fn translated(tables: &impl Tables, vif: u32, packet: &Packet, decision: Decision) -> Decision {
+    let is_local = decision.verdict == Verdict::Pass && decision.reason == Reason::Local;
+    if !is_local || packet.fragment.is_later() || packet.destination.is_multicast() {
+        return decision;
+    }
+    let is_for_netvm = tables.local(&packet.destination) == Some(Local::One);
+    let client = tables.client(&ClientKey { vif, address: packet.source });
+    let Some(client) = client.filter(|it| is_for_netvm && it.state & !SETTLING == STATE_POLICY)
+    else {
+        return decision;
+    };
+    match answer(tables, client.policy, packet) {
+        Some(answer) if answer.action == ACTION_ACCEPT => {
+            Decision { verdict: Verdict::Accept, ..decision }
+        }
+        _ => decision,
+    }
+}
+
+/// All that is decided about a packet, but for what only the kernel program knows: budgets, and
+/// which packets answer.
+pub fn judge(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> Decision {
+    let decision = decide(tables, vif, frame);
+    match frame {
+        Ok(Frame::Ip(packet)) => translated(tables, vif, packet, decision),
+        Ok(Frame::Arp { .. }) | Err(_) => decision,
+    }
 }
 
 /// The verdict that comes of a policy's answer.

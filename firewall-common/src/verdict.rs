@@ -90,7 +90,9 @@ reasons! {
     Waiting = "waiting",
     /// ARP, which is the kernel's to answer.
     Arp = "arp",
-    /// For the netvm itself, or multicast or broadcast; the kernel's input rules judge.
+    /// For the netvm itself, or multicast or broadcast; the kernel's input rules judge. Of what is for
+    /// the netvm alone, the verdict says whether the gate forwards it if network address translation
+    /// takes it elsewhere.
     Local = "local",
     /// Denied, but it goes the other way of a connection that was opened towards the client; the gate
     /// forwards it if connection tracking knows that connection, and rejects it otherwise.

@@ -80,7 +80,6 @@ pub fn is_answer(vif: u32, packet: &Packet) -> bool {
 /// `key` points to a value, or is null.
 #[unsafe(no_mangle)]
 #[inline(never)]
-#[cold]
 unsafe extern "C" fn is_noted(key: *const FlowKey) -> i32 {
     // SAFETY: the caller's promise.
     let Some(key) = (unsafe { key.as_ref() }) else {

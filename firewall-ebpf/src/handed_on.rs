@@ -43,15 +43,18 @@ pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
         Verdict::Drop => return decision,
         Verdict::Reject if !fragment.is_fragment() => return decision,
         Verdict::Reject => return Decision { verdict: Verdict::Drop, ..decision },
-        Verdict::Accept | Verdict::Audit => true,
-        // Later fragments belong to a datagram whose first one was here.
-        Verdict::Pass if fragment.is_later() => true,
-        // Connection tracking has its flow already, or the gate rejects it.
-        Verdict::Pass if decision.reason == Reason::Answer => true,
-        Verdict::Pass if decision.reason == Reason::Arp => notice(vif, coarse()),
-        Verdict::Pass if packet.is_neighbour_discovery() => notice(vif, coarse()),
-        Verdict::Pass => flow(vif, packet, coarse()),
+        Verdict::Accept if decision.reason != Reason::Local => true,
+        Verdict::Audit => true,
         Verdict::Related => notice(vif, coarse()),
+        // Later fragments belong to a datagram whose first one was here.
+        Verdict::Accept | Verdict::Pass if fragment.is_later() => true,
+        Verdict::Accept | Verdict::Pass => match decision.reason {
+            // Connection tracking has its flow already, or the gate rejects it.
+            Reason::Answer => true,
+            Reason::Arp => notice(vif, coarse()),
+            _ if packet.is_neighbour_discovery() => notice(vif, coarse()),
+            _ => flow(vif, packet, coarse()),
+        },
     };
     if !has_room {
         return dropped(Reason::TooMany);

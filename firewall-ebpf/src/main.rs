@@ -102,6 +102,8 @@ fn rare(skb: *mut __sk_buff) -> i32 {
     // SAFETY: the value lives as long as the calls.
     unsafe { decide(to) };
     // SAFETY: as above.
+    unsafe { translate(to) };
+    // SAFETY: as above.
     unsafe { share(to) };
     // SAFETY: as above.
     unsafe { tell(to) };
@@ -139,6 +141,25 @@ unsafe extern "C" fn decide(reading: *mut Reading) -> i32 {
     };
     let now = budget::time_of(&decision);
     reading.decide(&report::over_budget(&arrival, budget::limit(decision, now)));
+    0
+}
+
+/// Decides about a packet for the netvm itself, should it be led elsewhere.
+///
+/// # Safety
+///
+/// `reading` points to a value, or is null.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn translate(reading: *mut Reading) -> i32 {
+    // SAFETY: the caller's promise.
+    let Some(reading) = (unsafe { reading.as_mut() }) else {
+        return 0;
+    };
+    let vif = reading.arrival().interface;
+    let tables = KernelMaps::<false>::now();
+    let decision = policy::translated(&tables, vif, &reading.packet(), reading.decision());
+    reading.decide(&decision);
     0
 }
 
@@ -203,10 +224,12 @@ pub fn from_client_early(context: XdpContext) -> u32 {
     XDP_DROP
 }
 
-/// tcx or clsact egress of a vif: notes connections that are opened towards its clients.
+/// tcx or clsact egress of a vif: notes connections that are opened towards its clients, and counts
+/// what other clients send there.
 #[classifier]
 pub fn to_client(context: TcContext) -> i32 {
     answers::note(&context);
+    uplink::count_leaving(skb::stamp_of(&context));
     TC_ACT_UNSPEC
 }
 

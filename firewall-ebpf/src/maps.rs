@@ -176,6 +176,19 @@ pub static DATAGRAMS: Array<Datagrams, MAX_TABLES> = Array::new();
 #[btf_map]
 pub static COUNTERS: Array<Counter, MAX_COUNTERS, MMAPABLE> = Array::new();
 
+/// Whether others have rules in the gate, which are asked about what no client sends, and no client with
+/// rules; 0 is no.
+/// The agent writes; the program reads.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.others")]
+pub static mut OTHERS: u32 = 0;
+
+/// Frames that got a permit, and frames with a stamp that left, in this order. The programs add;
+/// the agent reads.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.passage")]
+pub static mut PASSAGE: [u64; 2] = [0; 2];
+
 /// Drop records. The report writes; the agent reads.
 #[btf_map]
 pub static RECORDS: RingBuf<DropRecord, RECORDS_BYTES> = RingBuf::new();

@@ -10,7 +10,11 @@ use firewall_common::verdict::{Decision, Reason, Verdict, reason_counter};
 
 use crate::budget::{self, Limited};
 use crate::clock;
-use crate::maps::{COUNTERS, RECORDS};
+use crate::maps::{COUNTERS, PASSAGE, RECORDS};
+
+/// Where `PASSAGE` has its two numbers.
+const PERMITTED: usize = 0;
+const LEFT: usize = 1;
 
 /// What is known of a packet beside its bytes.
 #[derive(Clone, Copy)]
@@ -50,6 +54,24 @@ pub fn over_budget(arrival: &Arrival, limited: Limited) -> Decision {
         count_too(arrival, &limited.decision, Reason::OverBudget);
     }
     limited.decision
+}
+
+/// Counts a frame that gets a permit.
+#[inline(always)]
+pub fn count_permit() {
+    count_passage(PERMITTED);
+}
+
+/// Counts a frame that leaves with its stamp.
+#[inline(always)]
+pub fn count_leaving() {
+    count_passage(LEFT);
+}
+
+#[inline(always)]
+fn count_passage(index: usize) {
+    // SAFETY: both indices are inside, and the words are aligned to 8 bytes.
+    unsafe { add(&raw mut PASSAGE[index], 1) };
 }
 
 /// Counts a packet a second time, for a reason that is not what its rule says.

@@ -10,11 +10,11 @@ use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use firewall_common::abi::{PERMIT, PERMIT_RELATED, STAMPED};
 use firewall_common::packet::{Head, Receiver, Source};
-use firewall_common::verdict::{Decision, Verdict};
+use firewall_common::verdict::{Decision, Reason, Verdict};
 
 use crate::forget::forget;
 use crate::linear;
-use crate::report::Arrival;
+use crate::report::{self, Arrival};
 
 /// `skb->pkt_type` of a frame for this machine, and for another one (uapi/linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
@@ -74,7 +74,13 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
     #[inline(always)]
     pub fn obey(&self, decision: &Decision) -> i32 {
         match decision.verdict {
-            Verdict::Accept | Verdict::Audit => self.permit(PERMIT, decision.stamp),
+            Verdict::Accept | Verdict::Audit => {
+                // What is for the netvm itself is not to leave.
+                if decision.reason != Reason::Local {
+                    report::count_permit();
+                }
+                self.permit(PERMIT, decision.stamp);
+            }
             Verdict::Related => self.permit(PERMIT_RELATED, decision.stamp),
             Verdict::Reject | Verdict::Pass => self.deny(),
             Verdict::Drop => return TC_ACT_SHOT,
@@ -94,7 +100,9 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
     #[inline(always)]
     fn deny(&self) {
         self.stamp(0);
-        if matches!(self.head(0), Some(PERMIT | PERMIT_RELATED)) {
+        let beginning = self.head(0).map_or(0, u32::from_be_bytes);
+        // The two differ in their last bit.
+        if beginning | 1 == u32::from_be_bytes(PERMIT_RELATED) {
             self.address_to([0; PERMIT.len()]);
         }
     }

@@ -1,6 +1,8 @@
 //! What the maps say: the evaluator's questions, behind the cache, and those that uplinks have.
 //! Never decides, and never writes to a map: only the cache keeps what was said.
 
+use core::ptr;
+
 use aya_ebpf::Global;
 use aya_ebpf::btf_maps::Array;
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -11,7 +13,7 @@ use firewall_common::packet::Packet;
 use firewall_common::policy::Tables;
 
 use crate::maps::{
-    CLASSES, CLIENTS, CONNECTED, CONNECTED_FILTER, INSTALLED, LIVE, LOCALS, LOCALS_FILTER,
+    CLASSES, CLIENTS, CONNECTED, CONNECTED_FILTER, INSTALLED, LIVE, LOCALS, LOCALS_FILTER, OTHERS,
     POLICIES, SEGMENTS, STAMPS,
 };
 use crate::{cache, clock};
@@ -106,6 +108,17 @@ impl<const CACHED: bool> Tables for KernelMaps<CACHED> {
     #[inline(always)]
     fn segment(&self, index: u32) -> Option<Segment> {
         SEGMENTS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn asks_others(&self) -> bool {
+        // SAFETY: a word, which is read as a whole.
+        unsafe { ptr::read_volatile(&raw const OTHERS) != 0 }
+    }
+
+    #[inline(always)]
+    fn is_connected(&self, address: &Address) -> bool {
+        is_connected(address)
     }
 
     #[inline(always)]

@@ -44,10 +44,20 @@ pub enum End {
 /// Returns what tc is to do.
 #[inline(always)]
 pub fn check_stamp(context: &TcContext) -> i32 {
-    if is_stale(skb::stamp_of(context)) {
+    let stamp = skb::stamp_of(context);
+    if is_stale(stamp) {
         return drop_for(context, Reason::Outdated, &Err(Reason::Outdated));
     }
+    count_leaving(stamp);
     TC_ACT_UNSPEC
+}
+
+/// Counts a packet that leaves, if a client sent the packet, and rules accepted it.
+#[inline(always)]
+pub fn count_leaving(stamp: u32) {
+    if stamp != 0 {
+        report::count_leaving();
+    }
 }
 
 /// Drops a packet with a client's address at the wrong end, or with more VLAN tags than are read.

@@ -7,6 +7,7 @@ mod pure {
     mod explained;
     mod feed;
     mod files;
+    mod handled;
     mod layers;
     mod manual;
     mod many_names;
@@ -28,5 +29,6 @@ mod pure {
     mod told;
     mod top;
     mod uplinks;
+    mod wider;
     mod world;
 }

@@ -17,6 +17,7 @@ mod rig {
     mod files;
     mod filters;
     mod fragments;
+    mod handled;
     mod headers;
     mod input;
     mod life;
@@ -30,7 +31,11 @@ mod rig {
     mod names_life;
     mod names_many;
     mod names_odd;
+    mod nat;
     mod offload;
+    mod others;
+    mod own_recipes;
+    mod own_rules;
     mod packages;
     mod qubesdb;
     mod renamed;

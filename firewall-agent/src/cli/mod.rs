@@ -15,7 +15,7 @@ pub mod show;
 pub mod text;
 pub mod top;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
 
@@ -269,11 +269,10 @@ impl Prepare {
     fn gate(&self) -> Gate {
         let resolvers =
             resolv_conf::read_both(&self.resolv_conf, Path::new(resolv_conf::BEHIND_STUB));
-        let names = BTreeMap::new();
         Gate {
             mode: self.mode(),
             pattern: self.vifs.clone(),
-            redirections: Surroundings { resolvers, names }.redirections(),
+            redirections: Surroundings { resolvers, ..Surroundings::default() }.redirections(),
             uplinks: self.uplinks(),
         }
     }

@@ -10,8 +10,9 @@ use super::colour::{BAD, Colours};
 use firewall_core::rules::Family;
 use firewall_core::rules::lint::match_first;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
+use firewall_core::told::added::{AddedRule, Warning};
 use firewall_core::told::status::{
-    ClientStatus, CounterStatus, FailingStatus, NameStatus, ProblemStatus, RuleStatus, State,
+    ClientStatus, CounterStatus, FailingStatus, Loss, NameStatus, ProblemStatus, RuleStatus, State,
     Status, UplinkStatus, UplinksFrom, UplinksStatus,
 };
 use firewall_core::uplinks::KEY;
@@ -54,6 +55,29 @@ pub fn summary(status: &Status) -> String {
     for name in &status.names {
         let (leads, users) = (leads(name), users(name));
         let _ = writeln!(text, "  {} ({}): {leads}; {users}", name.name, name.family);
+    }
+    if !agent.added_rules.is_empty() {
+        let _ = writeln!(text, "rules of others in the gate: {}", agent.added_rules.len());
+    }
+    for AddedRule { table, chain, text: rule, warning } in &agent.added_rules {
+        let _ = writeln!(text, "  {table} {chain}: {rule}");
+        if let Some(warning) = warning {
+            let word = match warning {
+                Warning::NeverReached | Warning::SeesOnlyDenied => "WARNING",
+                Warning::OpensAll => "PROBLEM",
+            };
+            let _ = writeln!(text, "    {word}: {}", warning.told());
+        }
+    }
+    if let Some(Loss { accepted_frames, left_frames, seconds, between }) = &agent.lost {
+        let _ = writeln!(
+            text,
+            "WARNING: rules accepted {accepted_frames} frames in the last {seconds} s, and \
+             {left_frames} left; others' chains, a missing route or a full queue may be why"
+        );
+        for chain in between {
+            let _ = writeln!(text, "  in between: {chain}");
+        }
     }
     for (reason, counter) in &status.strays {
         let _ = writeln!(text, "packets of no client, {reason}: {}", counted(counter));

@@ -53,6 +53,7 @@ impl Daemon {
     /// Looks at the counters, and writes metrics, if somebody wants them.
     pub(super) async fn look(&mut self) {
         let readings = self.read().await;
+        self.happened(Event::Passage(self.dataplane.maps.passage())).await;
         let Some(path) = &self.options.metrics else {
             return;
         };

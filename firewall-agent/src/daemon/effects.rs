@@ -6,6 +6,7 @@ use tracing::{info, warn};
 
 use super::{Daemon, notices};
 use crate::edges::conntrack::Wanted;
+use crate::edges::dataplane::maps::Maps;
 use crate::edges::memory;
 use firewall_core::events::{Effect, Event, Notice, Task, Why};
 use firewall_core::names::answer::Remembered;
@@ -22,6 +23,15 @@ impl Daemon {
                 Err(error) => tried(Task::Links, Err(error)),
             }),
             Effect::SetLocals(locals) => Some(tried(Task::Locals, maps.set_locals(locals))),
+            Effect::LeaveToOthers(others) => {
+                Some(tried(Task::LeaveToOthers, maps.leave_to_others(others)))
+            }
+            Effect::LookBetween => {
+                let between = crate::edges::gate::between()
+                    .await
+                    .unwrap_or_else(|error| vec![format!("nobody knows what: {error}")]);
+                Some(Event::Between(between))
+            }
             Effect::Redirect(redirections) => {
                 self.gate.redirections = redirections;
                 None
@@ -32,8 +42,9 @@ impl Daemon {
                 None
             }
             Effect::LoadGate => Some(Event::GateLoaded(self.gate.mend().await.map_err(Why::of))),
-            Effect::Put { client, installation, generation } => {
-                Some(match maps.put(client, &installation, generation) {
+            Effect::Put { client, installation, generation, settles } => {
+                let put = if settles { Maps::put } else { Maps::widen };
+                Some(match put(maps, client, &installation, generation) {
                     Ok(()) => tried(Task::Put(client), Ok::<(), Why>(())),
                     Err(error) => Event::Refused {
                         client,
@@ -56,7 +67,7 @@ impl Daemon {
             Effect::Disconnect(flows) => Some(self.disconnect(&flows).await),
             Effect::Settled(client) => Some(tried(Task::Settled(client), maps.settle(client))),
             Effect::Tidy => Some(tried(Task::Tidy, maps.quiesce())),
-            Effect::Prepare => Some(tried(Task::Prepare, maps.prepare())),
+            Effect::Prepare => Some(tried(Task::Prepare, maps.tidy())),
             Effect::Attach { vif, name: _ } => {
                 let outcome = self.dataplane.attach(vif).map_err(Why::of);
                 Some(Event::Attached { link: vif, outcome })

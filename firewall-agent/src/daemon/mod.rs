@@ -162,9 +162,13 @@ impl Daemon {
         gate.uplinks = Uplinks::both(gate.uplinks.as_ref(), uplinks_before.as_ref());
         let gate_changes = gate::changes().context("cannot open netlink of nftables")?;
         // What `prepare` has loaded stays: scripts may have added to it since.
-        if let Some(difference) = gate.difference().await.context("cannot look at the gate")? {
-            info!(difference, "loading the gate");
-            gate.load().await.context("cannot load the gate")?;
+        match gate.look().await.context("cannot look at the gate")? {
+            GateLook::Whole(_) => {}
+            GateLook::Appended(_) => gate.mend().await.context("cannot mend the gate")?,
+            GateLook::Changed(difference) | GateLook::Unknown(Why(difference)) => {
+                info!(difference, "loading the gate");
+                gate.load().await.context("cannot load the gate")?;
+            }
         }
         let dataplane = Dataplane::load(options.dataplane.clone())?;
         let place = options.source.name();
@@ -267,7 +271,7 @@ impl Daemon {
         self.happened(Event::Time).await;
         let has_replaced = self.dataplane.maps.has_retired();
         self.happened(Event::Done { has_replaced }).await;
-        let is_prepared = self.dataplane.maps.is_prepared();
+        let is_prepared = self.dataplane.maps.is_tidy();
         self.happened(Event::Resting { is_prepared }).await;
     }
 
@@ -283,12 +287,17 @@ impl Daemon {
     }
 
     async fn check_gate(&mut self) {
-        let look = match self.gate.difference().await {
-            Ok(None) => GateLook::Whole,
-            Ok(Some(difference)) => GateLook::Changed(difference),
-            Err(error) => GateLook::Unknown(Why::of(error)),
-        };
+        let look = self.gate.look().await;
+        let look = look.unwrap_or_else(|error| GateLook::Unknown(Why::of(error)));
         self.happened(Event::Gate(look)).await;
+        if self.gate.mode == gate::Mode::Qubes {
+            match gate::not_redirected().await {
+                Ok(resolvers) => self.happened(Event::NotRedirected(resolvers)).await,
+                Err(error) => {
+                    warn!(%error, "nobody knows whether virtual resolvers are redirected");
+                }
+            }
+        }
     }
 }
 

@@ -8,8 +8,9 @@ use tracing::{error, info, warn};
 
 use firewall_core::events::Notice;
 use firewall_core::rules::question::Question;
+use firewall_core::told::added::{AddedRule, Warning};
 
-/// Most addresses of a name in one line of the log.
+/// Most addresses, names or rules of others in one line of the log.
 const MOST_SHOWN: usize = 8;
 
 /// Writes a line.
@@ -72,9 +73,29 @@ pub(super) fn log(notice: &Notice) {
             error!(why, "nothing leaves by a link by which it did not before");
         }
         Notice::UplinksProblem(None) => info!("the list of uplinks is as it should be again"),
+        Notice::Unanswered { client, names } => {
+            let shown = names.iter().take(MOST_SHOWN).map(|question| question.name.as_str());
+            let names = few(&shown.collect::<Vec<_>>(), names.len());
+            warn!(%client, names, "rules count as handled before DNS says where these lead");
+        }
         Notice::GateChanged(difference) => {
             error!(difference, "somebody removed the gate or a part of it; loading it again");
         }
+        Notice::GateAppended(place) => {
+            info!(
+                place,
+                "rules were appended behind the gate's last rule, which moves behind them"
+            );
+        }
+        Notice::AddedRules { added, gone } => added_rules(added, gone),
+        Notice::Lost(lost) => warn!(
+            accepted_frames = lost.accepted_frames,
+            left_frames = lost.left_frames,
+            seconds = lost.seconds,
+            between = lost.between.join("; "),
+            "not all that rules accepted left; others' chains, a missing route or a full queue may be \
+             why"
+        ),
         Notice::GateUnknown(error) => {
             error!(%error, "cannot look at the gate; loading it again");
         }
@@ -87,10 +108,44 @@ pub(super) fn log(notice: &Notice) {
     }
 }
 
+/// Writes what changed among the rules of others in the gate.
+fn added_rules(added: &[AddedRule], gone: &[AddedRule]) {
+    let line =
+        |AddedRule { table, chain, text, .. }: &AddedRule| format!("{table} {chain}: {text}");
+    for rule in added.iter().take(MOST_SHOWN) {
+        match rule.warning {
+            None => info!(rule = line(rule), "a rule of others is in the gate"),
+            Some(warning @ (Warning::NeverReached | Warning::SeesOnlyDenied)) => {
+                warn!(rule = line(rule), "a rule of others is in the gate, and {}", warning.told());
+            }
+            Some(warning @ Warning::OpensAll) => {
+                error!(
+                    rule = line(rule),
+                    "a rule of others is in the gate, and {}",
+                    warning.told()
+                );
+            }
+        }
+    }
+    for rule in gone.iter().take(MOST_SHOWN) {
+        info!(rule = line(rule), "a rule of others is not in the gate any more");
+    }
+    let more = added.len().saturating_sub(MOST_SHOWN) + gone.len().saturating_sub(MOST_SHOWN);
+    if more > 0 {
+        info!(more, "rules of others in the gate changed; `firewall-agent status` lists all");
+    }
+}
+
 /// A few addresses for the log.
 fn some(addresses: &BTreeSet<IpAddr>) -> String {
     let shown: Vec<String> = addresses.iter().take(MOST_SHOWN).map(IpAddr::to_string).collect();
-    let more = addresses.len() - shown.len();
+    few(&shown, addresses.len())
+}
+
+/// What is shown of so many, and how many are not.
+fn few(shown: &[impl AsRef<str>], all: usize) -> String {
+    let more = all.saturating_sub(shown.len());
     let end = if more == 0 { String::new() } else { format!(" and {more} more") };
+    let shown: Vec<&str> = shown.iter().map(AsRef::as_ref).collect();
     shown.join(", ") + &end
 }

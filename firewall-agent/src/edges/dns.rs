@@ -6,6 +6,7 @@
 //! addresses in its answer section, of the name at the end of the chain of aliases.
 
 mod bound;
+mod way;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
@@ -23,6 +24,7 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::timeout;
 use tracing::warn;
 
+use self::way::Way;
 use firewall_core::names::answer::{Answer, Failure, Outcome};
 use firewall_core::rules::Family;
 use firewall_core::rules::question::Question;
@@ -36,6 +38,8 @@ const SERVER_PATIENCE: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most questions on the way at once; the others wait.
 const MOST_AT_ONCE: usize = 32;
+/// What to do about a server that nobody hears of.
+const OTHER_SERVERS: &str = " (`run --resolv-conf FILE` names other servers)";
 /// Most aliases in a row.
 const MOST_ALIASES: usize = 16;
 /// How long "no address" may be used if the server does not say (RFC 2308 leaves that open).
@@ -141,7 +145,7 @@ async fn ask_each(servers: &[Server], question: &Question, nobody: &str) -> Outc
         }
     }
     if problems.is_empty() {
-        problems.push(nobody.to_owned());
+        problems.push(format!("{nobody}{OTHER_SERVERS}"));
     }
     Err(Failure::NoAnswer(problems.join("; ")))
 }
@@ -176,7 +180,7 @@ impl Server {
     /// Follows aliases, where a message does not lead to their end.
     async fn ask(&self, question: &Question) -> Outcome {
         let way = self.sockets.try_way(self.address);
-        way.map_err(|error| Failure::NoAnswer(told(&NetError::from(error))))?;
+        way.map_err(|error| Failure::NoAnswer(self.told(&NetError::from(error))))?;
         let kind = match question.family {
             Family::V4 => RecordType::A,
             Family::V6 => RecordType::AAAA,
@@ -222,7 +226,26 @@ impl Server {
                 let ttl = nothing.negative_ttl.unwrap_or(NOTHING_TTL);
                 Ok(Said { addresses: Vec::new(), alias: None, ttl })
             }
-            Err(error) => Err(Failure::NoAnswer(told(&error))),
+            Err(error) => Err(Failure::NoAnswer(self.told(&error))),
+        }
+    }
+}
+
+impl Server {
+    /// What the server did instead of answering. Nothing is tried by another link than the only one.
+    fn told(&self, error: &NetError) -> String {
+        let way = || Way::to(self.address);
+        match error {
+            NetError::Dns(DnsError::ResponseCode(code)) => says(*code),
+            NetError::Timeout if self.link.is_some() => "does not answer".to_owned(),
+            NetError::Timeout => way().tell(None) + OTHER_SERVERS,
+            // The library says so when it has given up for whatever reason.
+            NetError::NoConnections | NetError::Io(_) if self.link.is_some() => {
+                format!("cannot be asked: {error}")
+            }
+            NetError::NoConnections => way().tell(Some(error)) + OTHER_SERVERS,
+            NetError::Io(error) => way().tell(Some(error)) + OTHER_SERVERS,
+            error => format!("cannot be used: {error}"),
         }
     }
 }
@@ -284,14 +307,4 @@ fn endless() -> Failure {
 
 fn says(code: ResponseCode) -> String {
     format!("says \"{code}\"")
-}
-
-/// What a server did instead of answering.
-fn told(error: &NetError) -> String {
-    match error {
-        NetError::Timeout => "does not answer".to_owned(),
-        NetError::Io(error) => format!("cannot be asked: {error}"),
-        NetError::Dns(DnsError::ResponseCode(code)) => says(*code),
-        error => format!("cannot be used: {error}"),
-    }
 }

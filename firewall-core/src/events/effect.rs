@@ -40,6 +40,11 @@ pub enum Effect {
     SetLocals(BTreeMap<IpAddr, Local>),
     /// These addresses, and no others, belong to clients, present or not.
     SetConnected(BTreeSet<IpAddr>),
+    /// Whether others' rules in the gate are to be asked about clients without rules, and sources
+    /// that are no clients.
+    LeaveToOthers(bool),
+    /// Tell what else in nftables packets of clients come by.
+    LookBetween,
     /// From now on, the gate is to lead the first address of each pair, a virtual resolver, to the
     /// second, a real one.
     Redirect(Vec<(Ipv4Addr, Ipv4Addr)>),
@@ -54,6 +59,8 @@ pub enum Effect {
         installation: Installation,
         /// Number of what is put in force.
         generation: u32,
+        /// Whether it may deny what was accepted before, and the client settles.
+        settles: bool,
     },
     /// Let what a client's policy denies pass, and tell it.
     Audit {
@@ -115,7 +122,7 @@ pub enum Effect {
     /// Wait until no packet can see what was replaced, and make room of it. From then on what
     /// clients have open can be looked through.
     Tidy,
-    /// Make room ready for the next policies; nobody waits for it.
+    /// Make room of what was replaced, and make it ready for the next policies; nobody waits.
     Prepare,
     /// Load the gate.
     LoadGate,

@@ -2,7 +2,7 @@
 //! Never says when, but of denied packets: time is told beside each event.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use firewall_common::abi::DropRecord;
@@ -15,6 +15,7 @@ use crate::names::answer::{Outcome, Remembered};
 use crate::rules::Ruleset;
 use crate::rules::question::Question;
 use crate::rules::source::SourceError;
+use crate::told::added::AddedRule;
 use crate::told::status::Attachment;
 use crate::uplinks::{BadUplinks, Uplinks};
 
@@ -104,18 +105,26 @@ pub enum Event {
         /// Whether it is done, or why not.
         outcome: Result<(), Why>,
     },
-    /// All that came of an event is done; whether the kernel's maps hold what was replaced.
+    /// All that came of an event is done; whether the kernel's maps hold what was replaced, and may
+    /// have let pass what is to pass no more.
     Done {
-        /// Whether the kernel's maps hold what was replaced.
+        /// Whether the kernel's maps hold such a thing.
         has_replaced: bool,
     },
-    /// Nothing is left to do; whether the kernel's maps have room ready for the next policies.
+    /// Nothing is left to do; whether the kernel's maps hold nothing that was replaced, and have room
+    /// ready for the next policies.
     Resting {
-        /// Whether the kernel's maps have room ready.
+        /// Whether the kernel's maps are in order.
         is_prepared: bool,
     },
     /// How the gate was found.
     Gate(GateLook),
+    /// Which virtual resolvers no rule of nftables leads elsewhere.
+    NotRedirected(BTreeSet<Ipv4Addr>),
+    /// How many frames got a permit so far, and how many frames of these left.
+    Passage([u64; 2]),
+    /// What else in nftables packets of clients come by ([`Effect::LookBetween`](super::Effect::LookBetween)).
+    Between(Vec<String>),
     /// What came of [`Effect::LoadGate`](super::Effect::LoadGate).
     GateLoaded(Result<(), Why>),
     /// Packets were denied.
@@ -141,8 +150,11 @@ pub enum Event {
 /// How the gate was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum GateLook {
-    /// The gate is as it is to be.
-    Whole,
+    /// The gate is as it is to be, with these rules of others.
+    Whole(Vec<AddedRule>),
+    /// Nothing of the gate is missing or different, but others appended rules behind its last ones:
+    /// where.
+    Appended(String),
     /// Somebody changed the gate: what is missing or different.
     Changed(String),
     /// Why the gate cannot be looked at.

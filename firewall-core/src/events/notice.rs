@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::Why;
 use crate::rules::question::Question;
-use crate::told::status::Attachment;
+use crate::told::added::AddedRule;
+use crate::told::status::{Attachment, Loss};
 use crate::uplinks::Uplinks;
 
 /// News worth a line in the log.
@@ -116,8 +117,26 @@ pub enum Notice {
     Uplinks(Option<Uplinks>),
     /// What is wrong with the key that lists them; `None`: nothing any more.
     UplinksProblem(Option<String>),
+    /// A client's rules count as handled, though there is no answer about some names yet.
+    Unanswered {
+        /// The client's address.
+        client: IpAddr,
+        /// The names.
+        names: BTreeSet<Question>,
+    },
     /// How somebody changed the gate.
     GateChanged(String),
+    /// Where others appended rules behind the last ones of the gate.
+    GateAppended(String),
+    /// Others' rules in the gate are not those that were there before.
+    AddedRules {
+        /// Rules that are new.
+        added: Vec<AddedRule>,
+        /// Rules that are there no more.
+        gone: Vec<AddedRule>,
+    },
+    /// Of what rules accepted, not everything left.
+    Lost(Loss),
     /// Why the gate cannot be looked at.
     GateUnknown(Why),
     /// Why the gate could not be loaded.

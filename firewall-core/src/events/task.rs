@@ -10,6 +10,8 @@ pub enum Task {
     Links,
     /// [`Effect::SetLocals`](super::Effect::SetLocals).
     Locals,
+    /// [`Effect::LeaveToOthers`](super::Effect::LeaveToOthers).
+    LeaveToOthers,
     /// [`Effect::SetConnected`](super::Effect::SetConnected).
     Connected,
     /// [`Effect::Put`](super::Effect::Put).

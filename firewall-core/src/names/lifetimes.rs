@@ -14,6 +14,8 @@ const CEILING: Duration = Duration::from_secs(3600);
 pub(super) const GRACE: Duration = Duration::from_secs(600);
 /// The kernel is not asked more often what is in use.
 pub(super) const BETWEEN_LOOKS: Duration = Duration::from_secs(10);
+/// A name that failed is not asked more often, however often rules with it are written.
+pub(super) const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
 /// How long after a failure the next attempt is; it doubles with each.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
 const LAST_RETRY: Duration = Duration::from_secs(60);

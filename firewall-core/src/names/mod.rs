@@ -65,13 +65,14 @@ impl Names {
             if self.known.contains_key(question) {
                 continue;
             }
-            let mut name = Name::default();
+            let mut name = Name { is_awaited: true, ..Name::default() };
             if let Some(Remembered { addresses, leaving, at, .. }) =
                 self.remembered.remove(question)
             {
                 name.seen = leaving;
                 name.seen.extend(addresses.iter().map(|address| (*address, at)));
                 name.answer = Some(LastAnswer { addresses, at });
+                name.is_awaited = false;
                 changed.insert(question.clone());
             }
             self.known.insert(question.clone(), name);
@@ -83,7 +84,7 @@ impl Names {
     pub fn take_due(&mut self, now: Moment) -> Vec<Question> {
         let due = self.known.iter_mut().filter(|(_, name)| !name.is_asked && name.due <= now);
         due.map(|(question, name)| {
-            name.is_asked = true;
+            (name.is_asked, name.asked) = (true, now);
             question.clone()
         })
         .collect()
@@ -100,7 +101,7 @@ impl Names {
         let Some(name) = self.known.get_mut(question) else {
             return false;
         };
-        name.is_asked = false;
+        (name.is_asked, name.is_awaited) = (false, false);
         match outcome {
             Ok(Answer { addresses, ttl }) => {
                 let is_refused = |it: &&IpAddr| !self.guard.allows(&question.name, **it);
@@ -126,6 +127,12 @@ impl Names {
     pub fn retry(&mut self) {
         let failing = self.known.values_mut().filter(|name| name.problem.is_some());
         failing.for_each(|name| (name.due, name.failures) = (Moment::BOOT, 0));
+    }
+
+    /// Somebody wrote rules with these names: those that failed are asked again soon.
+    pub fn ask_again(&mut self, questions: &BTreeSet<Question>) {
+        let known = self.known.iter_mut().filter(|(question, _)| questions.contains(*question));
+        known.for_each(|(_, name)| name.ask_again());
     }
 
     /// All is to be asked anew; answers to what was asked before do not come.
@@ -202,6 +209,12 @@ impl Names {
         let seen = self.known.get(question).map(|name| name.seen.keys().copied());
         let seen = seen.into_iter().flatten();
         seen.filter(|address| !self.guard.allows(&question.name, *address)).collect()
+    }
+
+    /// Whether accept rules would use one of these addresses, if the name were one of those that may
+    /// lead into private networks.
+    pub fn could_use(&self, refused: &BTreeSet<IpAddr>) -> bool {
+        refused.iter().any(|address| self.guard.would_allow(*address))
     }
 
     /// All that is known about a name; `None` if it does not matter.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use super::lifetimes::{GRACE, OLDEST, pause};
+use super::lifetimes::{BETWEEN_QUESTIONS, GRACE, OLDEST, pause};
 use super::rebinding::Guard;
 use crate::rules::question::{Addresses, Question};
 use crate::time::Moment;
@@ -36,6 +36,10 @@ pub struct Name {
     pub due: Moment,
     /// Whether DNS is being asked.
     pub is_asked: bool,
+    /// When DNS was asked last.
+    pub asked: Moment,
+    /// Whether nothing is known, and somebody waits for what comes of the next question.
+    pub is_awaited: bool,
     /// Failures since the last answer.
     pub failures: u32,
     /// What the last failure was; `None` after an answer.
@@ -91,6 +95,23 @@ impl Name {
         self.seen.extend(before.into_iter().flatten().map(|address| (address, now)));
     }
 
+    /// Somebody wrote rules with the name. If it failed, it is asked again, but not in each second
+    /// more than once: rules may be written in a loop. If nothing is known, that is waited for.
+    pub(super) fn ask_again(&mut self) {
+        if self.problem.is_none() {
+            return;
+        }
+        if !self.is_asked {
+            self.due = self.due.min(self.asked + BETWEEN_QUESTIONS);
+        }
+        self.is_awaited = self.is_unknown();
+    }
+
+    /// Whether rules with the name have no address to go by.
+    fn is_unknown(&self) -> bool {
+        self.answer.is_none() && self.seen.is_empty()
+    }
+
     pub(super) fn failed(&mut self, question: &Question, problem: String, now: Moment) {
         self.due = now + pause(question, self.failures);
         self.failures = self.failures.saturating_add(1);
@@ -98,7 +119,7 @@ impl Name {
     }
 
     pub(super) fn addresses(&self, name: &str, guard: &Guard) -> Option<Addresses> {
-        if self.answer.is_none() && self.seen.is_empty() {
+        if self.is_unknown() {
             return None;
         }
         let known = || self.seen.keys().copied();

@@ -52,6 +52,12 @@ impl Guard {
         }
     }
 
+    /// Whether [`Self::allows`] would, if the name were one of those that may lead into private
+    /// networks.
+    pub fn would_allow(&self, address: IpAddr) -> bool {
+        place(address) != Place::Nowhere
+    }
+
     fn is_private(&self, name: &str) -> bool {
         let is_under = |suffix: &str| {
             name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))

@@ -27,7 +27,9 @@ use super::{Action, Service};
 /// more is checked on an even selection, and the figures say so.
 const MAX_WORK: usize = 20_000_000;
 
-const PROTOCOLS: [Protocol; 4] = [Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Other];
+/// All that policies tell apart.
+pub(super) const PROTOCOLS: [Protocol; 4] =
+    [Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Other];
 
 /// A policy that passed the check. The only way to make one is to pass it.
 #[derive(Clone, Debug)]
@@ -225,7 +227,12 @@ impl<'a> PolicyTables<'a> {
     }
 
     /// The deciding rule and what it says.
-    fn ask(&self, destination: Address, protocol: Protocol, port: u16) -> Option<(u32, Action)> {
+    pub(super) fn ask(
+        &self,
+        destination: Address,
+        protocol: Protocol,
+        port: u16,
+    ) -> Option<(u32, Action)> {
         let addresses = Packet::of_addresses(Address::NONE, destination);
         let packet = Packet { protocol, port, ..addresses };
         let answer = answer(self, 0, &packet)?;
@@ -234,7 +241,7 @@ impl<'a> PolicyTables<'a> {
     }
 
     /// Where the policy's answer for a destination and protocol may change.
-    fn edges(&self, destination: &Address, protocol: Protocol) -> BTreeSet<u16> {
+    pub(super) fn edges(&self, destination: &Address, protocol: Protocol) -> BTreeSet<u16> {
         let mut edges = BTreeSet::from([0]);
         let mut next = self.class_of(0, destination);
         // A link leads to a class that has none.

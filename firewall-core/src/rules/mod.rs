@@ -16,6 +16,7 @@ pub mod relevant;
 pub mod resolve;
 pub mod source;
 mod value;
+pub mod wider;
 
 use std::fmt;
 use std::net::IpAddr;

@@ -27,6 +27,9 @@ const VIRTUAL_NETWORK_LENGTH: u8 = 8;
 pub struct Surroundings {
     /// The real DNS servers, as the netvm's `/etc/resolv.conf` names them.
     pub resolvers: Vec<IpAddr>,
+    /// Virtual resolvers that no rule of nftables leads elsewhere: to today's agent, which judges
+    /// behind such rules, they are hosts like others.
+    pub not_redirected: BTreeSet<Ipv4Addr>,
     /// Addresses of names; a name that is absent is unresolved.
     pub names: BTreeMap<Question, Addresses>,
 }
@@ -42,12 +45,18 @@ impl Surroundings {
             IpAddr::V4(_) | IpAddr::V6(_) => None,
         });
         let real: Vec<Ipv4Addr> = real.collect();
-        VIRTUAL_RESOLVERS.into_iter().zip(real.iter().copied().cycle()).collect()
+        let pairs = VIRTUAL_RESOLVERS.into_iter().zip(real.iter().copied().cycle());
+        pairs.filter(|(resolver, _)| !self.not_redirected.contains(resolver)).collect()
+    }
+
+    /// The virtual resolvers that are led elsewhere.
+    fn redirected(&self) -> impl Iterator<Item = Ipv4Addr> {
+        VIRTUAL_RESOLVERS.into_iter().filter(|resolver| !self.not_redirected.contains(resolver))
     }
 
     /// Every address that `specialtarget=dns` means for a family.
     fn dns_prefixes(&self, family: Family) -> Vec<Prefix> {
-        let virtual_resolvers = VIRTUAL_RESOLVERS.into_iter().map(IpAddr::from);
+        let virtual_resolvers = self.redirected().map(IpAddr::from);
         let all = virtual_resolvers.chain(self.resolvers.iter().copied());
         let mut prefixes: Vec<Prefix> =
             all.filter(|it| Family::from(*it) == family).map(Prefix::host).collect();
@@ -236,7 +245,7 @@ fn matches(family: Family, rule: &Rule, known: &Surroundings) -> Vec<Match> {
     }
     let given = Match { prefixes, service: rule.service.clone() };
     if spares_dns(rule) {
-        return sparing_dns(&given);
+        return sparing_dns(&given, known);
     }
     let mut matches = vec![given];
     if rule.action == Action::Accept && !rule.dns && family == Family::V4 {
@@ -282,10 +291,10 @@ pub fn spares_dns(rule: &Rule) -> bool {
 }
 
 /// What is left of destinations and their services without DNS to the virtual resolvers.
-fn sparing_dns(given: &Match) -> Vec<Match> {
-    let all = VIRTUAL_RESOLVERS.map(|resolver| Prefix::host(resolver.into()));
+fn sparing_dns(given: &Match, known: &Surroundings) -> Vec<Match> {
+    let all = known.redirected().map(|resolver| Prefix::host(resolver.into()));
     let is_inside = |host: &Prefix| given.prefixes.iter().any(|it| it.covers(host));
-    let prefixes: Vec<Prefix> = all.into_iter().filter(is_inside).collect();
+    let prefixes: Vec<Prefix> = all.filter(is_inside).collect();
     let around = given.prefixes.iter().flat_map(|it| it.without(&prefixes)).collect();
     let others = given.service.without_dns().into_iter();
     let others = others.map(|service| Match { prefixes: prefixes.clone(), service });

@@ -168,6 +168,8 @@ pub struct Explanation {
     pub default: Option<Action>,
     /// Who translates addresses; nothing for a file.
     pub mode: Option<Mode>,
+    /// How many rules others added to the agent's tables. What such a rule does is not looked at.
+    pub added_rules: usize,
     /// Whether the destination is the address of another client.
     pub to_client: bool,
     /// Names of the only links by which clients' packets may leave, beside those to other clients;
@@ -268,6 +270,7 @@ impl Outcome {
             // A denied fragment is not handed on to be rejected.
             (Verdict::Reject, _) if is_first_fragment => Self::Dropped,
             (Verdict::Related, _) => Self::Related,
+            (Verdict::Accept, Reason::Local) => Self::Local,
             // nftables lets nothing new from one client to another.
             (Verdict::Accept | Verdict::Audit, _) if to_client && !answers => Self::Dropped,
             (Verdict::Accept | Verdict::Audit, _) => Self::Forwarded,

@@ -1,6 +1,7 @@
 //! What a person or a script is told: the types of JSON, and sums of them.
 //! Never asks anybody.
 
+pub mod added;
 pub mod explanation;
 pub mod failure;
 pub mod news;

@@ -10,7 +10,21 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::rules::{Action, Family};
+use crate::told::added::AddedRule;
 use crate::told::words::Named;
+
+/// What rules accepted and did not leave by any interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Loss {
+    /// Frames that rules accepted.
+    pub accepted_frames: u64,
+    /// Frames of these that left by an uplink, or to another client.
+    pub left_frames: u64,
+    /// In how many seconds that was.
+    pub seconds: u64,
+    /// Chains of others in nftables that these frames come by.
+    pub between: Vec<String>,
+}
 
 /// Everything about a running agent.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -58,6 +72,11 @@ pub struct AgentStatus {
     pub uplinks_problem: Option<String>,
     /// Why the last attempt to load the gate failed; nothing if it did not.
     pub gate_problem: Option<String>,
+    /// Rules that others added to the agent's tables, as the gate was last found whole.
+    pub added_rules: Vec<AddedRule>,
+    /// What rules accepted lately and did not leave; nothing if all left, or too little was sent to
+    /// tell.
+    pub lost: Option<Loss>,
     /// How many programs end with the agent, because there is no place to pin them.
     pub unpinned_programs: usize,
     /// Links that are not vifs and not guarded against clients' addresses, with the reason.

@@ -7,6 +7,7 @@ use std::ops::{AddAssign, SubAssign};
 use firewall_common::verdict::Reason;
 
 use crate::rules::Action;
+use crate::told::added::Warning;
 use crate::told::status::{AgentStatus, ClientStatus, CounterStatus, Status};
 
 /// Packets of a client since its policy went into force. Each packet is in one of these sums.
@@ -93,7 +94,8 @@ impl Totals {
     }
 }
 
-/// How many things need attention: clients, vifs, uplinks, names, and parts of the agent.
+/// How many things need attention: clients, vifs, uplinks, names, parts of the agent, and what others
+/// added to the gate and opens it.
 pub fn problems(status: &Status) -> usize {
     let needs =
         |client: &&ClientStatus| client.problem.is_some() || client.audit_seconds_left.is_some();
@@ -106,7 +108,13 @@ pub fn problems(status: &Status) -> usize {
     let agent = [gate_problem, source_problem, uplinks_problem];
     let unpinned = usize::from(status.agent.unpinned_programs > 0);
     let failing = status.agent.failing.len();
-    clients + vifs + uplinks + names + unpinned + failing + agent.into_iter().flatten().count()
+    let opens = |warning| match warning {
+        Some(Warning::OpensAll) => true,
+        Some(Warning::NeverReached | Warning::SeesOnlyDenied) | None => false,
+    };
+    let added = status.agent.added_rules.iter().filter(|rule| opens(rule.warning)).count();
+    let agent = agent.into_iter().flatten().count();
+    clients + vifs + uplinks + names + unpinned + failing + added + agent
 }
 
 impl AddAssign for CounterStatus {

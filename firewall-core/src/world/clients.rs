@@ -41,16 +41,30 @@ impl Clients {
         &self.settling
     }
 
-    /// Puts what a client's rules come to in force, which is something else than before.
+    /// Puts what a client's rules come to in force, which is something else than before, and may
+    /// accept all that the rules before it accepted.
     pub(super) fn put(
         &mut self,
         client: ClientId,
         installation: Installation,
+        is_wider: bool,
         retries: &mut Retries,
     ) -> Vec<Effect> {
         // A failure of something else.
         retries.done(Task::Put(client));
+        if is_wider && self.has_only_what_rules_accept(client) {
+            let generation = self.installed.put(client);
+            return vec![Effect::Put { client, installation, generation, settles: false }];
+        }
         self.install(client, installation, retries)
+    }
+
+    /// Whether the rules in force accept all that a client has open. What an audit let pass, they
+    /// may deny; and as long as a client settles, nobody knows.
+    fn has_only_what_rules_accept(&self, client: ClientId) -> bool {
+        self.installed.has_rules(client)
+            && !self.settling.contains(client)
+            && self.audits.until(client.address).is_none()
     }
 
     /// Puts what a client's rules come to in force, and remembers how often that failed before.
@@ -62,7 +76,7 @@ impl Clients {
     ) -> Vec<Effect> {
         let generation = self.installed.put(client);
         self.settling.settle(client, retries);
-        let mut effects = vec![Effect::Put { client, installation, generation }];
+        let mut effects = vec![Effect::Put { client, installation, generation, settles: true }];
         if self.audits.until(client.address).is_some() {
             effects.push(self.audits.effect(client));
         }

@@ -8,7 +8,7 @@ use firewall_common::abi::{
     Segment,
 };
 use firewall_common::packet::{Frame, Packet, Protocol};
-use firewall_common::policy::{Tables, decide};
+use firewall_common::policy::{Tables, judge};
 
 use super::World;
 use super::standings::{Live, Standing};
@@ -30,7 +30,7 @@ impl World {
             let (state, problem) = self.state(presence);
             let vif = presence.vif;
             let tables = Known { world: self, now, client, vif, live: tables(live) };
-            let decision = decide(&tables, vif.unwrap_or(0), &Ok(Frame::Ip(*packet)));
+            let decision = judge(&tables, vif.unwrap_or(0), &Ok(Frame::Ip(*packet)));
             let judgement = Judgement::from(&decision);
             let tried = live.filter(|_| is_judged_by_rules(decision.reason)).map(|live| {
                 let resolved = self.standings.resolve(client, &live.ruleset);
@@ -50,6 +50,7 @@ impl World {
                 rules: live.map_or(0, |live| live.ruleset.rules.len()),
                 default: live.map(|live| live.ruleset.default),
                 mode: Some(self.gate.mode()),
+                added_rules: self.gate.added().len(),
                 to_client: self.connected.contains(packet.destination.into()),
                 uplinks: self.uplinks_status().map(UplinksStatus::names),
                 redirected_to: redirected(self.standings.surroundings(), packet),
@@ -118,6 +119,14 @@ impl Tables for Known<'_> {
 
     fn segment(&self, index: u32) -> Option<Segment> {
         self.live.as_ref()?.segment(index)
+    }
+
+    fn asks_others(&self) -> bool {
+        !self.world.gate.added().is_empty()
+    }
+
+    fn is_connected(&self, address: &Address) -> bool {
+        self.world.connected.contains(IpAddr::from(*address))
     }
 
     fn seconds(&self) -> u64 {

@@ -1,9 +1,10 @@
-//! What is known of the gate: whether it is in force, and where it leads DNS.
-//! Never knows its rules.
+//! What is known of the gate: whether it is in force, what others added to it, and where it leads DNS.
+//! Never knows its own rules.
 
 use std::net::Ipv4Addr;
 
 use crate::events::{Effect, GateLook, Notice, Why};
+use crate::told::added::AddedRule;
 use crate::told::status::Mode;
 
 /// Pairs of a virtual resolver and the real one behind it.
@@ -16,25 +17,43 @@ pub(super) struct Gate {
     redirections: Redirections,
     /// Why the gate could not be loaded.
     problem: Option<String>,
+    /// Rules that others added.
+    added: Vec<AddedRule>,
 }
 
 impl Gate {
     /// The gate that is in force as the agent starts.
     pub(super) fn new(mode: Mode, redirections: Redirections) -> Self {
-        Self { mode, redirections, problem: None }
+        Self { mode, redirections, problem: None, added: Vec::new() }
     }
 
     /// Takes in how the gate was found. Without it, everything is forwarded: it is loaded again.
     pub(super) fn looked(&mut self, look: GateLook) -> Vec<Effect> {
         let notice = match look {
-            GateLook::Whole => {
+            GateLook::Whole(added) => {
                 self.problem = None;
-                return Vec::new();
+                let had_some = !self.added.is_empty();
+                let notice = self.found(added);
+                let is_other = had_some == self.added.is_empty();
+                let leave = is_other.then(|| self.leave_effect());
+                return notice.map(Effect::Tell).into_iter().chain(leave).collect();
             }
+            GateLook::Appended(place) => Some(Notice::GateAppended(place)),
             GateLook::Changed(how) => self.problem.is_none().then_some(Notice::GateChanged(how)),
             GateLook::Unknown(why) => Some(Notice::GateUnknown(why)),
         };
         notice.map(Effect::Tell).into_iter().chain([Effect::LoadGate]).collect()
+    }
+
+    /// Takes in which rules of others are there, and tells if these are others than before.
+    fn found(&mut self, found: Vec<AddedRule>) -> Option<Notice> {
+        let before = std::mem::replace(&mut self.added, found);
+        let without = |these: &[AddedRule], those: &[AddedRule]| -> Vec<AddedRule> {
+            these.iter().filter(|rule| !those.contains(rule)).cloned().collect()
+        };
+        let (added, gone) = (without(&self.added, &before), without(&before, &self.added));
+        let is_other = !added.is_empty() || !gone.is_empty();
+        is_other.then_some(Notice::AddedRules { added, gone })
     }
 
     /// Takes in what came of loading the gate.
@@ -58,6 +77,16 @@ impl Gate {
     /// Who translates addresses.
     pub(super) fn mode(&self) -> Mode {
         self.mode
+    }
+
+    /// What sources that are no clients meet: others' rules, if there are any.
+    pub(super) fn leave_effect(&self) -> Effect {
+        Effect::LeaveToOthers(!self.added.is_empty())
+    }
+
+    /// Rules that others added.
+    pub(super) fn added(&self) -> &[AddedRule] {
+        &self.added
     }
 
     /// Why the gate could not be loaded.

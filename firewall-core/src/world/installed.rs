@@ -66,7 +66,8 @@ impl Installed {
         } else {
             in_force.holds = Holds::Block;
             let generation = in_force.generation;
-            instead = Some(Effect::Put { client, installation: Installation::Blocked, generation });
+            let installation = Installation::Blocked;
+            instead = Some(Effect::Put { client, installation, generation, settles: true });
         }
         in_force.refused = Some(why.to_owned());
         instead
@@ -85,6 +86,11 @@ impl Installed {
     /// Whether the kernel is to know a client.
     pub(super) fn is_in_kernel(&self, client: ClientId) -> bool {
         self.clients.get(&client).is_some_and(|it| it.holds != Holds::Nothing)
+    }
+
+    /// Whether the kernel has what a client's rules come to.
+    pub(super) fn has_rules(&self, client: ClientId) -> bool {
+        self.clients.get(&client).is_some_and(|it| it.holds == Holds::Rules)
     }
 
     /// All clients that are there.

@@ -9,30 +9,31 @@
 //! | `links`, `connected` | links; which addresses belong to clients |
 //! | `standings` | rules, and what they come to |
 //! | `clients` | `installed`, `audits`, `settling`: what is in force for each client that is there |
-//! | `naming` | names in rules |
+//! | `naming`, `commits` | names in rules; rules that wait for a first answer |
+//! | `passage` | whether what rules accept leaves |
 //! | `gate` | whether the gate is in force, and where it leads DNS |
 //! | `uplinks` | the only links by which clients' packets may leave |
 //! | `hits`, `denials` | when rules decided last; how many denied packets were told |
-//! | `retries` | what did not work |
+//! | `retries`, `rest` | what did not work; when maps are put in order |
 //!
 //! Clients come from links (vif and address), rules come from a source, by address. What is in
 //! force for a client follows from both.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::client::{ClientId, Links};
-use crate::events::{Effect, Event, Notice, Task, Why};
-use crate::names::answer::Outcome;
+use crate::events::{Effect, Event, Notice, Task};
 use crate::names::rebinding::Guard;
-use crate::rules::question::Question;
 use crate::time::Moment;
 use crate::told::status::Mode;
 use crate::uplinks::Uplinks;
 
+mod answering;
 mod auditing;
 pub mod audits;
 mod clients;
+mod commits;
 mod connected;
 mod denials;
 mod denying;
@@ -43,7 +44,9 @@ mod installed;
 mod judging;
 mod links;
 mod naming;
+mod passage;
 mod presence;
+mod rest;
 mod retries;
 mod retrying;
 mod routed;
@@ -56,12 +59,15 @@ mod summary;
 mod uplinks;
 
 use self::clients::Clients;
+use self::commits::Commits;
 use self::connected::Connected;
 use self::denials::Denials;
 use self::gate::Gate;
 use self::hits::Hits;
 use self::links::KnownLinks;
 use self::naming::Naming;
+use self::passage::Passage;
+use self::rest::Rest;
 use self::retries::Retries;
 use self::source::Source;
 use self::standings::{Change, Read, Standings};
@@ -96,11 +102,14 @@ pub struct World {
     standings: Standings,
     clients: Clients,
     naming: Naming,
+    commits: Commits,
     gate: Gate,
     limit: Limit,
+    passage: Passage,
     hits: Hits,
     denials: Denials,
     retries: Retries,
+    rest: Rest,
 }
 
 impl World {
@@ -118,8 +127,8 @@ impl World {
         let one = |effect: Option<Effect>| effect.into_iter().collect();
         match event {
             Event::Links(links) => self.links(links),
-            Event::AllRules(rules) => self.all_rules(rules),
-            Event::Rules { client, rules } => self.rules(client, rules),
+            Event::AllRules(rules) => self.all_rules(rules, now),
+            Event::Rules { client, rules } => self.rules(client, rules, now),
             Event::Connected(named) => {
                 self.connected.name(named);
                 one(self.connect())
@@ -141,7 +150,10 @@ impl World {
             Event::Connections(flows) => {
                 one(self.clients.connections(flows, |client| self.judge_of(client)))
             }
-            Event::ConnectionsRead(outcome) => self.clients.connections_read(outcome, now, retries),
+            Event::ConnectionsRead(outcome) => {
+                self.rest.put_off(now);
+                self.clients.connections_read(outcome, now, retries)
+            }
             Event::Disconnected { gone, refused } => {
                 self.clients.disconnected(gone, refused);
                 Vec::new()
@@ -160,11 +172,21 @@ impl World {
                 one((has_replaced || is_waited_for).then_some(Effect::Tidy))
             }
             Event::Resting { is_prepared } => {
-                let is_wanted = !is_prepared || self.retries.is_failing(Task::Prepare);
-                let prepare = is_wanted.then_some(Effect::Prepare);
+                self.rest.begin(is_prepared, now);
+                let is_failing = self.retries.is_failing(Task::Prepare);
+                let prepare = is_failing.then_some(Effect::Prepare);
                 prepare.into_iter().chain(self.source.ready()).collect()
             }
             Event::Gate(look) => self.gate.looked(look),
+            Event::Passage(frames) => {
+                let is_watched = self.links.unguarded().is_empty();
+                one(self.passage.look(frames, is_watched, now))
+            }
+            Event::Between(between) => one(self.passage.between(between)),
+            Event::NotRedirected(resolvers) => {
+                let changes = self.standings.set_not_redirected(resolvers);
+                self.follow_changes(changes)
+            }
             Event::GateLoaded(outcome) => one(self.gate.loaded(outcome)),
             Event::Denied { records, time_ms } => {
                 records.iter().for_each(|record| self.denials.count(record));
@@ -187,7 +209,11 @@ impl World {
     /// work; `None` if never.
     pub fn next_time(&self) -> Option<Moment> {
         let audits = self.clients.audits().next();
-        [self.naming.next(), audits, self.retries.next()].into_iter().flatten().min()
+        let rest = self.rest.next().filter(|_| !self.clients.settling().is_reading());
+        [self.naming.next(), self.commits.next(), audits, self.retries.next(), rest]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Whether packets that were judged by what was in force before may still be on their way.
@@ -241,7 +267,7 @@ impl World {
             let installed = self.clients.installed();
             let is_new = !installed.is_present(client);
             if is_new || has_room && installed.refusal(client).is_some() {
-                effects.extend(self.put(client));
+                effects.extend(self.put(client, false));
             }
         }
         effects.extend(self.connect());
@@ -256,24 +282,33 @@ impl World {
         Some(effect)
     }
 
-    fn all_rules(&mut self, rules: BTreeMap<IpAddr, Read>) -> Vec<Effect> {
+    fn all_rules(&mut self, rules: BTreeMap<IpAddr, Read>, now: Moment) -> Vec<Effect> {
         self.source.answered();
         let gone = self.standings.addresses().filter(|client| !rules.contains_key(client));
         let gone: Vec<IpAddr> = gone.collect();
         let mut effects: Vec<Effect> =
             gone.into_iter().flat_map(|client| self.replace_rules(client, None)).collect();
+        let clients: Vec<IpAddr> = rules.keys().copied().collect();
         for (client, rules) in rules {
-            effects.extend(self.rules(client, Some(rules)));
+            effects.extend(self.replace_rules(client, Some(rules)));
+            effects.push(self.publish(client));
         }
         self.start.rules_are_known();
         effects.extend(self.take_over());
+        // Nobody wrote all of these just now: what failed is asked again when it is due.
+        effects.extend(self.want_names());
+        clients.into_iter().for_each(|client| self.await_names(client, now));
+        effects.extend(self.handled_by_now(now));
         effects
     }
 
-    fn rules(&mut self, client: IpAddr, rules: Option<Read>) -> Vec<Effect> {
+    fn rules(&mut self, client: IpAddr, rules: Option<Read>, now: Moment) -> Vec<Effect> {
         let mut effects = self.replace_rules(client, rules);
         effects.push(self.publish(client));
-        effects.extend(self.clients.handled(client));
+        effects.extend(self.want_names());
+        self.naming.ask_again(&self.names_of(client));
+        self.await_names(client, now);
+        effects.extend(self.handled_by_now(now));
         effects
     }
 
@@ -288,23 +323,19 @@ impl World {
     /// Puts what clients' rules come to in force on all their vifs.
     fn follow_changes(&mut self, changes: Vec<Change>) -> Vec<Effect> {
         let mut effects = Vec::new();
-        for Change { client, notice, is_to_be_put } in changes {
+        for Change { client, notice, is_to_be_put, is_wider } in changes {
             effects.push(Effect::Tell(notice));
             let clients = self.clients.installed().of(client).into_iter();
             let clients = clients.filter(|_| is_to_be_put);
-            effects.extend(clients.flat_map(|client| self.put(client)));
+            effects.extend(clients.flat_map(|client| self.put(client, is_wider)));
         }
         effects
     }
 
-    fn put(&mut self, client: ClientId) -> Vec<Effect> {
+    /// Puts what a client's rules come to in force, which may accept all that was accepted before.
+    fn put(&mut self, client: ClientId, is_wider: bool) -> Vec<Effect> {
         let installation = self.standings.installation(client.address);
-        self.clients.put(client, installation, &mut self.retries)
-    }
-
-    /// What the source is told about names in a client's rules.
-    fn publish(&self, client: IpAddr) -> Effect {
-        Effect::Publish { client, names: self.standings.resolved_names(client) }
+        self.clients.put(client, installation, is_wider, &mut self.retries)
     }
 
     fn servers(&mut self, of_clients: Vec<IpAddr>, own: Vec<IpAddr>) -> Vec<Effect> {
@@ -329,49 +360,15 @@ impl World {
             effects.extend(self.retry(task, now));
         }
         effects.extend(self.clients.begin(&mut self.retries));
-        let mut changed = BTreeSet::new();
-        if self.naming.take_old() {
-            let wanted = self.standings.wanted_names(|client| self.connected.contains(client));
-            changed.extend(self.naming.want(&wanted));
+        if !self.clients.settling().is_reading() && self.rest.take_due(now) {
+            effects.push(Effect::Prepare);
         }
-        changed.extend(self.naming.age(now));
+        effects.extend(self.want_names());
+        let changed = self.naming.age(now);
         effects.extend(self.learn(&changed));
         effects.extend(self.naming.ask(now));
         effects.extend(self.naming.look_if_due(now));
-        effects
-    }
-
-    fn answered(&mut self, outcomes: Vec<(Question, Outcome)>, now: Moment) -> Vec<Effect> {
-        let (mut effects, changed) = self.naming.answered(outcomes, now);
-        effects.extend(self.learn(&changed));
-        effects
-    }
-
-    fn flows_read(&mut self, outcome: Result<(), Why>, now: Moment) -> Vec<Effect> {
-        if let Err(why) = outcome {
-            self.naming.give_up();
-            return self.retries.fails(Task::ReadFlows, why, now).into_iter().collect();
-        }
-        let mut effects = Vec::from_iter(self.retries.works(Task::ReadFlows));
-        let changed = self.naming.leave(|question| self.standings.users(question));
-        effects.extend(self.learn(&changed));
-        effects
-    }
-
-    /// Names lead elsewhere: what uses them is worked out anew.
-    fn learn(&mut self, changed: &BTreeSet<Question>) -> Vec<Effect> {
-        if changed.is_empty() {
-            return Vec::new();
-        }
-        let mut effects = Vec::new();
-        for question in changed {
-            let before = self.standings.set_name(question, self.naming.addresses(question));
-            effects.extend(self.naming.moved(question, before.as_ref()));
-        }
-        let changes = self.standings.names_changed(changed);
-        effects.extend(self.follow_changes(changes));
-        let users = self.standings.users_of(changed).into_iter();
-        effects.extend(users.map(|client| self.publish(client)));
+        effects.extend(self.handled_by_now(now));
         effects
     }
 

@@ -83,6 +83,27 @@ impl Naming {
         std::mem::take(&mut self.are_names_old)
     }
 
+    /// Whether other names may matter, and nobody said yet which.
+    pub(super) fn is_old(&self) -> bool {
+        self.are_names_old
+    }
+
+    /// Somebody wrote rules with these names: those of them that failed are worth another attempt
+    /// soon.
+    pub(super) fn ask_again(&mut self, questions: &BTreeSet<Question>) {
+        self.names.ask_again(questions);
+    }
+
+    /// Whether nothing is known about a name that is asked, and nothing came of that yet.
+    pub(super) fn awaits(&self, question: &Question) -> bool {
+        self.names.get(question).is_some_and(|name| name.is_awaited)
+    }
+
+    /// Whether there is such a name.
+    pub(super) fn awaits_any(&self) -> bool {
+        self.names.iter().any(|(_, name)| name.is_awaited)
+    }
+
     /// Says which names matter from now on. Returns those that lead elsewhere by that.
     pub(super) fn want(&mut self, wanted: &BTreeSet<Question>) -> BTreeSet<Question> {
         self.names.want(wanted)
@@ -215,7 +236,13 @@ impl Naming {
         let refused = self.names.refused(question);
         let list: Vec<String> = refused.iter().map(IpAddr::to_string).collect();
         let list = list.join(", ");
-        (!list.is_empty()).then(|| format!("no public address: {list}; accept rules leave it out"))
+        // Of loopback and the like, no option makes anything that is of use.
+        let hint = match self.names.could_use(&refused) {
+            true => format!("; `run --private-name {}` lets them use it", question.name),
+            false => String::new(),
+        };
+        let told = format!("no public address: {list}; accept rules leave it out{hint}");
+        (!refused.is_empty()).then_some(told)
     }
 
     /// All names that matter, as they are at a time.

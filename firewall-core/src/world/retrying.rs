@@ -36,6 +36,7 @@ impl World {
         let again: Vec<Effect> = match task {
             Task::Links => vec![Effect::ReadLinks],
             Task::Locals => vec![self.links.locals_effect()],
+            Task::LeaveToOthers => vec![self.gate.leave_effect()],
             Task::Connected => vec![self.connected.effect()],
             Task::Put(client) if self.is_stand_in(task) => {
                 let installation = self.standings.installation(client.address);

@@ -18,7 +18,7 @@ impl World {
                 let is_new = !self.clients.installed().is_present(client);
                 let mut effects = self.follow_changes(vec![change]);
                 if is_new {
-                    effects.extend(self.put(client));
+                    effects.extend(self.put(client, false));
                     effects.extend(self.connect());
                 }
                 effects

@@ -1,7 +1,7 @@
 //! Clients that settle: which connections of theirs end, and when all of these have.
 //! Never reads the kernel's table of connections; it is told what is there, part by part.
 //!
-//! A client settles from whatever is put in force for it until a reading of the table that
+//! A client settles from whatever is put in force for it that may deny what was accepted before, until a reading of the table that
 //! began later has come to its end, and everything has ended that is denied by then. If it
 //! begins to settle anew meanwhile, that reading does not count for it.
 
@@ -68,6 +68,11 @@ impl Settling {
     /// Whether a client settles.
     pub(super) fn contains(&self, client: ClientId) -> bool {
         self.clients.contains_key(&client)
+    }
+
+    /// Whether connections are being looked through.
+    pub(super) fn is_reading(&self) -> bool {
+        self.pass.is_some()
     }
 
     /// How many clients settle.

@@ -3,7 +3,7 @@
 //! Never knows who is there, or what the kernel has in force.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::events::{Installation, Notice};
@@ -12,7 +12,7 @@ use crate::rules::compile;
 use crate::rules::question::{Addresses, Question};
 use crate::rules::resolve::{self, ResolvedRuleset, Surroundings};
 use crate::rules::source::SourceError;
-use crate::rules::{Destination, Family, Ruleset, relevant};
+use crate::rules::{Destination, Family, Ruleset, relevant, wider};
 use crate::told::status::ProblemStatus;
 
 /// What a source says of a client's rules.
@@ -54,6 +54,8 @@ pub(super) struct Change {
     pub(super) notice: Notice,
     /// Whether something else is to be put in force.
     pub(super) is_to_be_put: bool,
+    /// Whether that accepts all that was accepted before.
+    pub(super) is_wider: bool,
 }
 
 /// All rules, and what they come to.
@@ -103,6 +105,15 @@ impl Standings {
         self.reconsider(|_, _| true)
     }
 
+    /// Takes in which virtual resolvers nobody leads elsewhere.
+    pub(super) fn set_not_redirected(&mut self, resolvers: BTreeSet<Ipv4Addr>) -> Vec<Change> {
+        if self.surroundings.not_redirected == resolvers {
+            return Vec::new();
+        }
+        self.surroundings.not_redirected = resolvers;
+        self.reconsider(|_, _| true)
+    }
+
     /// Takes in where a name leads. Returns where it led before. What uses the name is worked
     /// out when all such names are known: [`Self::names_changed`].
     pub(super) fn set_name(
@@ -147,13 +158,19 @@ impl Standings {
             },
         };
         let is_blocked = matches!(standing, Standing::Blocked(_));
+        let is_wider = match (self.of(client), &standing) {
+            (Standing::Live(before), Standing::Live(now)) => {
+                wider::accepts_all_of(now.policy.policy(), before.policy.policy())
+            }
+            (Standing::Waiting | Standing::Blocked(_) | Standing::Live(_), _) => false,
+        };
         let before = match standing {
             Standing::Waiting => self.standings.remove(&client),
             Standing::Blocked(_) | Standing::Live(_) => self.standings.insert(client, standing),
         };
         // For another reason, but in force is the same.
         let is_same = is_blocked && matches!(before, Some(Standing::Blocked(_)));
-        Change { client, notice, is_to_be_put: !is_same }
+        Change { client, notice, is_to_be_put: !is_same, is_wider }
     }
 
     fn work_out(&self, client: IpAddr) -> Standing {

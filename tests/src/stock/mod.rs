@@ -63,7 +63,7 @@ impl Words {
 
 impl Netvm {
     /// The tables that Qubes loads before any firewall: no spoofing, DNS to the real
-    /// resolvers, nothing between clients, masquerade.
+    /// resolvers, nothing between clients, masquerade; with the chains that are users'.
     pub fn base(&self) -> String {
         let input4 = "
 		ct state invalid drop
@@ -105,10 +105,14 @@ impl Netvm {
 		iifname . {name} saddr @allowed accept
 		drop
 	}}
-{dnat}	chain input {{
-		type filter hook input priority filter; policy drop;{input}	}}
+{dnat}	chain custom-input {{}}
+	chain custom-forward {{}}
+	chain input {{
+		type filter hook input priority filter; policy drop;
+		jump custom-input{input}	}}
 	chain forward {{
 		type filter hook forward priority filter; policy accept;
+		jump custom-forward
 		ct state invalid drop
 		ct state established,related accept
 		oifgroup 2 drop

@@ -9,6 +9,7 @@ use firewall_common::abi::Local;
 
 use anyhow::{Context as _, Result};
 use firewall_agent::edges::dataplane::inspect::Inspection;
+use firewall_agent::edges::dataplane::maps::Maps;
 use firewall_agent::edges::sources::rule_files;
 use firewall_common::packet::{self, Fragment, Frame};
 use firewall_common::verdict::{Reason, Verdict};
@@ -70,8 +71,9 @@ impl Scene {
         let maps = &mut self.program.maps;
         for effect in self.world.step(now(), event) {
             match effect {
-                Effect::Put { client, installation, generation } => {
-                    maps.put(client, &installation, generation)?;
+                Effect::Put { client, installation, generation, settles } => {
+                    let put = if settles { Maps::put } else { Maps::widen };
+                    put(maps, client, &installation, generation)?;
                 }
                 Effect::Settled(client) => maps.settle(client)?,
                 Effect::Audit { client, until } => maps.audit(client, until)?,

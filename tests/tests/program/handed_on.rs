@@ -233,7 +233,12 @@ fn handed_on(program: &mut Program, frames: impl Iterator<Item = Vec<u8>>) -> Re
 
 #[test]
 fn what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices() -> Result<()> {
-    let mut program = program_with(&rules(&[]))?;
+    // Whether rules accept it or not.
+    has_budgets(&mut program_with(&rules(&[]))?)?;
+    has_budgets(&mut program_with(&rules(&[Rule::all(true)]))?)
+}
+
+fn has_budgets(program: &mut Program) -> Result<()> {
     program.maps.set_locals([(SERVER4.into(), Local::One), (SERVER6.into(), Local::One)])?;
     let ping4 = |id: u16| {
         let mut echo = packets::icmp(8, 0);
@@ -275,20 +280,20 @@ fn what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices() -> Result<()
     ];
     for (name, frame, burst) in kinds {
         program.rest()?;
-        let count = handed_on(&mut program, (0..).map(frame).take(4 * FLOWS_BURST as usize))?;
+        let count = handed_on(program, (0..).map(frame).take(4 * FLOWS_BURST as usize))?;
         // Some seconds may go by on a busy machine.
         let most = 3 * burst;
         assert!(
             (burst..most).contains(&count),
             "{name}: {count} were handed on, and not {burst} or some more (below {most})"
         );
-        check(&mut program, name, &frame(9999), Outcome::DROPPED, Reason::TooMany);
+        check(program, name, &frame(9999), Outcome::DROPPED, Reason::TooMany);
     }
     // A flow that is known goes on: far more of it than the burst.
     program.rest()?;
     for (name, frame) in [("ping", ping4(1)), ("TCP", tcp(1)), ("UDP", udp(1))] {
         let frames = std::iter::repeat_n(frame, 10 * FLOWS_BURST as usize);
-        let count = handed_on(&mut program, frames)?;
+        let count = handed_on(program, frames)?;
         let all = 10 * FLOWS_BURST;
         assert_eq!(count, all, "{name}: {count} of a known flow were handed on, and not all {all}");
     }
@@ -298,7 +303,7 @@ fn what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices() -> Result<()
     arp.extend([0; 10]);
     let arp = packets::ethernet(0x0806, &arp);
     let frames = (0..).map(|id| ping4(100 + id)).take(4 * FLOWS_BURST as usize);
-    handed_on(&mut program, frames)?;
+    handed_on(program, frames)?;
     assert_eq!(program.send(&arp)?, Outcome::NOT_PERMITTED);
     // It has a budget of its own, with neighbour discovery and errors.
     let solicitation = packets::plain(CLIENT6, SERVER6.into(), packets::ICMPV6, 135);
@@ -309,7 +314,7 @@ fn what_is_for_the_netvm_has_a_budget_of_new_flows_and_of_notices() -> Result<()
     ] {
         program.rest()?;
         let frames = std::iter::repeat_n(frame.clone(), 40 * NOTICES_BURST as usize);
-        let count = handed_on(&mut program, frames)?;
+        let count = handed_on(program, frames)?;
         let sent = 40 * NOTICES_BURST;
         assert!(
             (NOTICES_BURST..sent).contains(&count),

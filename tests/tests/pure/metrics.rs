@@ -93,6 +93,8 @@ pub fn status() -> Status {
             uplinks: None,
             uplinks_problem: None,
             gate_problem: Some("no nft".to_owned()),
+            added_rules: Vec::new(),
+            lost: None,
             unpinned_programs: 0,
             unguarded_uplinks: BTreeMap::new(),
             failing: Vec::new(),

@@ -189,9 +189,33 @@ fn a_public_name_opens_no_private_network_and_closes_it_all_the_same() {
     stage.check(CLIENT, &[("198.51.100.7", 80, true)]);
     let names = stage.names();
     let problem = names[0].problem.as_deref().expect("a problem");
-    assert_eq!(problem, "no public address: 10.137.0.2, 192.168.1.1; accept rules leave it out");
+    let expected_problem = "no public address: 10.137.0.2, 192.168.1.1; accept rules leave it out; \
+        `run --private-name a.example` lets them use it";
+    assert_eq!(problem, expected_problem);
     stage.rules(CLIENT, &["action=drop dsthost=a.example", "action=accept dst4=0.0.0.0/0"]);
     stage.check(CLIENT, &expected);
+}
+
+#[test]
+fn an_option_is_named_only_where_it_would_help() {
+    let check = |addresses: &[&str], expected: &str| {
+        let mut stage = Stage::new(&[CLIENT]);
+        stage.rules(CLIENT, &["action=accept dsthost=host.ts.net"]);
+        stage.answer("host.ts.net", addresses, 60);
+        let names = stage.names();
+        assert_eq!(names[0].problem.as_deref().expect("a problem"), expected);
+    };
+    check(
+        &["100.100.1.2"],
+        "no public address: 100.100.1.2; accept rules leave it out; \
+         `run --private-name host.ts.net` lets them use it",
+    );
+    check(&["127.0.0.1"], "no public address: 127.0.0.1; accept rules leave it out");
+    check(
+        &["127.0.0.1", "192.168.1.1"],
+        "no public address: 127.0.0.1, 192.168.1.1; accept rules leave it out; \
+         `run --private-name host.ts.net` lets them use it",
+    );
 }
 
 #[test]

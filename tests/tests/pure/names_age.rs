@@ -131,7 +131,8 @@ fn what_changes_about_a_name_is_told_once() {
     silence(&mut stage, GRACE);
     check(&mut stage, &["a.example: +{} -{192.0.2.1}"]);
     stage.answer("a.example", &["10.0.0.1", "192.0.2.2"], 60);
-    let refused = "a.example: no public address: 10.0.0.1; accept rules leave it out";
+    let refused = "a.example: no public address: 10.0.0.1; accept rules leave it out; \
+        `run --private-name a.example` lets them use it";
     check(&mut stage, &[refused, "a.example: +{10.0.0.1} -{}"]);
     stage.answer("a.example", &["10.0.0.1", "192.0.2.2"], 60);
     check(&mut stage, &[]);

@@ -10,12 +10,14 @@ use firewall_core::client::ClientId;
 use firewall_core::events::{Effect, Event, GateLook, Notice, Task, Why};
 use firewall_core::readings::{ClientCounters, Counters, Readings};
 use firewall_core::time::Moment;
+use firewall_core::told::added::{AddedRule, Warning};
 use firewall_core::told::news::DeniedBy;
 use firewall_core::told::screen::on_screen;
 use firewall_core::told::status::{CounterStatus, Mode};
+use firewall_core::told::totals::problems;
 use firewall_core::world::{Settings, World};
 
-use super::memory::{ACCEPT, DROP, address, links, rules, running, settle, status_at, step};
+use super::memory::{ACCEPT, DROP, When, address, links, rules, running, settle, status_at, step};
 use super::stage::Stage;
 
 const CLIENT: &str = "10.137.0.1";
@@ -45,6 +47,8 @@ fn with(text: &str) -> World {
 fn gate(effects: &[Effect]) -> Vec<&'static str> {
     let line = |effect: &Effect| match effect {
         Effect::Tell(Notice::GateChanged(_)) => Some("changed"),
+        Effect::Tell(Notice::GateAppended(_)) => Some("appended"),
+        Effect::Tell(Notice::AddedRules { .. }) => Some("rules"),
         Effect::Tell(Notice::GateUnknown(_)) => Some("unknown"),
         Effect::Tell(Notice::GateNotLoaded(_)) => Some("not loaded"),
         Effect::LoadGate => Some("load"),
@@ -63,7 +67,7 @@ fn a_gate_that_is_not_as_it_is_to_be_is_loaded_until_it_is() {
         assert_eq!(agent.gate_problem.as_deref(), problem);
     };
     let changed = || Event::Gate(GateLook::Changed("there is none".to_owned()));
-    check(Event::Gate(GateLook::Whole), &[], None);
+    check(Event::Gate(GateLook::Whole(Vec::new())), &[], None);
     check(changed(), &["changed", "load"], None);
     check(Event::GateLoaded(Ok(())), &[], None);
     check(changed(), &["changed", "load"], None);
@@ -74,7 +78,41 @@ fn a_gate_that_is_not_as_it_is_to_be_is_loaded_until_it_is() {
     check(Event::Gate(GateLook::Unknown(Why::of("?"))), &["unknown", "load"], Some("no nft"));
     check(Event::GateLoaded(Ok(())), &[], None);
     check(Event::GateLoaded(Err(Why::of("no nft"))), &["not loaded"], Some("no nft"));
-    check(Event::Gate(GateLook::Whole), &[], None);
+    check(Event::Gate(GateLook::Whole(Vec::new())), &[], None);
+}
+
+#[test]
+fn rules_that_others_add_are_told_when_they_change_and_what_opens_is_a_problem() {
+    let rule = |text: &str, warning| AddedRule {
+        table: "ip qubes-firewall".to_owned(),
+        chain: "forward".to_owned(),
+        text: text.to_owned(),
+        warning,
+    };
+    let [one, late] = [rule("one", None), rule("two", Some(Warning::SeesOnlyDenied))];
+    let (never, opens) =
+        (rule("x", Some(Warning::NeverReached)), rule("x", Some(Warning::OpensAll)));
+    let mut world = running();
+    let mut check = |look: GateLook, told: &[&str], expected: &[&AddedRule], wrong: usize| {
+        assert_eq!(gate(&step(&mut world, Event::Gate(look.clone()))), told, "{look:?}");
+        let status = status_at(&world, Moment::BOOT);
+        let found: Vec<&AddedRule> = status.agent.added_rules.iter().collect();
+        assert_eq!(found, expected, "{look:?}");
+        assert_eq!(problems(&status), wrong, "{look:?}");
+    };
+    let whole = |rules: &[&AddedRule]| GateLook::Whole(rules.iter().copied().cloned().collect());
+    check(whole(&[]), &[], &[], 0);
+    check(whole(&[&one]), &["rules"], &[&one], 0);
+    check(whole(&[&one]), &[], &[&one], 0);
+    check(whole(&[&late, &one]), &["rules"], &[&late, &one], 0);
+    // The order is told, but is no news.
+    check(whole(&[&one, &late]), &[], &[&one, &late], 0);
+    // What is being mended keeps them.
+    check(GateLook::Appended("there".to_owned()), &["appended", "load"], &[&one, &late], 0);
+    check(GateLook::Changed("it".to_owned()), &["changed", "load"], &[&one, &late], 0);
+    check(whole(&[&one, &never]), &["rules"], &[&one, &never], 0);
+    check(whole(&[&one, &opens]), &["rules"], &[&one, &opens], 1);
+    check(whole(&[]), &["rules"], &[], 0);
 }
 
 #[test]
@@ -169,10 +207,39 @@ fn room_is_made_when_something_was_replaced_or_a_client_waits_for_that() {
         let effects = step(world, Event::Resting { is_prepared });
         effects.iter().any(|it| matches!(it, Effect::Prepare))
     };
-    assert!(prepares(&mut world, false));
     assert!(!prepares(&mut world, true));
     step(&mut world, Event::Tried { task: Task::Prepare, outcome: Err(Why::of("busy")) });
     assert!(prepares(&mut world, true));
+}
+
+#[test]
+fn maps_are_put_in_order_a_moment_later_and_never_while_somebody_waits() {
+    let mut world = with(ACCEPT);
+    let at = |milliseconds| Moment::after_boot(Duration::from_millis(milliseconds));
+    let prepares = |world: &mut World, milliseconds, event| {
+        let effects = step(world, When(at(milliseconds), event));
+        effects.iter().any(|it| matches!(it, Effect::Prepare))
+    };
+    let rests = |is_prepared| Event::Resting { is_prepared };
+    assert!(!prepares(&mut world, 1000, rests(true)));
+    assert_eq!(world.next_time(), None);
+    assert!(!prepares(&mut world, 1000, rests(false)));
+    // What goes on meanwhile does not put it off for ever.
+    assert!(!prepares(&mut world, 1040, rests(false)));
+    assert_eq!(world.next_time(), Some(at(1050)));
+    assert!(!prepares(&mut world, 1049, Event::Time));
+    assert!(prepares(&mut world, 1050, Event::Time));
+    assert!(!prepares(&mut world, 1050, Event::Time), "once");
+    // While connections are looked through, and the source was not told yet, it waits.
+    step(&mut world, rules(CLIENT, DROP));
+    assert!(!prepares(&mut world, 2000, rests(false)));
+    assert!(!prepares(&mut world, 2001, Event::Tried { task: Task::Tidy, outcome: Ok(()) }));
+    assert_eq!(world.next_time(), None);
+    assert!(!prepares(&mut world, 3000, Event::Time));
+    assert!(!prepares(&mut world, 3000, Event::ConnectionsRead(Ok(()))));
+    assert!(!prepares(&mut world, 3000, Event::Time));
+    assert_eq!(world.next_time(), Some(at(3050)));
+    assert!(prepares(&mut world, 3050, Event::Time));
 }
 
 #[test]

@@ -280,3 +280,45 @@ fn rules_are_handled_when_what_they_deny_has_ended_behind_every_vif_of_the_clien
     check(&mut world, quiet(), &["read 10.137.0.1"]);
     check(&mut world, read(Ok(()), 2), &["settled 10.137.0.1", "handled 10.137.0.1"]);
 }
+
+#[test]
+fn what_takes_nothing_away_ends_nothing_and_is_handled_at_once() {
+    let settled = |text: &str| {
+        let mut world = two();
+        step(&mut world, rules(A, text));
+        settle(&mut world);
+        world
+    };
+    let check_settles = |world: &mut World, text: &str, expected: bool| {
+        let effects = step(world, rules(A, text));
+        let put = effects.iter().find_map(|effect| match effect {
+            Effect::Put { client, settles, .. } => Some((client.address, *settles)),
+            _ => None,
+        });
+        assert_eq!(put, Some((address(A), expected)), "{text}");
+        assert_eq!(world.is_settling(client(7, A)), expected, "{text}");
+        let handled = if expected { vec![] } else { vec!["handled 10.137.0.1"] };
+        assert_eq!(settling(&effects), handled, "{text}");
+    };
+    check_settles(&mut settled(WEB), ACCEPT, false);
+    check_settles(&mut settled(DROP), WEB, false);
+    check_settles(&mut settled(ACCEPT), WEB, true);
+    check_settles(&mut settled(WEB), DROP, true);
+    check_settles(&mut settled(WEB), BROKEN, true);
+    // Whoever was blocked may have had its rules long ago.
+    check_settles(&mut settled(BROKEN), WEB, true);
+    // Nothing is known of a client that settles, whatever comes last.
+    let mut world = settled(ACCEPT);
+    check_settles(&mut world, WEB, true);
+    check_settles(&mut world, ACCEPT, true);
+    // What an audit let pass is denied by either rules.
+    let mut world = settled(WEB);
+    step(&mut world, Event::Audit { client: address(A), length: Duration::from_secs(60) });
+    settle(&mut world);
+    check_settles(&mut world, ACCEPT, true);
+    // What the kernel refused is not in force.
+    let mut world = settled(WEB);
+    step(&mut world, super::memory::refused(client(7, A), "no room", false, 0));
+    settle(&mut world);
+    check_settles(&mut world, ACCEPT, true);
+}

@@ -11,12 +11,13 @@ use firewall_common::policy::decide;
 use firewall_common::verdict::Verdict;
 use firewall_core::client::{ClientId, Links, Vif};
 use firewall_core::connection::Flow;
-use firewall_core::events::{Effect, Event, Installation, Notice};
+use firewall_core::events::{Effect, Event, Installation, Notice, Task};
 use firewall_core::names::answer::{Answer, Failure, Outcome};
 use firewall_core::readings::Readings;
-use firewall_core::rules::Family;
 use firewall_core::rules::check::PolicyTables;
 use firewall_core::rules::question::Question;
+use firewall_core::rules::source::SourceError;
+use firewall_core::rules::{Family, Ruleset};
 use firewall_core::time::Moment;
 use firewall_core::told::status::NameStatus;
 use firewall_core::world::World;
@@ -36,6 +37,14 @@ pub fn flow(from: IpAddr, to: IpAddr) -> Flow {
     Flow { packet, answer: None, family: 2, name: Vec::new() }
 }
 
+fn parsed(client: &str, rules: &[&str]) -> (IpAddr, Result<Ruleset, SourceError>) {
+    let numbered = rules.iter().enumerate();
+    let lines = numbered.map(|(number, rule)| format!("{number:04} = {rule}\n"));
+    let text = format!("policy = drop\n{}commit\n", lines.collect::<String>());
+    let client = address(client);
+    (client, Ok(rule_files::ruleset(client, &text).expect("rules")))
+}
+
 /// A world, and what its kernel would have in force.
 pub struct Stage {
     pub world: World,
@@ -47,11 +56,20 @@ pub struct Stage {
     pub told: Vec<String>,
     /// Servers that were set, each time.
     pub servers: Vec<Vec<IpAddr>>,
+    /// Clients whose rules count as handled, each time.
+    pub handled: Vec<IpAddr>,
     pub now: Moment,
 }
 
 impl Stage {
     pub fn new(clients: &[&str]) -> Self {
+        let mut stage = Self::before_rules(clients);
+        stage.step(Event::AllRules(BTreeMap::new()));
+        stage
+    }
+
+    /// A world that has not heard from its source.
+    pub fn before_rules(clients: &[&str]) -> Self {
         let mut stage = Self {
             world: World::default(),
             in_force: BTreeMap::new(),
@@ -60,16 +78,28 @@ impl Stage {
             reads_flows: false,
             told: Vec::new(),
             servers: Vec::new(),
+            handled: Vec::new(),
             now: Moment::after_boot(seconds(100_000)),
         };
+        stage.links(clients);
+        stage
+    }
+
+    /// Exactly these clients are there.
+    pub fn links(&mut self, clients: &[&str]) {
         let vifs = (7..).zip(clients).map(|(index, client)| Vif {
             index,
             name: format!("vif{index}.0"),
             addresses: [address(client)].into(),
         });
-        stage.step(Event::Links(Links { vifs: vifs.collect(), ..Links::default() }));
-        stage.step(Event::AllRules(BTreeMap::new()));
-        stage
+        self.step(Event::Links(Links { vifs: vifs.collect(), ..Links::default() }));
+    }
+
+    /// Lets all clients settle, as if they had nothing open.
+    pub fn settle(&mut self) {
+        self.step(Event::Tried { task: Task::Tidy, outcome: Ok(()) });
+        self.step(Event::ConnectionsRead(Ok(())));
+        assert_eq!(self.world.count_settling(), 0);
     }
 
     pub fn step(&mut self, event: Event) {
@@ -86,6 +116,11 @@ impl Stage {
                 }
                 Effect::Publish { client, names } => drop(self.published.insert(client, names)),
                 Effect::ReadFlows(_) => self.reads_flows = true,
+                Effect::Handled(client) => self.handled.push(client),
+                Effect::Tell(Notice::Unanswered { names, .. }) => {
+                    let names: Vec<&str> = names.iter().map(|it| it.name.as_str()).collect();
+                    self.told.push(format!("no answer yet: {}", names.join(" ")));
+                }
                 Effect::SetServers(servers) => self.servers.push(servers),
                 Effect::Tell(Notice::Name { question, added, gone }) => {
                     self.told.push(format!("{}: +{added:?} -{gone:?}", question.name));
@@ -100,12 +135,14 @@ impl Stage {
     }
 
     pub fn rules(&mut self, client: &str, rules: &[&str]) {
-        let numbered = rules.iter().enumerate();
-        let lines = numbered.map(|(number, rule)| format!("{number:04} = {rule}\n"));
-        let text = format!("policy = drop\n{}commit\n", lines.collect::<String>());
-        let client = address(client);
-        let rules = rule_files::ruleset(client, &text).expect("rules");
-        self.step(Event::Rules { client, rules: Some(Ok(rules)) });
+        let (client, rules) = parsed(client, rules);
+        self.step(Event::Rules { client, rules: Some(rules) });
+    }
+
+    /// All rules are read again.
+    pub fn all_rules(&mut self, rules: &[(&str, &[&str])]) {
+        let rules = rules.iter().map(|(client, rules)| parsed(client, rules));
+        self.step(Event::AllRules(rules.collect()));
     }
 
     pub fn answer(&mut self, name: &str, addresses: &[&str], ttl: u64) {

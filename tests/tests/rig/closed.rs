@@ -246,8 +246,8 @@ fn a_gate_that_lost_a_part_comes_back_whatever_others_wrote_into_it() -> Result<
         let handle = |chain: &str, last: bool| -> Result<String> {
             let of_chain = listed.split(&format!("chain {chain} {{")).nth(1).context("no chain")?;
             let of_chain = of_chain.split("\n\t}").next().unwrap_or_default();
-            let mut rules = of_chain.lines().skip(1).filter(|line| line.contains("# handle"));
-            let rule = if last { rules.last() } else { rules.next() };
+            let mut rules = of_chain.lines().filter(|line| line.contains("; firewall-agent "));
+            let rule = if last { rules.next_back() } else { rules.next() };
             let handle = rule.and_then(|rule| rule.rsplit(' ').next()).context("no handle")?;
             Ok(handle.to_owned())
         };

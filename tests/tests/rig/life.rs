@@ -27,7 +27,7 @@ fn after_sigkill_policies_go_on_and_a_new_vif_forwards_nothing() -> Result<()> {
     let v6 = [Accepted, PROHIBITED6, PROHIBITED6, Accepted];
     agent.kill()?;
     world.check("dead agent", v4, v6);
-    // A vif that comes while the agent is dead has no program: nothing is marked.
+    // A vif that comes while the agent is dead has no program: nothing gets a permit.
     let late = ClientSpec::numbered(13);
     let late_client = world.rig.add_client(&late)?;
     let late_v4: IpAddr = late.v4.context("no IPv4 address")?.into();
@@ -43,14 +43,15 @@ fn after_sigkill_policies_go_on_and_a_new_vif_forwards_nothing() -> Result<()> {
     agent.wait_for_state(late_v4, State::Live)?;
     world.check("new agent", v4, v6);
     check(late_client.namespace(), "new agent, new vif", ACCEPTED, SILENT);
-    // One program on each vif, not one for each agent; and two on the uplink.
+    // Two programs on each vif, not two for each agent; and two on the uplink.
     let pins = world.rig.bpffs().join(format!("firewall/v{ABI_VERSION}"));
     let mut pins: Vec<String> = fs::read_dir(pins)?
         .map(|pin| Ok(pin?.file_name().to_string_lossy().into_owned()))
         .collect::<Result<_>>()?;
     pins.sort();
     let programs: Vec<&str> = pins.iter().filter_map(|it| it.split('-').next()).collect();
-    assert_eq!(programs, ["from_client", "from_client", "from_uplink", "to_uplink"]);
+    let of_vifs = ["from_client", "from_client", "from_uplink", "to_client", "to_client"];
+    assert_eq!(programs, [&of_vifs[..], &["to_uplink"]].concat());
     ensure!(agent.terminate()?, "SIGTERM is not a clean end");
     world.check("stopped agent", v4, v6);
     Ok(())

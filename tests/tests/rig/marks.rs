@@ -10,7 +10,7 @@ use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::rig::agent::Agent;
 use firewall_tests::rig::namespace::Namespace;
 use firewall_tests::rig::server::{EchoServer, Received};
-use firewall_tests::rig::{UPLINK_V4, UPLINK_V6};
+use firewall_tests::rig::{CLIENT_INTERFACE, GATEWAY_V4, GATEWAY_V6, UPLINK_V4, UPLINK_V6};
 use firewall_tests::traffic::frames;
 use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
@@ -172,22 +172,22 @@ impl Scene {
 const ZONES: &str = "table inet others {
     chain pre {
         type filter hook prerouting priority raw
-        iifname \"vif*\" ct zone original set 7
+        iifname \"vif*\" ct original zone set 7
     }
 }";
 
 /// As mwan3 does it: a connection gets a link by its mark, under a mask, before routing; and what
 /// is marked already keeps it.
 const MWAN3: &str = "table inet others {
+    chain pick {
+        numgen inc mod 2 0 meta mark set meta mark or 0x100 return
+        meta mark set meta mark or 0x200
+    }
     chain pre {
         type filter hook prerouting priority mangle
         meta mark and 0x3f00 == 0 meta mark set ct mark and 0x3f00
         meta mark and 0x3f00 == 0 ct state new jump pick
         ct mark set meta mark and 0x3f00
-    }
-    chain pick {
-        numgen inc mod 2 == 0 meta mark set meta mark or 0x100 return
-        meta mark set meta mark or 0x200
     }
 }";
 
@@ -227,8 +227,13 @@ fn a_permit_that_a_packet_brings_along_is_worth_nothing() -> Result<()> {
     let vif = scene.world.client.vif();
     // Nobody else can have the kernel take such a frame for its own.
     let octets = PERMIT.map(|octet| format!("{octet:02x}")).join(":");
-    scene.netvm().ip(&["link", "set", vif, "address", &format!("{octets}:00:01")])?;
-    scene.world.client.namespace().ip(&["neighbour", "flush", "all"])?;
+    let address = format!("{octets}:00:01");
+    scene.netvm().ip(&["link", "set", vif, "address", &address])?;
+    let inside = scene.world.client.namespace();
+    for gateway in [GATEWAY_V4.to_string(), GATEWAY_V6.to_string()] {
+        let to = ["lladdr", &address, "dev", CLIENT_INTERFACE];
+        inside.ip(&[&["neighbour", "replace", &gateway][..], &to].concat())?;
+    }
     scene.accepted_passes("to an address like a permit");
     scene.denied_does_not("to an address like a permit");
     Ok(())
@@ -312,9 +317,8 @@ fn answers_and_errors_of_a_denied_client_pass_whatever_others_do_to_marks() -> R
     Ok(())
 }
 
-/// Another way to the internet, which only packets with this mark go.
-fn add_second_uplink(scene: &Scene) -> Result<()> {
-    let (netvm, internet) = (scene.netvm(), scene.world.rig.internet());
+/// Another link to the internet, which nothing is sent by yet.
+pub fn add_second_link(netvm: &Namespace, internet: &Namespace) -> Result<()> {
     netvm.ip(&[
         "link",
         "add",
@@ -339,6 +343,13 @@ fn add_second_uplink(scene: &Scene) -> Result<()> {
     for link in ["all", "wg0"] {
         netvm.sysctl(&format!("net/ipv4/conf/{link}/rp_filter"), "0")?;
     }
+    Ok(())
+}
+
+/// Another way to the internet, which only packets with this mark go.
+fn add_second_uplink(scene: &Scene) -> Result<()> {
+    let netvm = scene.netvm();
+    add_second_link(netvm, scene.world.rig.internet())?;
     netvm.ip(&["route", "add", "default", "via", "192.0.3.1", "table", "200"])?;
     netvm.ip(&["-6", "route", "add", "default", "via", "2001:db8:fffe::1", "table", "200"])?;
     // Without a mask: all 32 bits are compared.

@@ -26,14 +26,14 @@ use super::scene::frame;
 use super::world::*;
 
 /// A running `monitor`, and the lines that it prints.
-struct Monitor {
+pub struct Monitor {
     child: Child,
     lines: Receiver<String>,
 }
 
 impl Monitor {
     /// Starts it, and waits until it listens.
-    fn start(agent: &Agent, arguments: &[&str]) -> Result<(Self, String)> {
+    pub fn start(agent: &Agent, arguments: &[&str]) -> Result<(Self, String)> {
         let mut command = Command::new(binary()?);
         command.arg("monitor").args(arguments).arg("--socket").arg(agent.socket());
         // With --learn, what is seen goes to standard error.
@@ -63,7 +63,7 @@ impl Monitor {
         self.lines.recv_timeout(PATIENCE).context("no line")
     }
 
-    fn denied(&mut self) -> Result<Denied> {
+    pub fn denied(&mut self) -> Result<Denied> {
         match serde_json::from_str(&self.line()?)? {
             News::Denied(denied) => Ok(*denied),
             other => anyhow::bail!("{other:?}"),

@@ -6,10 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::{Result, ensure};
 use firewall_core::told::status::{NameStatus, State};
-use firewall_tests::rig::Rig;
 use firewall_tests::rig::agent::{Agent, write_rules};
 use firewall_tests::rig::dns::DnsServer;
 use firewall_tests::rig::server::EchoServer;
+use firewall_tests::rig::{Rig, UPLINK, UPLINK_V4};
 use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 use nix::sys::signal::Signal;
 
@@ -131,6 +131,12 @@ impl Named {
         let to = to.parse().expect("an address");
         Probe::tcp(self.world.client.namespace(), SocketAddr::new(to, 443))
     }
+}
+
+/// What is told of a DNS server that is silent.
+pub fn does_not_answer() -> String {
+    let hint = "(`run --resolv-conf FILE` names other servers)";
+    format!("does not answer, asked from {UPLINK_V4} ({UPLINK}) {hint}")
 }
 
 /// A server on port 443 in the internet.

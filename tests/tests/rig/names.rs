@@ -11,7 +11,7 @@ use firewall_tests::traffic::probe::{Outcome, SILENCE};
 
 use nix::sys::signal::Signal;
 
-use super::named::{DNS, Named, ONE, TWO};
+use super::named::{DNS, Named, ONE, TWO, does_not_answer};
 use super::world::PROHIBITED4;
 
 /// An answer is used that long, even if its time is shorter.
@@ -78,9 +78,9 @@ fn status_and_show_tell_all_about_every_name() -> Result<()> {
     // A client's own IPv6 chatter may have been counted by now, or not.
     let names: Vec<&str> = names.filter(|it| !it.starts_with("packets of no client")).collect();
     let client = named.world.v4;
-    let refused = "no public address: 10.1.1.1; accept rules leave it out";
+    let refused = "no public address: 10.1.1.1; accept rules leave it out; `run --private-name a.example` lets them use it";
     let a = format!("10.1.1.1 (N s, not for accept rules), {ONE} (N s); {refused}");
-    let silent = format!("{DNS} does not answer");
+    let silent = format!("{DNS} {}", does_not_answer());
     let c = format!("{ONE} (N s), {TWO} (N s, in no answer any more)");
     let again = "asked again in N s";
     assert_eq!(

@@ -9,9 +9,9 @@ use firewall_core::names::answer::Remembered;
 use firewall_core::rules::Family;
 use firewall_core::rules::question::Question;
 use firewall_core::time::Moment;
-use firewall_tests::rig::UPLINK;
 use firewall_tests::rig::agent::PATIENCE;
 use firewall_tests::rig::dns::{DnsServer, Reply};
+use firewall_tests::rig::{UPLINK, UPLINK_V4};
 use firewall_tests::traffic::probe::{OpenFlow, Outcome};
 use hickory_proto::op::ResponseCode;
 use nix::sys::signal::Signal;
@@ -193,5 +193,38 @@ fn a_public_name_leads_into_the_own_network_only_if_the_owner_says_so() -> Resul
     named.leads("a.example", &[own, ONE])?;
     named.check("with --private-name", &[(own, Outcome::Accepted), (ONE, Outcome::Accepted)]);
     drop(own_server);
+    Ok(())
+}
+
+#[test]
+fn a_server_that_cannot_be_asked_is_told_with_the_way_and_what_the_kernel_says() -> Result<()> {
+    let named = Named::new("closed_output")?;
+    named.dns.say("a.example", Reply::addresses("a.example", 60, &[ONE]));
+    named.rules(&["action=accept dsthost=a.example"])?;
+    named.leads("a.example", &[ONE])?;
+    let hint = "(`run --resolv-conf FILE` names other servers)";
+    let check = |what: &str, server: &str, expected: &str| -> Result<()> {
+        named.servers(&[server])?;
+        named.agent.signal(Signal::SIGHUP)?;
+        let problem = format!("{server} {expected} {hint}");
+        named.until("a.example", what, |name| name.problem.as_deref() == Some(&*problem))
+    };
+    let from = format!("from {UPLINK_V4} ({UPLINK})");
+    let netvm = named.world.rig.netvm();
+    let output = |rule: &str| {
+        let chain = "type filter hook output priority filter; policy accept;";
+        netvm.nft(&format!("table ip closed {{\nchain output {{\n{chain}\n{rule}\n}}\n}}"))
+    };
+    output("udp dport 53 drop; tcp dport 53 drop;")?;
+    let refused = format!("cannot be asked {from}: Operation not permitted (os error 1)");
+    check("dropped", DNS, &refused)?;
+    netvm.nft("delete table ip closed")?;
+    output("meta l4proto { tcp, udp } th dport 53 reject;")?;
+    check("rejected", "198.51.100.54", &refused)?;
+    netvm.nft("delete table ip closed")?;
+    let unreachable = "203.0.113.53";
+    netvm.ip(&["route", "add", "unreachable", unreachable])?;
+    let no_route = "cannot be asked: No route to host (os error 113)";
+    check("without a route", unreachable, no_route)?;
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! Rules as dom0 writes them, through QubesDB to the real agent and to real packets.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::process::Command;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::connection::Flow;
@@ -119,6 +121,14 @@ fn a_key_without_a_commit_counts_after_sighup_as_after_a_restart() -> Result<()>
     Ok(())
 }
 
+/// How many maps the agent has open.
+fn count_maps(agent: &Agent) -> Result<usize> {
+    let open = fs::read_dir(format!("/proc/{}/fd", agent.pid()))?;
+    // One that was closed meanwhile is none.
+    let targets = open.filter_map(|file| fs::read_link(file.ok()?.path()).ok());
+    Ok(targets.filter(|target| target.to_string_lossy().contains("bpf-map")).count())
+}
+
 /// How many files the agent may have open from now on.
 fn limit_files(agent: &Agent, most: u32) -> Result<()> {
     let (pid, limit) = (agent.pid().to_string(), format!("--nofile={most}:"));
@@ -130,10 +140,17 @@ fn limit_files(agent: &Agent, most: u32) -> Result<()> {
 #[test]
 fn rules_are_in_force_but_not_handled_while_connections_cannot_be_read() -> Result<()> {
     let mut qube = Qube::new("unread")?;
-    qube.write(ALL);
     let agent = Agent::start(&qube.world.rig, &[])?;
     agent.wait_for_vif(qube.world.client.vif())?;
+    let prepared = count_maps(&agent)?;
+    qube.write(ALL);
     qube.wait()?;
+    // Each policy takes a map that was made before, and the agent makes others a moment later.
+    let deadline = Instant::now() + PATIENCE;
+    while count_maps(&agent)? != prepared {
+        ensure!(Instant::now() < deadline, "no room is made ready");
+        thread::yield_now();
+    }
     let to = SocketAddr::new(SERVER4, 80);
     let mut doomed = OpenFlow::open(qube.world.client.namespace(), to, PATIENCE)?;
     ensure!(doomed.exchange(PATIENCE)?, "the connection does not work at first");

@@ -72,7 +72,7 @@ fn without_a_place_for_pins_the_agent_holds_its_programs_and_says_so() -> Result
     let (v4, v6) = WEB;
     umount2(world.rig.bpffs(), MntFlags::MNT_DETACH)?;
     // A vif and an uplink, which has two.
-    agent.wait_for("3 unpinned", |status| status.agent.unpinned_programs == 3)?;
+    agent.wait_for("4 unpinned", |status| status.agent.unpinned_programs == 4)?;
     wait_for_repair(&agent, 1)?;
     world.check("unmounted", v4, v6);
     mount(Some("bpf"), world.rig.bpffs(), Some("bpf"), MsFlags::empty(), None::<&str>)?;

@@ -59,6 +59,7 @@ fn of_text(subject: &Subject, text: &str) -> Result<Explanation> {
         rules: ruleset.rules.len(),
         default: Some(ruleset.default),
         mode: None,
+        added_rules: 0,
         to_client: false,
         uplinks: None,
         redirected_to: None,

@@ -14,7 +14,9 @@ const DNS: u16 = 53;
 
 /// What happens where.
 pub(super) fn steps(it: &Explained) -> Vec<(&'static str, String)> {
-    let mut steps = vec![("firewall", firewall(it)), ("gate", gate(it)), ("NAT", nat(it))];
+    let mut steps = vec![("firewall", firewall(it)), ("gate", gate(it))];
+    steps.extend(others(it).map(|text| ("others", text)));
+    steps.push(("NAT", nat(it)));
     let connection = match (it.connection, &it.connection_problem) {
         (Some(Connection::Opened), _) => "the client has such a connection open".to_owned(),
         (Some(Connection::Answers), _) => {
@@ -85,6 +87,12 @@ fn gate(it: &Explained) -> String {
             "forwards it, but it is for another client, and nftables lets no new connection \
              towards one (on Qubes, unless a rule in `custom-forward` does)"
         }
+        (Verdict::Accept, _) if reason == Reason::Local => {
+            "is not on its way; if NAT takes it elsewhere, forwards it, because of the permit"
+        }
+        (Verdict::Pass, _) if reason == Reason::Local => {
+            "is not on its way; if NAT takes it elsewhere, rejects it"
+        }
         (Verdict::Accept | Verdict::Audit, _) => "forwards it, because of the permit",
         (Verdict::Reject, Outcome::Forwarded) => {
             "forwards it, because it answers a connection that was opened towards the client"
@@ -113,6 +121,18 @@ fn gate(it: &Explained) -> String {
         }
         (Some(_) | None, _) => text.to_owned(),
     }
+}
+
+/// That others have a say in the agent's tables, if the packet comes there.
+fn others(it: &Explained) -> Option<String> {
+    let added = it.agent.as_ref().map_or(0, |agent| agent.added_rules);
+    let ends_before = it.judgement.verdict == Verdict::Drop || it.outcome == Outcome::Local;
+    (added > 0 && !ends_before).then(|| {
+        format!(
+            "rules of others in the agent's tables may say something else, and are not looked at \
+             here; `firewall-agent status` lists them ({added})"
+        )
+    })
 }
 
 fn nat(it: &Explained) -> String {

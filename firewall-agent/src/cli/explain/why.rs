@@ -40,7 +40,8 @@ pub(super) fn why(it: &Explained) -> String {
                             dropped until dom0 writes some."
             .to_owned(),
         Reason::Local => "It is for the netvm's own address, or multicast or broadcast: the \
-                          netvm's input rules decide, and no rule of the client."
+                          netvm's input rules decide. Rules of the client count where NAT takes it \
+                          elsewhere."
             .to_owned(),
         Reason::Answer => "Because it answers a connection that was opened towards the client: \
                            connection tracking knows whether there is one."

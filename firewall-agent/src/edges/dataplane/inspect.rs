@@ -20,7 +20,7 @@ use firewall_common::abi::{
     Segment, Span,
 };
 use firewall_common::packet::Frame;
-use firewall_common::policy::{Tables, decide};
+use firewall_common::policy::{Tables, judge};
 use firewall_common::verdict::{Decision, Reason, reason_counter, rule_counter};
 use nix::libc::EINVAL;
 use nix::time::{ClockId, clock_gettime};
@@ -147,6 +147,8 @@ pub struct Inspection {
     segments: Array<MapData, Plain<Segment>>,
     counters: Array<MapData, Plain<Counter>>,
     locals: HashMap<MapData, Plain<Address>, u8>,
+    others: Array<MapData, u32>,
+    connected: HashMap<MapData, Plain<Address>, u8>,
     /// Whether IPv6 neighbour discovery is judged. That is built into the program, where it
     /// cannot be read: whoever knows has to say so.
     pub guards_neighbours: bool,
@@ -182,6 +184,8 @@ impl Inspection {
             segments: take(&mut maps, "SEGMENTS")?,
             counters: take(&mut maps, "COUNTERS")?,
             locals: take(&mut maps, "LOCALS")?,
+            others: take(&mut maps, ".data.others")?,
+            connected: take(&mut maps, "CONNECTED")?,
             guards_neighbours: false,
             failure: RefCell::default(),
         })
@@ -199,7 +203,7 @@ impl Inspection {
             Ok(Frame::Arp { sender }) => ClientKey { vif, address: *sender },
             Err(_) => ClientKey::default(),
         };
-        self.steadily(key, || decide(self, vif, frame))
+        self.steadily(key, || judge(self, vif, frame))
     }
 
     /// Reads something about a client while what is in force for it does not change.
@@ -320,6 +324,14 @@ impl Tables for Inspection {
 
     fn segment(&self, index: u32) -> Option<Segment> {
         self.note_plain("SEGMENTS", self.segments.get(&index, 0))
+    }
+
+    fn asks_others(&self) -> bool {
+        self.note(".data.others", self.others.get(&0, 0)).is_some_and(|others| others != 0)
+    }
+
+    fn is_connected(&self, address: &Address) -> bool {
+        self.note("CONNECTED", self.connected.get(&Plain(*address), 0)).is_some()
     }
 
     fn seconds(&self) -> u64 {

@@ -1,6 +1,5 @@
 //! What is in force for clients, in the kernel's maps: staged where no packet looks, made live
-//! by one store, taken back when no packet can see it any more. And which addresses are whose, and
-//! what was counted.
+//! by one store, taken back when no packet can see it any more. And which addresses are whose.
 //! Never decides what to install.
 //!
 //! What was replaced must outlive the packets that still read it: only after a wait until
@@ -12,13 +11,13 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::sync::Arc;
 
-use aya::maps::{MapData, MapError};
+use aya::maps::{Array, MapData, MapError};
 use firewall_common::abi::{
     Client, ClientKey, Counter, Local, MAX_CLIENTS, MAX_COUNTERS, MAX_INSTALLED, SETTLING,
     STATE_BLOCKED, STATE_POLICY, STATE_WAITING,
 };
 use firewall_common::fragments::{Datagrams, MAX_TABLES};
-use firewall_common::verdict::{Reason, reason_counter, rule_counter};
+use firewall_common::verdict::Reason;
 
 use super::addresses::AddressMap;
 use super::epoch::Epoch;
@@ -33,11 +32,11 @@ use firewall_core::events::Installation;
 use firewall_core::rules::compile::Policy;
 
 /// What is in force for a client.
-struct InForce {
+pub(super) struct InForce {
     /// Index of the record, and what it says.
     record: u32,
     client: Client,
-    counters: Range<u32>,
+    pub(super) counters: Range<u32>,
     policy: Option<Arc<Policy>>,
 }
 
@@ -48,20 +47,24 @@ pub struct Maps {
     live: MappedArray<u32>,
     records: MappedArray<Client>,
     policies: Policies,
+    others: Array<MapData, u32>,
+    pub(super) passage: Array<MapData, [u64; 2]>,
     locals: AddressMap,
     connected: AddressMap,
-    counters: MappedArray<Counter>,
+    pub(super) counters: MappedArray<Counter>,
     stamps: Stamps,
-    datagrams: aya::maps::Array<MapData, Plain<Datagrams>>,
-
+    datagrams: Array<MapData, Plain<Datagrams>>,
     free_indices: Ranges,
     free_records: Ranges,
     free_counters: Ranges,
 
     indices: HashMap<ClientId, u32>,
-    in_force: HashMap<ClientId, InForce>,
+    pub(super) in_force: HashMap<ClientId, InForce>,
     /// Not in force any more, but perhaps still read by packets on their way.
     retired: Vec<InForce>,
+    /// As `retired`; but what replaced it accepts all that it let pass, so nobody waits until that
+    /// is gone.
+    retired_at_leisure: Vec<InForce>,
     retired_indices: Vec<u32>,
 }
 
@@ -74,6 +77,8 @@ impl Maps {
             live: MappedArray::new(take_array(ebpf, "LIVE")?, MAX_CLIENTS)?,
             records: MappedArray::new(take_array(ebpf, "INSTALLED")?, MAX_INSTALLED)?,
             policies: Policies::new(ebpf)?,
+            others: take(ebpf, ".data.others")?,
+            passage: take(ebpf, ".data.passage")?,
             locals: AddressMap::new(take(ebpf, "LOCALS")?, take(ebpf, "LOCALS_FILTER")?),
             connected: AddressMap::new(take(ebpf, "CONNECTED")?, take(ebpf, "CONNECTED_FILTER")?),
             counters: MappedArray::new(take_array(ebpf, "COUNTERS")?, MAX_COUNTERS)?,
@@ -86,26 +91,49 @@ impl Maps {
             indices: HashMap::new(),
             in_force: HashMap::new(),
             retired: Vec::new(),
+            retired_at_leisure: Vec::new(),
             retired_indices: Vec::new(),
         })
     }
 
-    /// Puts something in force for a client. On error nothing has changed.
+    /// Puts something in force for a client, which settles from then on. On error nothing has
+    /// changed.
     pub fn put(
         &mut self,
         client: ClientId,
         installation: &Installation,
         generation: u32,
     ) -> Result<(), MapsError> {
+        self.put_settling(client, installation, generation, SETTLING)
+    }
+
+    /// Puts something in force for a client that has settled, which accepts all that was accepted
+    /// before. On error nothing has changed.
+    pub fn widen(
+        &mut self,
+        client: ClientId,
+        installation: &Installation,
+        generation: u32,
+    ) -> Result<(), MapsError> {
+        self.put_settling(client, installation, generation, 0)
+    }
+
+    fn put_settling(
+        &mut self,
+        client: ClientId,
+        installation: &Installation,
+        generation: u32,
+        settling: u32,
+    ) -> Result<(), MapsError> {
         if !self.indices.contains_key(&client) && !self.retired_indices.is_empty() {
             // A new entry of CLIENTS may get the memory of one that was just removed, which
             // a packet of that client may still read.
             self.quiesce()?;
         }
-        match self.try_put(client, installation, generation) {
-            Err(MapsError::Full { .. }) if self.has_retired() => {
+        match self.try_put(client, installation, generation, settling) {
+            Err(MapsError::Full { .. }) if self.has_any_retired() => {
                 self.quiesce()?;
-                self.try_put(client, installation, generation)
+                self.try_put(client, installation, generation, settling)
             }
             outcome => outcome,
         }
@@ -116,6 +144,7 @@ impl Maps {
         client: ClientId,
         installation: &Installation,
         generation: u32,
+        settling: u32,
     ) -> Result<(), MapsError> {
         let (state, policy, rules) = match installation {
             Installation::Waiting => (STATE_WAITING, None, 0),
@@ -130,7 +159,7 @@ impl Maps {
         };
         let outcome = index.and_then(|index| {
             staged.client = Client {
-                state: state | SETTLING,
+                state: state | settling,
                 policy: policy.map_or(0, |it| self.policies.slot_of(it)),
                 generation,
                 counters: staged.counters.start,
@@ -146,7 +175,9 @@ impl Maps {
             Ok(()) => {
                 if let Some(old) = self.in_force.insert(client, staged) {
                     self.stamps.retire(old.client.stamp);
-                    self.retired.push(old);
+                    let is_urgent = settling != 0;
+                    if is_urgent { &mut self.retired } else { &mut self.retired_at_leisure }
+                        .push(old);
                 }
                 Ok(())
             }
@@ -208,11 +239,14 @@ impl Maps {
         self.epoch.advance()?;
         let old = std::mem::replace(&mut in_force.record, record);
         let before = std::mem::replace(&mut in_force.client, amended);
-        if before.stamp != amended.stamp {
-            self.stamps.retire(before.stamp);
-        }
         // Counters and policy are still in use; only the record is not.
-        self.retired.push(InForce { record: old, client: amended, counters: 0..0, policy: None });
+        let old = InForce { record: old, client: amended, counters: 0..0, policy: None };
+        if before.stamp == amended.stamp {
+            self.retired_at_leisure.push(old);
+        } else {
+            self.stamps.retire(before.stamp);
+            self.retired.push(old);
+        }
         Ok(())
     }
 
@@ -291,9 +325,15 @@ impl Maps {
         Ok(())
     }
 
-    /// Whether [`Self::quiesce`] would give something back.
+    /// Whether something was replaced that may have let pass what is to pass no more: it is over
+    /// with [`Self::quiesce`].
     pub fn has_retired(&self) -> bool {
         !self.retired.is_empty() || !self.retired_indices.is_empty()
+    }
+
+    /// Whether [`Self::quiesce`] would give something back.
+    fn has_any_retired(&self) -> bool {
+        self.has_retired() || !self.retired_at_leisure.is_empty()
     }
 
     /// Waits until no packet can see what was replaced, and makes room of it. From then on,
@@ -305,7 +345,7 @@ impl Maps {
         for index in self.retired_indices.drain(..) {
             self.free_indices.give(index..index + 1);
         }
-        for retired in self.retired.drain(..) {
+        for retired in self.retired.drain(..).chain(self.retired_at_leisure.drain(..)) {
             let InForce { record, client: _, counters, policy } = retired;
             self.free_records.give(record..record + 1);
             self.free_counters.give(counters);
@@ -318,20 +358,15 @@ impl Maps {
 
     /// Makes room of what was replaced, and prepares for the next policy. Takes some milliseconds.
     pub fn tidy(&mut self) -> Result<(), MapsError> {
-        if self.has_retired() {
+        if self.has_any_retired() {
             self.quiesce()?;
         }
-        self.prepare()
-    }
-
-    /// Whether the next policy need not wait.
-    pub fn is_prepared(&self) -> bool {
-        self.policies.is_prepared()
-    }
-
-    /// Makes room ready, so that the next policy need not wait. Takes some milliseconds.
-    pub fn prepare(&mut self) -> Result<(), MapsError> {
         self.policies.prepare()
+    }
+
+    /// Whether [`Self::tidy`] has nothing to do.
+    pub fn is_tidy(&self) -> bool {
+        !self.has_any_retired() && self.policies.is_prepared()
     }
 
     /// Makes the netvm's own addresses known: exactly these.
@@ -346,35 +381,17 @@ impl Maps {
         Ok(outcome?)
     }
 
+    /// Makes known whether others' rules in the gate are asked about sources that are no clients.
+    pub fn leave_to_others(&mut self, others: bool) -> Result<(), MapsError> {
+        Ok(self.others.set(0, u32::from(others), 0)?)
+    }
+
     /// Makes known which addresses belong to clients: exactly these.
     pub fn set_connected(
         &mut self,
         addresses: impl Iterator<Item = IpAddr>,
     ) -> Result<(), MapsError> {
         Ok(self.connected.set(addresses.map(|address| (address, 1)))?)
-    }
-
-    /// What was counted for a reason; without a client, for packets of nobody known. Zeros if
-    /// nothing is in force for the client.
-    pub fn reason_counter(&self, client: Option<ClientId>, reason: Reason) -> Counter {
-        match client.map(|client| self.in_force.get(&client)) {
-            None => self.counters.load(reason_counter(0, reason)),
-            Some(None) => Counter::default(),
-            Some(Some(it)) => self.counters.load(reason_counter(it.counters.start, reason)),
-        }
-    }
-
-    /// What was counted for the rule with this index; zeros if the client has no such rule.
-    pub fn rule_counter(&self, client: ClientId, rule: u32) -> Counter {
-        let Some(in_force) = self.in_force.get(&client) else {
-            return Counter::default();
-        };
-        let index = rule_counter(in_force.counters.start, rule);
-        if in_force.counters.contains(&index) {
-            self.counters.load(index)
-        } else {
-            Counter::default()
-        }
     }
 }
 

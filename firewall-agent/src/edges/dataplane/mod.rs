@@ -9,6 +9,7 @@ pub mod records;
 mod addresses;
 mod attach;
 mod attached;
+mod counted;
 mod early;
 mod epoch;
 mod mapped;

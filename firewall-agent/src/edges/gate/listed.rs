@@ -29,7 +29,7 @@ struct Object {
 }
 
 /// A chain as it is listed.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Chain {
     pub name: String,
     #[serde(rename = "type")]
@@ -60,7 +60,7 @@ impl Chain {
 }
 
 /// A rule as it is listed.
-#[derive(Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize)]
 pub(super) struct Rule {
     pub chain: String,
     /// The number by which `nft` knows the rule.
@@ -75,6 +75,40 @@ impl Rule {
     pub fn seal(&self) -> Option<&str> {
         self.comment.as_deref().and_then(seal_in)
     }
+
+    /// What the rule says about packets that fit all of its conditions. What is not understood says
+    /// nothing here.
+    pub fn says(&self) -> Says {
+        let says = |word: &str| match word {
+            "accept" => Some(Says::Accepts),
+            "drop" | "reject" => Some(Says::Denies),
+            "jump" => Some(Says::Jumps),
+            "return" | "goto" | "dnat" | "snat" | "masquerade" | "redirect" => Some(Says::Leaves),
+            _ => None,
+        };
+        self.words().find_map(says).unwrap_or(Says::Nothing)
+    }
+
+    /// Whether the rule is about some packets only, as far as what it says is understood.
+    pub fn has_condition(&self) -> bool {
+        self.words().any(|word| matches!(word, "match" | "limit" | "quota" | "ct count"))
+    }
+
+    fn words(&self) -> impl Iterator<Item = &str> {
+        self.expr.iter().flatten().map(|(word, _)| word.as_str())
+    }
+}
+
+/// What a rule says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Says {
+    Accepts,
+    Denies,
+    /// Another chain is asked, and then the next rule.
+    Jumps,
+    /// No rule behind it in its chain is asked.
+    Leaves,
+    Nothing,
 }
 
 /// A table as it is in force.
@@ -108,8 +142,18 @@ impl Listed {
         Ok(table)
     }
 
+    /// The table with the agent's rules alone.
+    pub fn own(&self) -> Self {
+        let own = self.rules.iter().filter(|rule| rule.seal().is_some());
+        Self {
+            is_asleep: self.is_asleep,
+            chains: self.chains.clone(),
+            rules: own.cloned().collect(),
+        }
+    }
+
     /// Whether the table lets nothing be forwarded but what a rule with a condition takes out:
-    /// marked packets, packets of others, answers.
+    /// packets with a permit, packets of others, answers.
     pub fn is_closed(&self) -> bool {
         let mut hooked = self.chains.iter().filter(|chain| {
             chain.hook.as_deref() == Some("forward") && chain.kind.as_deref() == Some("filter")
@@ -137,6 +181,11 @@ impl Listed {
         };
         let names = names.into_iter().filter_map(Value::as_str);
         Some(Uplinks(names.filter_map(|name| name.parse().ok()).collect()))
+    }
+
+    /// Whether a rule lets pass whatever comes from any client.
+    pub fn opens(&self, rule: &Rule) -> bool {
+        self.end_of_rule(rule, 0) == End::Passed
     }
 
     fn end(&self, chain: &str, depth: usize) -> End {
@@ -262,8 +311,8 @@ mod tests {
         Listed::parse(json.as_bytes()).expect("a table")
     }
 
-    const MARKED: &str =
-        r#"{"match": {"op": "!=", "left": {"&": [{"meta": {"key": "mark"}}, 16]}, "right": 0}}"#;
+    const PERMITTED: &str = r#"{"match": {"op": "==",
+        "left": {"payload": {"base": "ll", "offset": 0, "len": 32}}, "right": 240207174}}"#;
     const VIFS: &str =
         r#"{"match": {"op": "==", "left": {"meta": {"key": "iifname"}}, "right": "vif*"}}"#;
     const NO_VIFS: &str =
@@ -294,10 +343,10 @@ mod tests {
         check("a bare gate", "drop", &[(f, &[NO_VIFS, ACCEPT]), (f, &[DROP])], true);
         check("by a rule alone", "accept", &[(f, &[NO_VIFS, ACCEPT]), (f, &[COUNTER, DROP])], true);
         let whole: [(&str, &[&str]); 5] = [
-            (f, &[MARKED, ACCEPT]),
+            (f, &[PERMITTED, ACCEPT]),
             (f, &[NO_VIFS, ACCEPT]),
             (f, &[JUMP]),
-            (o, &[MARKED, ACCEPT]),
+            (o, &[PERMITTED, ACCEPT]),
             (o, &[REJECT]),
         ];
         check("the gate", "accept", &whole, true);
@@ -305,12 +354,12 @@ mod tests {
         check("the same with a policy", "drop", &whole[..4], true);
         check("all is accepted first", "drop", &[(f, &[COUNTER, ACCEPT]), (f, &[DROP])], false);
         check("all vifs are accepted", "drop", &[(f, &[VIFS, ACCEPT]), (f, &[DROP])], false);
-        check("some are", "drop", &[(f, &[VIFS, MARKED, ACCEPT]), (f, &[DROP])], true);
+        check("some are", "drop", &[(f, &[VIFS, PERMITTED, ACCEPT]), (f, &[DROP])], true);
         check("a few a second", "drop", &[(f, &[LIMIT, ACCEPT]), (f, &[DROP])], true);
         check("some are dropped", "accept", &[(f, &[VIFS, DROP])], false);
         check("a few are dropped", "accept", &[(f, &[LIMIT, DROP])], false);
         check("behind a jump", "drop", &[(f, &[JUMP]), (f, &[DROP]), (o, &[ACCEPT])], false);
-        check("for some behind it", "drop", &[(f, &[MARKED, JUMP]), (o, &[ACCEPT])], true);
+        check("for some behind it", "drop", &[(f, &[PERMITTED, JUMP]), (o, &[ACCEPT])], true);
         check("a return", "accept", &[(f, &[r#"{"return": null}"#]), (f, &[DROP])], false);
         check(
             "the same behind a jump",

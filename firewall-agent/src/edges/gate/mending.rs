@@ -5,7 +5,16 @@
 //! comment. So what is to be there is compared by seals, in their order.
 
 use super::listed::{Listed, Rule};
-use super::table::{Chain, Table};
+use super::table::{Chain, Hook, Table};
+
+/// How a table is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Difference {
+    /// Something is missing, or different.
+    Lost(String),
+    /// All is there, but others appended rules behind the last one of a chain.
+    Appended(String),
+}
 
 /// How a chain is found.
 struct Found<'a> {
@@ -24,19 +33,22 @@ impl<'a> Found<'a> {
         self.rules.iter().copied().filter(|rule| rule.seal().is_some())
     }
 
-    fn difference(&self) -> Option<String> {
+    fn difference(&self) -> Option<Difference> {
         let name = self.chain.name;
         let wanted: Vec<String> = self.chain.rules().map(|rule| rule.seal()).collect();
         let found: Vec<&str> = self.own().filter_map(Rule::seal).collect();
         let there = wanted.iter().filter(|seal| found.contains(&seal.as_str())).count();
         if there < wanted.len() {
-            return Some(format!("the chain `{name}` has {there} of its {} rules", wanted.len()));
+            let lost = format!("the chain `{name}` has {there} of its {} rules", wanted.len());
+            return Some(Difference::Lost(lost));
         }
         if found != wanted {
-            return Some(format!("the chain `{name}` has its rules in another order, or too many"));
+            let lost = format!("the chain `{name}` has its rules in another order, or too many");
+            return Some(Difference::Lost(lost));
         }
         let is_closed = self.chain.last.is_none() || self.rules.last()?.seal().is_some();
-        (!is_closed).then(|| format!("the chain `{name}` has rules behind its last one"))
+        let appended = || format!("the chain `{name}` has rules behind its last one");
+        (!is_closed).then(appended).map(Difference::Appended)
     }
 
     /// Text that takes our rules away and puts them where they belong: in front of what others
@@ -60,29 +72,37 @@ impl<'a> Found<'a> {
     }
 }
 
-/// What somebody changed of a table that was loaded; `None` if all of it is there.
-pub(super) fn difference(wanted: &Table, listed: &Listed) -> Option<String> {
+/// What somebody changed of a table that was loaded, what is lost first; `None` if all of it is there.
+pub(super) fn difference(wanted: &Table, listed: &Listed) -> Option<Difference> {
+    let lost = |what: String| Some(Difference::Lost(what));
     if listed.is_asleep {
-        return Some("the table is dormant".to_owned());
+        return lost("the table is dormant".to_owned());
     }
+    let mut appended = None;
     for chain in &wanted.chains {
         let name = chain.name;
         let Some(found) = listed.chains.iter().find(|it| it.name == name) else {
-            return Some(format!("there is no chain `{name}`"));
+            return lost(format!("there is no chain `{name}`"));
         };
         if !found.is_at(chain.hook) {
-            return Some(format!("the chain `{name}` is not at its hook"));
+            return lost(format!("the chain `{name}` is not at its hook"));
         }
         if !found.has_policy(chain.hook) {
-            return Some(format!("the chain `{name}` has another policy"));
+            return lost(format!("the chain `{name}` has another policy"));
         }
-        let difference = Found::of(listed, chain).difference();
-        if difference.is_some() {
-            return difference;
+        match Found::of(listed, chain).difference() {
+            Some(Difference::Lost(what)) => return lost(what),
+            Some(difference @ Difference::Appended(_)) => appended = Some(difference),
+            None => {}
         }
     }
-    let stray = strays(wanted, listed).next();
-    stray.map(|chain| format!("the chain `{chain}` is not to be there any more"))
+    if is_opened(wanted, listed) {
+        return lost("a rule with the comment of one of ours lets everything pass".to_owned());
+    }
+    if let Some(chain) = strays(wanted, listed).next() {
+        return lost(format!("the chain `{chain}` is not to be there any more"));
+    }
+    appended
 }
 
 /// Chains in which a rule of ours is, and none is to be.
@@ -92,6 +112,12 @@ fn strays<'a>(wanted: &Table, listed: &'a Listed) -> impl Iterator<Item = &'a st
         |name: &str| listed.rules.iter().any(|rule| rule.chain == name && rule.seal().is_some());
     let names = listed.chains.iter().map(|chain| chain.name.as_str());
     names.filter(move |name| !is_wanted(name) && has_own(name))
+}
+
+/// Whether our rules, or others with their comments, do not close what they are to close.
+fn is_opened(wanted: &Table, listed: &Listed) -> bool {
+    let closes = |hook: Hook| hook.hook == "forward" && hook.policy == "drop";
+    wanted.chains.iter().any(|chain| chain.hook.is_some_and(closes)) && !listed.own().is_closed()
 }
 
 /// Text that makes a table as it should be, in one transaction. What others added stays, unless the
@@ -109,7 +135,8 @@ pub(super) fn text(wanted: &Table, listed: &Listed) -> String {
         text += &format!("table {table} {{ chain {} {{ {hook} }}; }}\n", chain.name);
     }
     let differing = wanted.chains.iter().map(|chain| Found::of(listed, chain));
-    let differing = differing.filter(|found| found.difference().is_some());
+    let is_opened = is_opened(wanted, listed);
+    let differing = differing.filter(|found| is_opened || found.difference().is_some());
     text.extend(differing.map(|found| found.mending(&table)));
     let strays = strays(wanted, listed);
     text.extend(strays.map(|it| format!("flush chain {table} {it}\ndelete chain {table} {it}\n")));
@@ -121,7 +148,7 @@ mod tests {
     use super::super::listed::Listed;
     use super::super::rules::{FAMILIES, gate};
     use super::super::table::Table;
-    use super::{difference, text};
+    use super::{Difference, difference, text};
 
     /// A rule of the chain `forward`: ours by its place among the first ones, or somebody else's.
     #[derive(Clone, Copy, Debug)]
@@ -169,7 +196,11 @@ mod tests {
         let wanted = gate(FAMILIES[0], "vif*", None);
         let check = |name: &str, forward: &[It], policy: &str, expected: Option<&str>| {
             let found = difference(&wanted, &listed(&wanted, forward, policy));
-            assert_eq!(found.as_deref(), expected, "{name}");
+            let expected = expected.map(str::to_owned).map(|what| match what.contains("behind") {
+                true => Difference::Appended(what),
+                false => Difference::Lost(what),
+            });
+            assert_eq!(found, expected, "{name}");
         };
         let with = |at: usize, it: It| {
             let mut rules = WHOLE.to_vec();
@@ -188,6 +219,9 @@ mod tests {
         check("another order", &turned, "drop", order);
         let fewer = Some("the chain `forward` has 5 of its 6 rules");
         check("without the last", &WHOLE[..5], "drop", fewer);
+        // What is lost is told first.
+        let one_behind_another = [First(0), First(1), First(2), First(4), Last, Others];
+        check("one behind, one lost", &one_behind_another, "drop", fewer);
         check("without the first", &WHOLE[1..], "drop", fewer);
         check("empty", &[], "drop", Some("the chain `forward` has 0 of its 6 rules"));
         check("open", &WHOLE, "accept", Some("the chain `forward` has another policy"));

@@ -1,6 +1,6 @@
 //! The gate, and in standalone mode NAT: the nftables rules that the agent owns, loaded
 //! in one transaction. Clients' rules add nothing to them: what those say is in eBPF.
-//! Never reads or touches a table of anybody else.
+//! Never touches a table of anybody else, and reads of those only where they lead DNS.
 //!
 //! `nft` is given text on its standard input, as an administrator would; what it has in
 //! force can be compared with what is here by `nft list table`.
@@ -8,11 +8,14 @@
 //! Where nothing closes yet, a bare gate comes first. It needs nothing but nf_tables, so a
 //! kernel that cannot take the whole gate stays closed.
 
+mod added;
+mod between;
 mod errors;
 mod lacking;
 mod listed;
 mod mending;
 mod nft;
+mod redirecting;
 mod rules;
 mod table;
 
@@ -20,15 +23,20 @@ use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use firewall_core::events::GateLook;
 use firewall_core::uplinks::Uplinks;
 use futures_util::stream;
 use netlink_proto::sys::protocols::NETLINK_NETFILTER;
 use netlink_proto::sys::{AsyncSocket as _, AsyncSocketExt as _, SocketAddr, TokioSocket};
 use nix::libc::ENOBUFS;
+use tracing::warn;
 
+pub use self::between::between;
 pub use self::errors::{GateError, Refusal};
 pub use self::listed::{open_families, uplinks_in_force};
+use self::mending::Difference;
 pub use self::nft::NftError;
+pub use self::redirecting::not_redirected;
 use self::rules::{FAMILIES, GATE, NAT};
 use self::table::{Table, removal};
 use crate::edges::links::Pattern;
@@ -39,6 +47,9 @@ use crate::edges::wait::pace::Changes;
 const CHANGES: u32 = 7;
 /// The gate is looked at no more often than this, whatever others do to their tables.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
+/// How often mending is tried before everything is loaded anew: others may change their rules at the
+/// same time.
+const MENDING_TRIES: u32 = 8;
 /// What is in force if nothing was loaded and something closed before.
 const FROM_BEFORE: &str = "the one from before stays";
 
@@ -100,17 +111,23 @@ impl Gate {
     /// Makes the rules as they should be, in one transaction. What others added to the chains stays
     /// where it was; only if that fails, everything goes and comes anew.
     pub async fn mend(&self) -> Result<(), GateError> {
-        let mut text = self.stray();
-        for table in self.tables() {
-            text += &match listed::list(table.family, table.name).await {
-                Ok(Some(listed)) => mending::text(&table, &listed),
-                Ok(None) | Err(_) => table.text(),
-            };
+        for _ in 0..MENDING_TRIES {
+            let mut text = self.stray();
+            for table in self.tables() {
+                text += &match listed::list(table.family, table.name).await {
+                    Ok(Some(listed)) => mending::text(&table, &listed),
+                    Ok(None) | Err(_) => table.text(),
+                };
+            }
+            // What was listed may be gone by now.
+            if nft::load(&text).await.is_ok() {
+                return Ok(());
+            }
         }
-        match nft::load(&text).await {
-            Ok(()) => Ok(()),
-            Err(_) => self.load().await,
-        }
+        warn!(
+            "the gate cannot be mended around the rules that others added; all of it is loaded anew"
+        );
+        self.load().await
     }
 
     /// Loads the rules in one transaction: what was there before goes as these come. What
@@ -152,22 +169,35 @@ impl Gate {
         })
     }
 
-    /// What somebody changed of what is to be in force; `None` if all of it is there. What
-    /// users add to the tables is theirs.
-    pub async fn difference(&self) -> Result<Option<String>, GateError> {
+    /// How what is to be in force is found. What users add to the tables is theirs.
+    pub async fn look(&self) -> Result<GateLook, GateError> {
+        let (mut appended, mut added) = (None, Vec::new());
         for table in self.tables() {
-            let found = match listed::list(table.family, table.name).await {
-                Ok(None) => Some("there is none".to_owned()),
-                Ok(Some(listed)) => mending::difference(&table, &listed),
-                Err(GateError::Listing(error)) => Some(error.to_string()),
+            let Table { family, name, .. } = table;
+            let changed = |how| Ok(GateLook::Changed(format!("table {family} {name}: {how}")));
+            let listed = match listed::list(family, name).await {
+                Ok(Some(listed)) => listed,
+                Ok(None) => return changed("there is none".to_owned()),
+                Err(GateError::Listing(error)) => return changed(error.to_string()),
                 Err(error) => return Err(error),
             };
-            if let Some(found) = found {
-                return Ok(Some(format!("table {} {}: {found}", table.family, table.name)));
+            match mending::difference(&table, &listed) {
+                Some(Difference::Lost(how)) => return changed(how),
+                Some(Difference::Appended(how)) => {
+                    appended = Some(format!("table {family} {name}: {how}"));
+                }
+                None if added::is_any(&listed) => {
+                    let text = nft::text(family, name).await?.unwrap_or_default();
+                    added.extend(added::rules(&table, &listed, &text));
+                }
+                None => {}
             }
         }
-        let is_stray = self.mode == Mode::Qubes && nft::list("inet", NAT).await?.is_some();
-        Ok(is_stray.then(|| format!("table inet {NAT}: it belongs to mode standalone")))
+        if self.mode == Mode::Qubes && nft::list("inet", NAT).await?.is_some() {
+            let stray = format!("table inet {NAT}: it belongs to mode standalone");
+            return Ok(GateLook::Changed(stray));
+        }
+        Ok(appended.map_or(GateLook::Whole(added), GateLook::Appended))
     }
 
     /// Removes the gate, so that everything is forwarded that nobody else stops. NAT stays.

@@ -15,12 +15,16 @@ pub(super) const GATE: &str = "qubes-firewall";
 pub(super) const UPLINKS: &str = "uplinks";
 /// The table of mode standalone.
 pub(super) const NAT: &str = "qubes-firewall-nat";
+/// The gate's chain at its hook.
+pub(super) const FORWARD: &str = "forward";
+/// The gate's chain that users' scripts jump to, and append to.
+pub(super) const USERS: &str = "qubes-forward";
 
-const FORWARD: Hook = Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
+const FORWARDING: Hook = Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
 /// Before every chain that could say otherwise, or have what it sees forwarded past all of them
 /// (`flow add`).
-const LEAVING: Hook = Hook { priority: -300, policy: "accept", ..FORWARD };
-const FORWARD_OPEN: Hook = Hook { policy: "accept", ..FORWARD };
+const LEAVING: Hook = Hook { priority: -300, policy: "accept", ..FORWARDING };
+const FORWARD_OPEN: Hook = Hook { policy: "accept", ..FORWARDING };
 const DSTNAT: Hook = Hook { kind: "nat", hook: "prerouting", priority: -100, policy: "accept" };
 const OPENINGS: Hook = Hook { kind: "nat", hook: "postrouting", priority: 90, policy: "accept" };
 const SRCNAT: Hook = Hook { kind: "nat", hook: "postrouting", priority: 100, policy: "accept" };
@@ -74,8 +78,8 @@ pub(super) fn gate(family: Family, pattern: &str, uplinks: Option<&Uplinks>) -> 
     let reject = Rule::plain(format!("reject with {icmp} type admin-prohibited"));
     let chain = |name, hook, first, last| Chain { name, hook, first, last };
     let mut chains = vec![
-        chain("forward", Some(FORWARD), forward, Some(reject.clone())),
-        chain("qubes-forward", None, vec![permitted, errors], None),
+        chain(FORWARD, Some(FORWARDING), forward, Some(reject.clone())),
+        chain(USERS, None, vec![permitted, errors], None),
         chain("openings", Some(OPENINGS), vec![opening], None),
     ];
     chains.extend(uplinks.map(|uplinks| leaving(uplinks, pattern, &reject)));
@@ -115,7 +119,7 @@ pub(super) fn bare(family: Family, pattern: &str) -> Table {
         family: family.name,
         name: GATE,
         comment: "The whole gate is not there (yet): `firewall-agent status` says why",
-        chains: vec![Chain { name: "forward", hook: Some(FORWARD), first, last: None }],
+        chains: vec![Chain { name: FORWARD, hook: Some(FORWARDING), first, last: None }],
     }
 }
 
@@ -130,8 +134,8 @@ pub(super) fn closed(family: Family) -> Table {
         name: GATE,
         comment: "Closed by `firewall-agent hand-over`, until another firewall takes its place",
         chains: vec![Chain {
-            name: "forward",
-            hook: Some(FORWARD),
+            name: FORWARD,
+            hook: Some(FORWARDING),
             first: vec![Rule::plain("drop")],
             last: None,
         }],

@@ -12,7 +12,7 @@ use crate::show::Report;
 use crate::{Arguments, plots};
 
 /// The commands, in the order in which they are run.
-const ALL: [&str; 6] = ["prog", "net", "tcp", "flood", "update", "scale"];
+const ALL: [&str; 7] = ["prog", "net", "tcp", "flood", "update", "handled", "scale"];
 
 /// Measures everything, and writes it down.
 pub fn everything(quick: bool) -> Result<()> {

@@ -4,6 +4,7 @@
 mod document;
 mod firewalls;
 mod flood;
+mod handled;
 mod machine;
 mod net;
 mod peers;
@@ -60,6 +61,9 @@ enum Command {
     /// How long new rules take to be in force, and whether a packet is ever misjudged while
     /// they are replaced.
     Update(update::Options),
+    /// How long it takes until QubesDB says that new rules were handled, beside what `nft` alone
+    /// takes for today's.
+    Handled(handled::Options),
     /// What more rules and more clients cost, to put in force and for each packet.
     Scale(scale::Options),
     /// What the programs and some packets weigh, by no clock, beside the baseline.
@@ -79,6 +83,7 @@ impl Command {
             Self::Tcp(_) => "tcp",
             Self::Flood(_) => "flood",
             Self::Update(_) => "update",
+            Self::Handled(_) => "handled",
             Self::Scale(_) => "scale",
             Self::Baseline { .. } => "baseline",
         }
@@ -93,6 +98,7 @@ impl Command {
             Self::Tcp(options) => tcp::run(options),
             Self::Flood(options) => flood::run(options),
             Self::Update(options) => update::run(options),
+            Self::Handled(options) => handled::run(options),
             Self::Scale(options) => scale::run(options),
             Self::Baseline { accept } => baseline(*accept),
         };
