@@ -240,9 +240,8 @@ impl Server {
             NetError::Timeout if self.link.is_some() => "does not answer".to_owned(),
             NetError::Timeout => way().tell(None) + OTHER_SERVERS,
             // The library says so when it has given up for whatever reason.
-            NetError::NoConnections | NetError::Io(_) if self.link.is_some() => {
-                format!("cannot be asked: {error}")
-            }
+            NetError::NoConnections if self.link.is_some() => format!("cannot be asked: {error}"),
+            NetError::Io(error) if self.link.is_some() => format!("cannot be asked: {error}"),
             NetError::NoConnections => way().tell(Some(error)) + OTHER_SERVERS,
             NetError::Io(error) => way().tell(Some(error)) + OTHER_SERVERS,
             error => format!("cannot be used: {error}"),
