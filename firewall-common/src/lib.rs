@@ -5,6 +5,7 @@
 
 pub mod abi;
 pub mod address;
+pub mod answers;
 pub mod fragments;
 pub mod packet;
 pub mod policy;

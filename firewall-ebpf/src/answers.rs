@@ -1,22 +1,25 @@
 //! Connections that are opened towards clients, by which their answers are known: each is noted
-//! when its first packet leaves by the client's vif.
+//! when its first packet leaves by the client's vif. A note outlives its connection, so answers come
+//! out of a budget, into which each that leaves the netvm is given back.
 //! Never lets a packet pass: whether a connection is there, the gate asks connection tracking.
 
 use aya_ebpf::programs::TcContext;
-use firewall_common::abi::{Address, FlowKey, OPENING};
-use firewall_common::packet::{self, Head, Packet, Protocol, Receiver};
+use firewall_common::abi::{FlowKey, OPENING, STAMPED};
+use firewall_common::answers::{ANSWERING, ANSWERS_BURST, ANSWERS_PER_SECOND, key};
+use firewall_common::packet::{self, Head, Packet, Receiver};
 
-use crate::clock::coarse;
+use crate::budget;
+use crate::clock::{SECOND, coarse};
 use crate::forget::forget;
-use crate::maps::FLOWS;
+use crate::maps::{ANSWER_BUDGETS, FLOWS};
 use crate::skb::Skb;
-
-/// Added to a protocol's number in a key: a flow to the netvm itself has other keys.
-const TOWARDS_CLIENT: u32 = 512;
 
 /// Added to the protocol's number in a key, it makes one that no entry has: a ping is nobody's
 /// answer.
 const NEVER: u32 = 1024;
+
+/// Nanoseconds of budget that an answer takes.
+const ANSWER_INTERVAL: u64 = SECOND / ANSWERS_PER_SECOND;
 
 /// A packet on its way out, whose hardware address is the client's.
 struct Leaving<'a>(Skb<'a, true>);
@@ -57,54 +60,77 @@ pub fn note(context: &TcContext) {
     let Some(packet) = packet::parse_plain(&leaving) else {
         return;
     };
-    let key =
-        key(leaving.0.arrival().interface, packet.source, &packet, packet.source_port, packet.port);
+    let (vif, peer) = (leaving.0.arrival().interface, (packet.source, packet.source_port));
+    let key = key(vif, peer, packet.port, &packet, forget);
     // Without an entry, answers are told as denied.
     let _ = FLOWS.insert(&key, &coarse(), 0);
 }
 
-/// Whether a client's packet goes the other way of a connection that was noted.
+/// Whether a client's packet goes the other way of a connection that was noted, and the budget of
+/// the client, whose index this is, has room. Takes the packet out of the budget.
 #[inline(always)]
-pub fn is_answer(vif: u32, packet: &Packet) -> bool {
-    let mut key = key(vif, packet.destination, packet, packet.port, packet.source_port);
-    key.protocol |= forget(if packet.is_echo_request() { NEVER } else { 0 });
+pub fn takes_answer(vif: u32, packet: &Packet, client: u32) -> bool {
+    let key = key_of_answer(vif, packet);
     // SAFETY: the key lives as long as the call.
-    unsafe { is_noted(&raw const key) != 0 }
+    unsafe { take_answer(&raw const key, client) != 0 }
 }
 
-/// Whether there is a connection with this key; 0 is no. A function of its own, so that the way of
-/// accepted packets does not make room for its registers.
+/// Whether a client's packet goes the other way of a connection that was noted.
+#[inline(always)]
+pub fn may_be_answer(vif: u32, packet: &Packet) -> bool {
+    is_noted(&key_of_answer(vif, packet))
+}
+
+/// Gives back into its client's budget an answer that leaves the netvm.
+#[inline(always)]
+pub fn give_back(context: &TcContext) {
+    // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
+    let index = unsafe { (*context.skb.skb).tc_index };
+    if index & (STAMPED | ANSWERING) != ANSWERING {
+        return;
+    }
+    let Some(next) = ANSWER_BUDGETS.get_ptr_mut(index & !ANSWERING) else {
+        return;
+    };
+    // SAFETY: inside the map's value; a race costs accuracy, not safety.
+    let next = unsafe { &mut *next };
+    *next = next.saturating_sub(ANSWER_INTERVAL);
+}
+
+#[inline(always)]
+fn key_of_answer(vif: u32, packet: &Packet) -> FlowKey {
+    let peer = (packet.destination, packet.port);
+    let mut key = key(vif, peer, packet.source_port, packet, forget);
+    key.protocol |= forget(if packet.is_echo_request() { NEVER } else { 0 });
+    key
+}
+
+#[inline(always)]
+fn is_noted(key: &FlowKey) -> bool {
+    // SAFETY: only whether there is an entry matters.
+    unsafe { FLOWS.get(key) }.is_some()
+}
+
+/// Takes an answer with this key out of a client's budget; 0 is that there is no such connection, or
+/// no room. A function of its own, so that the way of accepted packets does not make room for its
+/// registers.
 ///
 /// # Safety
 ///
 /// `key` points to a value, or is null.
 #[unsafe(no_mangle)]
 #[inline(never)]
-unsafe extern "C" fn is_noted(key: *const FlowKey) -> i32 {
+unsafe extern "C" fn take_answer(key: *const FlowKey, client: u32) -> i32 {
     // SAFETY: the caller's promise.
     let Some(key) = (unsafe { key.as_ref() }) else {
         return 0;
     };
-    // SAFETY: only whether there is an entry matters.
-    i32::from(unsafe { FLOWS.get(key) }.is_some())
-}
-
-/// The key of a connection with a peer. Of ICMP, and of what has no ports, the two addresses say
-/// enough.
-#[inline(always)]
-fn key(vif: u32, peer: Address, packet: &Packet, peers_port: u16, own_port: u16) -> FlowKey {
-    // The verifier need not go each way of these on its own.
-    let mask = forget(match packet.protocol {
-        Protocol::Tcp | Protocol::Udp => 0xffff,
-        Protocol::Icmp | Protocol::Other => 0,
-    }) as u16;
-    let family = forget(if peer.is_mapped() { 0 } else { 256 });
-    let protocol = u32::from(packet.number) | family | TOWARDS_CLIENT;
-    FlowKey {
-        vif,
-        destination: peer,
-        port: peers_port & mask,
-        source_port: own_port & mask,
-        protocol,
+    if !is_noted(key) {
+        return 0;
     }
+    let Some(next) = ANSWER_BUDGETS.get_ptr_mut(client) else {
+        return 0;
+    };
+    // SAFETY: inside the map's value; a race costs accuracy, not safety.
+    i32::from(budget::take(unsafe { &mut *next }, coarse(), ANSWER_INTERVAL, ANSWERS_BURST))
 }

@@ -68,7 +68,7 @@ fn common(skb: *mut __sk_buff) -> i32 {
     if decision.verdict == Verdict::Pass {
         return RARE;
     }
-    if decision.is_denial() && answers::is_answer(vif, &packet) {
+    if decision.is_denial() && answers::takes_answer(vif, &packet, decision.client) {
         return ANSWER;
     }
     let now = budget::time_of(&decision);
@@ -133,10 +133,13 @@ unsafe extern "C" fn decide(reading: *mut Reading) -> i32 {
         return 0;
     };
     let arrival = reading.arrival();
+    let vif = arrival.interface;
     let tables = KernelMaps::<false>::now();
-    let decision = policy::decide(&tables, arrival.interface, &reading.frame());
+    let decision = policy::decide(&tables, vif, &reading.frame());
     let decision = match decision.is_denial() {
-        true if answers::is_answer(arrival.interface, &reading.packet()) => decision.answering(),
+        true if answers::takes_answer(vif, &reading.packet(), decision.client) => {
+            decision.answering()
+        }
         _ => decision,
     };
     let now = budget::time_of(&decision);
@@ -216,7 +219,7 @@ pub fn from_client_early(context: XdpContext) -> u32 {
     if limited.decision.verdict != Verdict::Drop {
         return XDP_PASS;
     }
-    if limited.decision.is_denial() && answers::is_answer(vif, &packet) {
+    if limited.decision.is_denial() && answers::may_be_answer(vif, &packet) {
         return XDP_PASS;
     }
     let decision = report::over_budget(buffer.arrival(), limited);
@@ -229,6 +232,7 @@ pub fn from_client_early(context: XdpContext) -> u32 {
 #[classifier]
 pub fn to_client(context: TcContext) -> i32 {
     answers::note(&context);
+    answers::give_back(&context);
     uplink::count_leaving(skb::stamp_of(&context));
     TC_ACT_UNSPEC
 }
@@ -244,6 +248,7 @@ pub fn from_uplink(context: TcContext) -> i32 {
 /// which accepted it is in force.
 #[classifier]
 pub fn to_uplink(context: TcContext) -> i32 {
+    answers::give_back(&context);
     match uplink::check_stamp(&context) {
         TC_ACT_SHOT => TC_ACT_SHOT,
         _ => uplink::check(&context, uplink::End::Destination),

@@ -125,6 +125,11 @@ pub static ANSWER_CACHE: Array<CachedAnswer, CACHED_ANSWERS> = Array::new();
 #[btf_map]
 pub static REJECT_BUDGETS: Array<u64, MAX_CLIENTS> = Array::new();
 
+/// When the budget of a client's answers is whole again, by index of the client, in nanoseconds of
+/// the coarse clock. What knows answers writes and reads.
+#[btf_map]
+pub static ANSWER_BUDGETS: Array<u64, MAX_CLIENTS> = Array::new();
+
 /// How many records an interface may still send in the current second.
 #[repr(C)]
 #[derive(Clone, Copy)]

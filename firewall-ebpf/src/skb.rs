@@ -9,6 +9,7 @@
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
 use firewall_common::abi::{PERMIT, PERMIT_RELATED, STAMPED};
+use firewall_common::answers::ANSWERING;
 use firewall_common::packet::{Head, Receiver, Source};
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
@@ -82,7 +83,10 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
                 self.permit(PERMIT, decision.stamp);
             }
             Verdict::Related => self.permit(PERMIT_RELATED, decision.stamp),
-            Verdict::Reject | Verdict::Pass => self.deny(),
+            Verdict::Pass if decision.reason == Reason::Answer => {
+                self.deny(ANSWERING | decision.client);
+            }
+            Verdict::Reject | Verdict::Pass => self.deny(0),
             Verdict::Drop => return TC_ACT_SHOT,
         }
         TC_ACT_UNSPEC
@@ -95,11 +99,11 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
         self.address_to(permit);
     }
 
-    /// Takes away a permit that the packet came with: its vif has that hardware address, which an
+    /// Writes what stands in place of a stamp, and takes away a permit that the packet came with: its vif has that hardware address, which an
     /// administrator gave it.
     #[inline(always)]
-    fn deny(&self) {
-        self.stamp(0);
+    fn deny(&self, stamp: u32) {
+        self.stamp(stamp);
         let beginning = self.head(0).map_or(0, u32::from_be_bytes);
         // The two differ in their last bit.
         if beginning | 1 == u32::from_be_bytes(PERMIT_RELATED) {

@@ -33,6 +33,7 @@ mod rig {
     mod names_odd;
     mod nat;
     mod offload;
+    mod openings;
     mod others;
     mod own_recipes;
     mod own_rules;

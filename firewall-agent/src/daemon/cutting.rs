@@ -1,13 +1,15 @@
 //! Readings of the kernel's table of connections, which go on beside all else that the daemon
-//! does, and what comes of each part.
+//! does, and what comes of each part; but for the one at the start, which comes before all else.
 //! Never decides which connections end, and keeps no part.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
 use super::Daemon;
 use crate::edges::conntrack::{ConntrackError, Reading, Wanted};
+use firewall_core::client::ClientId;
 use firewall_core::connection::Flow;
 use firewall_core::events::{Event, Why};
 
@@ -74,6 +76,17 @@ impl Daemon {
             Err(error) => Err(Why::of(error)),
         };
         self.follow(end(outcome)).await;
+    }
+
+    /// Makes the programs know which connections were opened towards clients.
+    pub(super) async fn note_openings(&mut self, clients: &BTreeSet<ClientId>) -> Result<(), Why> {
+        let addresses = clients.iter().map(|client| client.address).collect();
+        let reading = Reading::start(Wanted::AnsweredBy(addresses)).await;
+        let mut reading = reading.map_err(Why::of)?;
+        while let Some(part) = reading.next().await.map_err(Why::of)? {
+            self.dataplane.openings.note(&part, clients).map_err(Why::of)?;
+        }
+        Ok(())
     }
 
     /// Ends connections.

@@ -64,6 +64,12 @@ impl Daemon {
                 let why = self.cutting.start(Wanted::From(of)).await?;
                 Some(Event::ConnectionsRead(Err(why)))
             }
+            Effect::NoteOpenings(clients) => {
+                if let Err(why) = self.note_openings(&clients).await {
+                    warn!(%why, "answers of connections that are open may be told as denied");
+                }
+                None
+            }
             Effect::Disconnect(flows) => Some(self.disconnect(&flows).await),
             Effect::Settled(client) => Some(tried(Task::Settled(client), maps.settle(client))),
             Effect::Tidy => Some(tried(Task::Tidy, maps.quiesce())),

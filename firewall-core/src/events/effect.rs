@@ -74,6 +74,9 @@ pub enum Effect {
     Remove(ClientId),
     /// Tell which connections these addresses have opened, part by part.
     ReadConnections(BTreeSet<IpAddr>),
+    /// Make known which connections were opened towards these clients earlier, so that their answers
+    /// are told as such.
+    NoteOpenings(BTreeSet<ClientId>),
     /// End these connections.
     Disconnect(Vec<Flow>),
     /// A client has nothing open any more that it must not have: its denied packets are to be

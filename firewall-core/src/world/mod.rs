@@ -230,7 +230,7 @@ impl World {
         self.limit.see(&links);
         let told = self.retries.works(Task::Links);
         let effects = match self.start.links(links) {
-            Some(links) => self.follow_links(links),
+            Some(links) => self.follow_links(links, false),
             None => self.take_over(),
         };
         told.into_iter().chain(effects).collect()
@@ -241,12 +241,12 @@ impl World {
         let Some(links) = self.start.take() else {
             return Vec::new();
         };
-        let mut effects = self.follow_links(links);
+        let mut effects = self.follow_links(links, true);
         effects.push(Effect::TakenOver(self.links.in_use()));
         effects
     }
 
-    fn follow_links(&mut self, mut links: Links) -> Vec<Effect> {
+    fn follow_links(&mut self, mut links: Links, takes_over: bool) -> Vec<Effect> {
         let mut effects = self.links.rename(&links);
         if let Some(effect) = self.links.set_locals(&links.locals) {
             self.naming.retry();
@@ -261,6 +261,7 @@ impl World {
         effects.extend(self.clients.end_audits_of_absent(&mut self.retries));
         effects.extend(self.links.leave(&links));
         effects.extend(self.links.guard(links.uplinks));
+        effects.extend(takes_over.then(|| Effect::NoteOpenings(present.clone())));
         // First what is in force, then the program: one that takes over from an earlier
         // agent's knows its clients from its first packet on.
         for client in present {

@@ -3,8 +3,10 @@
 
 use std::net::IpAddr;
 use std::num::NonZeroU64;
+use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
+use firewall_common::answers::{ANSWERS_BURST, ANSWERS_PER_SECOND};
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
 use firewall_core::events::Installation;
@@ -76,10 +78,11 @@ fn answers_go_on_whatever_is_in_force_and_over_every_budget() -> Result<()> {
     let [there, back] = both_ways(CLIENT4, packets::UDP);
     program.leave(&there, true)?;
     program.put(CLIENT4, &rules(&[]), &known())?;
-    for _ in 0..5_000 {
+    let count = ANSWERS_BURST / 2;
+    for _ in 0..count {
         assert_eq!(program.send(&back)?, Outcome::NOT_PERMITTED);
     }
-    assert_eq!(program.counted(Some(CLIENT4), Reason::Answer).packets, 5_000);
+    assert_eq!(program.counted(Some(CLIENT4), Reason::Answer).packets, count);
     assert_eq!(program.counted(Some(CLIENT4), Reason::OverBudget).packets, 0);
     let client = ClientId { vif: VIF, address: CLIENT4 };
     program.maps.audit(client, u32::MAX)?;
@@ -88,5 +91,25 @@ fn answers_go_on_whatever_is_in_force_and_over_every_budget() -> Result<()> {
     check(&mut program, "settling", &back, Outcome::NOT_PERMITTED, Reason::Answer);
     program.install(CLIENT4, &Installation::Blocked, 3)?;
     check(&mut program, "blocked", &back, Outcome::NOT_PERMITTED, Reason::Answer);
+    Ok(())
+}
+
+#[test]
+fn answers_that_do_not_leave_are_denied_once_their_budget_is_used_up() -> Result<()> {
+    const SENT: u64 = 20 * ANSWERS_BURST;
+    let mut program = program_with(&rules(&[]))?;
+    for client in [CLIENT4, CLIENT6] {
+        let [there, back] = both_ways(client, packets::UDP);
+        program.leave(&there, true)?;
+        let since = Instant::now();
+        for _ in 0..SENT {
+            program.send(&back)?;
+        }
+        let counted = |reason| program.counted(Some(client), reason).packets;
+        let (answers, denied) = (counted(Reason::Answer), counted(Reason::Default));
+        assert_eq!(answers + denied, SENT);
+        let most = ANSWERS_BURST + (since.elapsed().as_secs() + 2) * ANSWERS_PER_SECOND;
+        ensure!((ANSWERS_BURST..=most).contains(&answers), "{client}: {answers} of {most}");
+    }
     Ok(())
 }

@@ -63,7 +63,10 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
         }
         Effect::SetConnected(_) => None,
         // Settling has tests of its own.
-        Effect::ReadConnections(_) | Effect::Disconnect(_) | Effect::Settled(_) => None,
+        Effect::ReadConnections(_)
+        | Effect::NoteOpenings(_)
+        | Effect::Disconnect(_)
+        | Effect::Settled(_) => None,
         // Every set of rules is handled; a test of its own says so.
         Effect::Handled(_) | Effect::TakenOver(_) => None,
         // What the daemon makes known, and when it rests.

@@ -85,18 +85,21 @@ pub enum Wanted {
     From(BTreeSet<IpAddr>),
     /// Connections that were opened towards one of these addresses.
     To(BTreeSet<IpAddr>),
+    /// Connections that one of these addresses answers, whatever address they were opened to.
+    AnsweredBy(BTreeSet<IpAddr>),
     /// Connections that one of these addresses opened or answers.
     Of(BTreeSet<IpAddr>),
 }
 
 impl Wanted {
     fn has(&self, packet: &Packet, answer: Option<&Packet>) -> bool {
-        let source = packet.source.into();
+        let has_source = |all: &BTreeSet<IpAddr>, it: &Packet| all.contains(&it.source.into());
         match self {
-            Self::From(all) => all.contains(&source),
+            Self::From(all) => has_source(all, packet),
             Self::To(all) => all.contains(&packet.destination.into()),
+            Self::AnsweredBy(all) => answer.is_some_and(|it| has_source(all, it)),
             Self::Of(all) => {
-                all.contains(&source) || answer.is_some_and(|it| all.contains(&it.source.into()))
+                has_source(all, packet) || answer.is_some_and(|it| has_source(all, it))
             }
         }
     }

@@ -15,6 +15,7 @@ mod epoch;
 mod mapped;
 mod memory_model;
 mod object;
+mod openings;
 mod pins;
 mod plain;
 mod policies;
@@ -37,6 +38,7 @@ use self::attach::{Attachment, Program};
 use self::maps::Maps;
 pub use self::memory_model::may_cache;
 use self::object::MapsError;
+use self::openings::Openings;
 use self::pins::pin_directory;
 
 /// The kernel programs, compiled by `cargo xtask build-ebpf`; empty if the agent was
@@ -185,8 +187,10 @@ pub struct Dataplane {
     /// Vifs with an XDP stage.
     early: BTreeSet<u32>,
     verified_instructions: Option<u32>,
-    /// The maps.
+    /// The maps of what is in force.
     pub maps: Maps,
+    /// Connections towards clients.
+    pub openings: Openings,
 }
 
 impl Dataplane {
@@ -194,14 +198,14 @@ impl Dataplane {
     pub fn load(options: Options) -> Result<Self, DataplaneError> {
         let links = pin_directory(&options.pins)?;
         let mut ebpf = load_object(&options)?;
-        let maps = Maps::new(&mut ebpf)?;
+        let (maps, openings) = (Maps::new(&mut ebpf)?, Openings::new(&mut ebpf)?);
         for program in Program::ALL {
             program.of(&mut ebpf)?.load()?;
         }
         let from_client = Program::FromClient.of(&mut ebpf)?.info().ok();
         let verified_instructions = from_client.and_then(|it| it.verified_instruction_count());
         let (attached, early) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Self { ebpf, options, links, attached, early, verified_instructions, maps })
+        Ok(Self { ebpf, options, links, attached, early, verified_instructions, maps, openings })
     }
 
     /// The object, for reading its log.
