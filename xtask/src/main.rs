@@ -6,6 +6,8 @@ mod package;
 mod run;
 mod setup;
 mod suites;
+mod sum;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -35,6 +37,8 @@ enum Command {
     Demo(suites::Demo),
     /// Run all tests: pure ones, the program in the kernel, the agent in a rig.
     Test(suites::Test),
+    /// Run tests on other kernels, each in a virtual machine; print a matrix.
+    Vm(vm::Options),
     /// Make packages for Debian and Fedora of a release build.
     Package(package::Options),
     /// Measure. `cargo xtask bench --help` says what, and how.
@@ -59,6 +63,7 @@ fn obey(command: Command) -> Result<()> {
         Command::Build => suites::build().map(drop),
         Command::Demo(options) => suites::demo(&options),
         Command::Test(options) => suites::test(&options),
+        Command::Vm(options) => vm::run(&options),
         Command::Package(options) => package::build(&options),
         Command::Bench(what) => suites::bench(&what),
     }

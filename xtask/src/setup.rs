@@ -101,6 +101,34 @@ pub fn for_machines() -> Result<()> {
     programs(&[("systemd-nspawn", "systemd-container"), ("systemd-analyze", "systemd")])
 }
 
+/// What boots other kernels.
+pub fn for_kernels() -> Result<()> {
+    programs(&[
+        ("qemu-system-x86_64", "qemu-system-x86"),
+        ("busybox", "busybox-static"),
+        ("cpio", "cpio"),
+        ("depmod", "kmod"),
+        ("xz", "xz-utils"),
+        ("zstd", "zstd"),
+        ("strip", "binutils"),
+    ])
+}
+
+/// What builds a kernel.
+pub fn for_kernel_builds() -> Result<()> {
+    programs(&[
+        ("make", "make"),
+        ("gcc", "gcc"),
+        ("flex", "flex"),
+        ("bison", "bison"),
+        ("bc", "bc"),
+    ])?;
+    if Path::new("/usr/include/libelf.h").exists() {
+        return Ok(());
+    }
+    install_packages(&["libelf-dev"])
+}
+
 /// Programs, each with the package that it is in.
 fn programs(wanted: &[(&str, &'static str)]) -> Result<()> {
     let missing: Vec<&str> = wanted

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context as _, Result, bail};
 
 use crate::run::{output_of, root, run, say};
+use crate::sum::Sum;
 use crate::{ebpf, setup};
 
 /// Options of `demo`.
@@ -116,7 +117,7 @@ pub fn bench(bench: &Bench) -> Result<()> {
 }
 
 /// Everything that running in a rig takes.
-fn prepare(what: &str) -> Result<()> {
+pub fn prepare(what: &str) -> Result<()> {
     if output_of("id", &["-u"]).as_deref() != Some("0") {
         bail!("{what} load eBPF programs and make network namespaces: run this as root");
     }
@@ -124,64 +125,6 @@ fn prepare(what: &str) -> Result<()> {
     ebpf::build()
 }
 
-fn cargo(arguments: &[&str]) -> Result<()> {
+pub fn cargo(arguments: &[&str]) -> Result<()> {
     run(Command::new("cargo").current_dir(root()).args(arguments))
-}
-
-/// What all test binaries together say.
-#[derive(Default)]
-struct Sum {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
-    /// Tests among those that passed that did not run.
-    ran_not: usize,
-}
-
-impl Sum {
-    /// Reads a line like `test result: ok. 3 passed; 0 failed; 1 ignored; ...`, or one by
-    /// which a test that counts as passed says that it could not run here.
-    fn add(&mut self, line: &str) {
-        if line.starts_with("SKIPPED: ") {
-            self.skipped += 1;
-            self.ran_not += 1;
-        }
-        let Some((_, counts)) =
-            line.strip_prefix("test result: ").and_then(|rest| rest.split_once(". "))
-        else {
-            return;
-        };
-        for count in counts.split("; ") {
-            let Some((number, what)) = count.split_once(' ') else {
-                continue;
-            };
-            let number: usize = number.parse().unwrap_or(0);
-            match what {
-                "passed" => self.passed += number,
-                "failed" => self.failed += number,
-                "ignored" => self.skipped += number,
-                _ => {}
-            }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn results_of_all_binaries_are_summed_up() {
-        let mut sum = Sum::default();
-        let line = |passed| {
-            format!(
-                "test result: FAILED. {passed} passed; 1 failed; 2 ignored; 0 measured; 4 filtered out; finished in 0.1s"
-            )
-        };
-        sum.add(&line(3));
-        sum.add("test rig::life ... ok");
-        sum.add("SKIPPED: a flowtable: this kernel has none");
-        sum.add(&line(4));
-        assert_eq!((sum.passed, sum.failed, sum.skipped, sum.ran_not), (7, 2, 5, 1));
-    }
 }

@@ -1,0 +1,145 @@
+//! Packages of Debian that are unpacked and not installed: kernels and their sources, of more suites
+//! than this machine uses, from the mirror that it uses already.
+//! Never changes what is installed, nor apt's own lists.
+
+use std::cmp::Ordering;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::run::{output_of, run, say};
+
+/// Suites that have kernels.
+const SUITES: [&str; 5] = ["bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid"];
+const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
+
+/// Lists of packages, and packages, in a directory of their own.
+pub struct Packages {
+    directory: PathBuf,
+}
+
+impl Packages {
+    /// Reads the lists of all suites.
+    pub fn read(directory: PathBuf) -> Result<Self> {
+        let mirror = mirror()?;
+        for part in ["lists/partial", "cache/archives/partial", "unpacked"] {
+            fs::create_dir_all(directory.join(part))?;
+        }
+        let source = |suite| format!("deb [signed-by={KEYRING}] {mirror} {suite} main\n");
+        fs::write(directory.join("sources.list"), SUITES.map(source).concat())?;
+        let at = directory.display();
+        let configuration = format!(
+            "Dir::Etc::sourcelist \"{at}/sources.list\";\nDir::Etc::sourceparts \"-\";\n\
+             Dir::State::lists \"{at}/lists\";\nDir::Cache \"{at}/cache\";\n\
+             Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
+             Acquire::Languages \"none\";\n"
+        );
+        fs::write(directory.join("apt.conf"), configuration)?;
+        let packages = Self { directory };
+        say("reading Debian's lists of kernels");
+        run(packages.apt("apt-get").args(["-q", "update"]).stdout(std::process::Stdio::null()))?;
+        Ok(packages)
+    }
+
+    /// Name of the newest package with a kernel of this version; of any, with `None`.
+    pub fn newest_kernel(&self, version: Option<&str>) -> Result<String> {
+        let output = self.apt("apt-cache").args(["pkgnames", "linux-image-"]).output()?;
+        let names = String::from_utf8(output.stdout)?;
+        let kernels = names.lines().filter(|name| is_kernel(name, version));
+        let newest = kernels.max_by(|one, other| compare(one, other));
+        let wanted = version.unwrap_or("any version");
+        newest.map(str::to_owned).with_context(|| format!("Debian has no kernel of {wanted}"))
+    }
+
+    /// Unpacks a package, unless it was before, and returns where.
+    pub fn unpack(&self, package: &str) -> Result<PathBuf> {
+        let to = self.directory.join("unpacked").join(package);
+        if to.is_dir() {
+            return Ok(to);
+        }
+        say(&format!("fetching {package}"));
+        let archives = self.directory.join("cache/archives").join(package);
+        fs::create_dir_all(&archives)?;
+        run(self.apt("apt-get").current_dir(&archives).args(["-q", "download", package]))?;
+        let file = fs::read_dir(&archives)?.next().context("nothing was downloaded")??.path();
+        // Under another name until it is whole.
+        let part = to.with_extension("part");
+        run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&part))?;
+        fs::rename(&part, &to)?;
+        fs::remove_dir_all(&archives)?;
+        Ok(to)
+    }
+
+    fn apt(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env("APT_CONFIG", self.directory.join("apt.conf"));
+        command
+    }
+}
+
+/// Where this machine gets Debian's packages from.
+fn mirror() -> Result<String> {
+    let format = ["indextargets", "--format", "$(REPO_URI) $(COMPONENT)", "Created-By: Packages"];
+    let targets = output_of("apt-get", &format).context("`apt-get indextargets` fails")?;
+    let debian = |line: &str| {
+        let (address, component) = line.split_once(' ')?;
+        let is_it = component == "main" && address.trim_end_matches('/').ends_with("/debian");
+        is_it.then(|| address.to_owned())
+    };
+    match targets.lines().find_map(debian) {
+        Some(mirror) if Path::new(KEYRING).is_file() => Ok(mirror),
+        _ => bail!("kernels come from Debian's packages, and this machine gets none of these"),
+    }
+}
+
+/// Whether a package has a kernel for this machine, of this version.
+fn is_kernel(package: &str, version: Option<&str>) -> bool {
+    let middle = package.strip_prefix("linux-image-").and_then(|it| it.strip_suffix("-amd64"));
+    let Some(middle) = middle.filter(|it| it.starts_with(|first: char| first.is_ascii_digit()))
+    else {
+        return false;
+    };
+    let is_plain = !["cloud", "rt", "unsigned"].iter().any(|other| middle.contains(other));
+    let is_of = |version: &str| {
+        middle.strip_prefix(version).is_some_and(|rest| rest.starts_with(['.', '-', '+']))
+    };
+    is_plain && version.is_none_or(is_of)
+}
+
+/// Compares two names number by number.
+fn compare(one: &str, other: &str) -> Ordering {
+    let numbers = |name: &str| -> Vec<u32> {
+        name.split(|it: char| !it.is_ascii_digit()).filter_map(|it| it.parse().ok()).collect()
+    };
+    numbers(one).cmp(&numbers(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kernel_is_one_of_its_version_and_the_newest_has_the_largest_numbers() {
+        let names = [
+            "linux-image-6.1.0-47-amd64",
+            "linux-image-6.1.0-50-amd64",
+            "linux-image-6.12.9+deb13-amd64",
+            "linux-image-6.12.107+deb13-amd64",
+            "linux-image-6.12.107+deb13-cloud-amd64",
+            "linux-image-6.12.107+deb13-rt-amd64",
+            "linux-image-7.3.4+deb13-amd64",
+            "linux-image-amd64",
+            "linux-image-cloud-amd64",
+        ];
+        let newest = |version| {
+            let kernels = names.iter().filter(|name| is_kernel(name, version));
+            kernels.max_by(|one, other| compare(one, other)).copied()
+        };
+        assert_eq!(newest(Some("6.1")), Some("linux-image-6.1.0-50-amd64"));
+        assert_eq!(newest(Some("6.12")), Some("linux-image-6.12.107+deb13-amd64"));
+        assert_eq!(newest(Some("6.6")), None);
+        assert_eq!(newest(None), Some("linux-image-7.3.4+deb13-amd64"));
+    }
+}
