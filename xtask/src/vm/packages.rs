@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -39,7 +39,7 @@ impl Packages {
         fs::write(directory.join("apt.conf"), configuration)?;
         let packages = Self { directory };
         say("reading Debian's lists of kernels");
-        run(packages.apt("apt-get").args(["-q", "update"]).stdout(std::process::Stdio::null()))?;
+        run(packages.apt("apt-get").args(["-q", "update"]).stdout(Stdio::null()))?;
         Ok(packages)
     }
 
@@ -53,7 +53,8 @@ impl Packages {
         newest.map(str::to_owned).with_context(|| format!("Debian has no kernel of {wanted}"))
     }
 
-    /// Unpacks a package, unless it was before, and returns where.
+    /// Unpacks a package, with the parts that it may be split into, unless that was done before.
+    /// Returns where it is.
     pub fn unpack(&self, package: &str) -> Result<PathBuf> {
         let to = self.directory.join("unpacked").join(package);
         if to.is_dir() {
@@ -62,14 +63,29 @@ impl Packages {
         say(&format!("fetching {package}"));
         let archives = self.directory.join("cache/archives").join(package);
         fs::create_dir_all(&archives)?;
-        run(self.apt("apt-get").current_dir(&archives).args(["-q", "download", package]))?;
-        let file = fs::read_dir(&archives)?.next().context("nothing was downloaded")??.path();
+        let mut download = self.apt("apt-get");
+        download.current_dir(&archives).args(["-q", "download", package]);
+        run(download.args(self.parts(package)?).stdout(Stdio::null()))?;
         // Under another name until it is whole.
-        let part = to.with_extension("part");
-        run(Command::new("dpkg-deb").arg("-x").arg(&file).arg(&part))?;
+        let part = self.directory.join("unpacked/part");
+        for file in fs::read_dir(&archives)? {
+            run(Command::new("dpkg-deb").arg("-x").arg(file?.path()).arg(&part))?;
+        }
         fs::rename(&part, &to)?;
         fs::remove_dir_all(&archives)?;
         Ok(to)
+    }
+
+    /// Packages that hold parts of this one: the kernel and its modules, in newer suites.
+    fn parts(&self, package: &str) -> Result<Vec<String>> {
+        let Some(version) = package.strip_prefix("linux-image-") else {
+            return Ok(Vec::new());
+        };
+        let output = self.apt("apt-cache").args(["depends", "--important", package]).output()?;
+        let text = String::from_utf8(output.stdout)?;
+        let needs = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let parts = ["linux-binary-", "linux-modules-"].map(|part| format!("{part}{version}"));
+        Ok(needs.filter(|name| parts.iter().any(|part| part == name)).map(str::to_owned).collect())
     }
 
     fn apt(&self, program: &str) -> Command {
