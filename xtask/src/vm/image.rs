@@ -104,15 +104,17 @@ pub fn make(unpacked: &Path, directory: &Path, job: &str) -> Result<Image> {
     Ok(Image { kernel: kernel_in(unpacked)?, initramfs })
 }
 
+/// The kernel in a build, or in a package of an older or a newer suite.
 fn kernel_in(unpacked: &Path) -> Result<PathBuf> {
     let built = unpacked.join("arch/x86/boot/bzImage");
-    if built.is_file() {
-        return Ok(built);
-    }
-    let boot = fs::read_dir(unpacked.join("boot")).context("a package without /boot")?;
-    let mut files = boot.flatten().map(|file| file.path());
-    let is_kernel = |file: &PathBuf| file.to_string_lossy().contains("vmlinuz");
-    files.find(is_kernel).context("a package without a kernel")
+    let boot = fs::read_dir(unpacked.join("boot")).into_iter().flatten().flatten();
+    let in_boot = boot.map(|file| file.path()).filter(|file| {
+        file.file_name().is_some_and(|name| name.to_string_lossy().starts_with("vmlinuz-"))
+    });
+    let trees = fs::read_dir(unpacked.join("usr/lib/modules")).into_iter().flatten().flatten();
+    let beside_modules = trees.map(|tree| tree.path().join("vmlinuz"));
+    let mut candidates = [built].into_iter().chain(in_boot).chain(beside_modules);
+    candidates.find(|file| file.is_file()).context("a package without a kernel")
 }
 
 /// Copies the modules that are wanted, uncompressed, and lists them anew.

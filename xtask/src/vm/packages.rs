@@ -84,7 +84,8 @@ impl Packages {
         let output = self.apt("apt-cache").args(["depends", "--important", package]).output()?;
         let text = String::from_utf8(output.stdout)?;
         let needs = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        let parts = ["linux-binary-", "linux-modules-"].map(|part| format!("{part}{version}"));
+        let parts = ["linux-base-", "linux-binary-", "linux-modules-"]
+            .map(|part| format!("{part}{version}"));
         Ok(needs.filter(|name| parts.iter().any(|part| part == name)).map(str::to_owned).collect())
     }
 
