@@ -274,6 +274,7 @@ impl Prepare {
             pattern: self.vifs.clone(),
             redirections: Surroundings { resolvers, ..Surroundings::default() }.redirections(),
             uplinks: self.uplinks(),
+            in_front: BTreeSet::new(),
         }
     }
 

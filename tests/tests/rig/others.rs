@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_core::told::status::{Loss, State};
+use firewall_core::told::passage::Loss;
+use firewall_core::told::status::State;
 use firewall_tests::oracle::Rule;
 use firewall_tests::rig::ClientSpec;
 use firewall_tests::rig::agent::PATIENCE;
@@ -92,7 +93,8 @@ fn what_is_accepted_and_does_not_leave_is_told_with_what_is_in_between() -> Resu
     )?;
     let is_named = |lost: &Loss| {
         let chain = "forward, priority -5: table inet others, chain strict";
-        lost.between.iter().any(|it| it == chain) && lost.left_frames < lost.accepted_frames
+        lost.between.iter().any(|it| it.to_string() == chain)
+            && lost.left_frames < lost.accepted_frames
     };
     agent.wait_for("the chain in between to be named", |status| {
         for _ in 0..10 {

@@ -7,10 +7,11 @@ use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::added::Warning;
 use firewall_core::told::status::State;
 use firewall_tests::oracle::{Proto, Rule};
-use firewall_tests::rig::agent::write_rules;
+use firewall_tests::rig::agent::{Agent, write_rules};
 use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 use nix::sys::signal::Signal;
 
+use super::closed::Lacking;
 use super::files::cli;
 use super::marks::LONG;
 use super::own_recipes::{MODES, Scene, recipe};
@@ -62,6 +63,15 @@ fn survives(scene: &Scene, name: &str, expected: Outcome) -> Result<()> {
         is_listed(chain)?;
         check(scene, &format!("{name}: a part of {chain} was gone"), expected);
     }
+    let [before, _] = mended(scene);
+    let handles = own_handles(scene, "forward")?;
+    let deletions = handles
+        .iter()
+        .map(|handle| format!("delete rule ip qubes-firewall forward handle {handle}\n"));
+    scene.netvm().nft(&deletions.collect::<String>())?;
+    scene.agent.wait_for("without ours", |_| mended(scene)[0] > before)?;
+    is_listed("without ours")?;
+    check(scene, &format!("{name}: all of ours were gone"), expected);
     scene.agent.signal(Signal::SIGHUP)?;
     check(scene, &format!("{name}: read again"), expected);
     // Servers of DNS that change have the agent write its tables.
@@ -72,6 +82,15 @@ fn survives(scene: &Scene, name: &str, expected: Outcome) -> Result<()> {
     is_listed("another resolver")?;
     check(scene, &format!("{name}: another resolver"), expected);
     Ok(())
+}
+
+/// Numbers of the agent's rules in a chain of the gate.
+fn own_handles(scene: &Scene, chain: &str) -> Result<Vec<String>> {
+    let listed = list(scene)?;
+    let rules = listed.split(&format!("chain {chain} {{")).nth(1).context("no chain")?;
+    let rules = rules.split('}').next().context("no end")?;
+    let own = rules.lines().filter(|it| it.contains("firewall-agent "));
+    Ok(own.filter_map(|it| it.rsplit(' ').next()).map(str::to_owned).collect())
 }
 
 fn list(scene: &Scene) -> Result<String> {
@@ -206,5 +225,44 @@ fn what_a_user_appends_opens_a_qube_without_rules_as_well() -> Result<()> {
     write_rules(scene.world.rig.directory(), scene.world.v4, "policy = drop\ncommit\n")?;
     scene.agent.wait_for_state(scene.world.v4, State::Live)?;
     check(&scene, "with rules again", Outcome::Accepted);
+    Ok(())
+}
+
+#[test]
+fn mending_is_tried_several_times_and_then_all_is_loaded_anew_and_told() -> Result<()> {
+    const TRIES: usize = 8;
+    let world = World::new("tries")?;
+    let lacking = Lacking::new(&world.rig, "")?;
+    let agent = Agent::start_in(&world.rig, &[], &[lacking.environment()?])?;
+    agent.wait_for_vif(world.client.vif())?;
+    world.put(&agent, &[tcp_443()])?;
+    let (v4, v6) = WEB;
+    let netvm = world.rig.netvm();
+    netvm.nft("insert rule ip qubes-firewall forward ip saddr 192.0.2.99 drop")?;
+    let added = || -> Result<usize> { Ok(agent.status()?.agent.added_rules.len()) };
+    agent.wait_for("the rule", |status| status.agent.added_rules.len() == 1)?;
+    let anew = "all of it is loaded anew";
+    // Only what mends begins so.
+    let mends = "^(add|insert) rule ";
+    let tried = || -> Result<usize> {
+        let own = "rule ip6 qubes-firewall forward jump qubes-forward ";
+        Ok(lacking.told()?.matches(own).count())
+    };
+    for (times, tries) in [(TRIES - 1, TRIES), (TRIES, TRIES)] {
+        let before = tried()?;
+        let losses = |log: String| log.matches("somebody removed the gate").count();
+        let lost = losses(agent.log());
+        lacking.refuse_so_often(mends, times)?;
+        netvm.nft("flush chain ip6 qubes-firewall forward")?;
+        agent.wait_for("noticed", |_| losses(agent.log()) > lost)?;
+        agent.wait_for("mended", |status| {
+            let rule = usize::from(times < TRIES);
+            status.agent.gate_problem.is_none() && status.agent.added_rules.len() == rule
+        })?;
+        assert_eq!(tried()? - before, tries, "{}", agent.log());
+        assert_eq!(agent.log().contains(anew), times == TRIES, "{}", agent.log());
+        world.check(&format!("refused {times} times"), v4, v6);
+    }
+    assert_eq!(added()?, 0);
     Ok(())
 }
