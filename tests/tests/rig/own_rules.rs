@@ -1,14 +1,16 @@
 //! Rules that users add to the agent's tables: that they work, that they stay, and that they are told.
 //! Never says how a recipe goes: docs/own-rules.md does.
 
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::added::Warning;
 use firewall_core::told::status::State;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::rig::agent::{Agent, write_rules};
-use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::server::EchoServer;
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use nix::sys::signal::Signal;
 
 use super::closed::Lacking;
@@ -264,5 +266,54 @@ fn mending_is_tried_several_times_and_then_all_is_loaded_anew_and_told() -> Resu
         world.check(&format!("refused {times} times"), v4, v6);
     }
     assert_eq!(added()?, 0);
+    Ok(())
+}
+
+/// The port that the server names, in the words of FTP.
+const NAMED: (u16, &str) = (8080, "227 Entering Passive Mode (198,51,100,7,31,144)\r\n");
+
+#[test]
+fn the_second_connection_of_ftp_is_judged_by_rules_unless_a_recipe_lets_it_pass() -> Result<()> {
+    let [helper, accept] = recipe("The second connection of FTP")?;
+    let ftp = Rule { ports: Some((21, 21)), ..tcp_443() };
+    for mode in MODES {
+        let scene = Scene::new("ftp", mode, std::slice::from_ref(&ftp))?;
+        let (qube, internet) = (scene.world.client.namespace(), scene.world.rig.internet());
+        let probe = "table ip probe { ct helper ftp { type \"ftp\" protocol tcp; }; }";
+        if scene.netvm().nft(probe).is_err() {
+            firewall_tests::skip("the_second_connection_of_ftp", "this kernel has no helper")?;
+            return Ok(());
+        }
+        let serve = |port| EchoServer::start(internet, SocketAddr::new(SERVER4, port));
+        let [first, second, other] = [21, NAMED.0, NAMED.0 + 1];
+        let _servers = [serve(first)?, serve(second)?, serve(other)?];
+        let [first, second, other] =
+            [first, second, other].map(|port| SocketAddr::new(SERVER4, port));
+        // What the client says comes back as the server's word; the helper reads whole lines only,
+        // and not the first.
+        let connect = || -> Result<TcpStream> {
+            let mut control = qube.run(|| Ok(TcpStream::connect_timeout(&first, LONG)?))?;
+            control.set_read_timeout(Some(LONG))?;
+            for line in ["220 hello\r\n", NAMED.1] {
+                control.write_all(line.as_bytes())?;
+                control.read_exact(&mut vec![0; line.len()])?;
+            }
+            Ok(control)
+        };
+        let open = || Probe::tcp(qube, second).run(LONG);
+        scene.run(&helper)?;
+        let control = connect()?;
+        assert_eq!(open()?, PROHIBITED4, "{mode}: judged by rules");
+        drop(control);
+        scene.run(&accept)?;
+        assert_eq!(open()?, PROHIBITED4, "{mode}: nobody named it");
+        let _control = connect()?;
+        assert_eq!(Probe::tcp(qube, other).run(LONG)?, PROHIBITED4, "{mode}: not the named one");
+        let mut flow = OpenFlow::open(qube, second, LONG)?;
+        for _ in 0..3 {
+            ensure!(flow.exchange(LONG)?, "{mode}: a later packet of it");
+        }
+        assert_eq!(open()?, PROHIBITED4, "{mode}: it was named for one connection");
+    }
     Ok(())
 }
