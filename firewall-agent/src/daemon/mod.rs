@@ -298,9 +298,9 @@ impl Daemon {
 /// By which links alone clients' packets leave now, as long as QubesDB may say something else: until
 /// it was read, what an earlier agent or `prepare` has read there stays in force.
 async fn uplinks_before(source: &Place) -> Result<Option<Uplinks>> {
-    match source {
-        Place::QubesDb(_) => gate::uplinks_in_force().await.context("cannot look at the gate"),
-        Place::Files(_) => Ok(None),
+    match source.lists_uplinks() {
+        true => gate::uplinks_in_force().await.context("cannot look at the gate"),
+        false => Ok(None),
     }
 }
 
