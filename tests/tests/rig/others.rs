@@ -11,6 +11,7 @@ use firewall_tests::rig::ClientSpec;
 use firewall_tests::rig::agent::PATIENCE;
 use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
+use super::files::cli;
 use super::world::*;
 
 #[test]
@@ -103,6 +104,17 @@ fn what_is_accepted_and_does_not_leave_is_told_with_what_is_in_between() -> Resu
         status.agent.lost.as_ref().is_some_and(is_named)
     })?;
     agent.wait_for_log("not all that rules accepted left")?;
+    let (client, chain) = (world.v4.to_string(), "table inet others");
+    let explain = ["explain", "--from", &client, "--to", "198.51.100.7:443/udp"];
+    agent.wait_for("it to be explained", |_| {
+        for _ in 0..10 {
+            let _ = send().run(std::time::Duration::from_millis(1));
+        }
+        // How the text is broken into lines is not asked.
+        let text = cli(&agent, &explain).map(|(_, text)| text).unwrap_or_default();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        text.contains(&format!("In between: forward, priority -5: {chain}, chain strict"))
+    })?;
     world.rig.netvm().nft("delete table inet others")?;
     agent.wait_for("it to be over", |status| {
         ensure_sent(&send);

@@ -10,6 +10,7 @@ use firewall_core::told::status::State;
 use firewall_tests::oracle::{Proto, Rule};
 use firewall_tests::rig::agent::{Agent, write_rules};
 use firewall_tests::rig::server::EchoServer;
+use firewall_tests::traffic::frames;
 use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use nix::sys::signal::Signal;
 
@@ -300,20 +301,30 @@ fn the_second_connection_of_ftp_is_judged_by_rules_unless_a_recipe_lets_it_pass(
             }
             Ok(control)
         };
-        let open = || Probe::tcp(qube, second).run(LONG);
+        // Whoever is answered after the first packet is told the same as who never got that far.
+        let denied = |name: &str, to: SocketAddr| -> Result<()> {
+            let mut left = frames::capture(internet, "eth0")?;
+            assert_eq!(Probe::tcp(qube, to).run(LONG)?, PROHIBITED4, "{mode}: {name}");
+            let port = to.port().to_be_bytes();
+            // The first packet of a connection, by its flags.
+            let is_it =
+                |frame: &[u8]| frame.get(36..38) == Some(&port) && frame.get(47) == Some(&2);
+            ensure!(left.wait_for(is_it, SILENCE)?.is_none(), "{mode}: {name}: it left");
+            Ok(())
+        };
         scene.run(&helper)?;
         let control = connect()?;
-        assert_eq!(open()?, PROHIBITED4, "{mode}: judged by rules");
+        denied("judged by rules", second)?;
         drop(control);
         scene.run(&accept)?;
-        assert_eq!(open()?, PROHIBITED4, "{mode}: nobody named it");
+        denied("nobody named it", second)?;
         let _control = connect()?;
-        assert_eq!(Probe::tcp(qube, other).run(LONG)?, PROHIBITED4, "{mode}: not the named one");
+        denied("not the named one", other)?;
         let mut flow = OpenFlow::open(qube, second, LONG)?;
         for _ in 0..3 {
             ensure!(flow.exchange(LONG)?, "{mode}: a later packet of it");
         }
-        assert_eq!(open()?, PROHIBITED4, "{mode}: it was named for one connection");
+        denied("named for one connection", second)?;
     }
     Ok(())
 }
