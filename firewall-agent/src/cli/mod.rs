@@ -274,6 +274,7 @@ impl Prepare {
             pattern: self.vifs.clone(),
             redirections: Surroundings { resolvers, ..Surroundings::default() }.redirections(),
             uplinks: self.uplinks(),
+            in_front: BTreeSet::new(),
         }
     }
 
@@ -295,7 +296,9 @@ impl Run {
             || self.prepare.qubesdb().map_or(SourceKind::Files, |_| SourceKind::Qubesdb);
         match self.source.unwrap_or_else(by_default) {
             SourceKind::Qubesdb => Place::QubesDb(self.prepare.root.join(QUBESDB)),
-            SourceKind::Files => Place::Files(self.rules.clone()),
+            SourceKind::Files => {
+                Place::Files { directory: self.rules.clone(), qubesdb: self.prepare.qubesdb() }
+            }
         }
     }
 }

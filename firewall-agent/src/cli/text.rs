@@ -11,8 +11,9 @@ use firewall_core::rules::Family;
 use firewall_core::rules::lint::match_first;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 use firewall_core::told::added::{AddedRule, Warning};
+use firewall_core::told::passage::Loss;
 use firewall_core::told::status::{
-    ClientStatus, CounterStatus, FailingStatus, Loss, NameStatus, ProblemStatus, RuleStatus, State,
+    ClientStatus, CounterStatus, FailingStatus, NameStatus, ProblemStatus, RuleStatus, State,
     Status, UplinkStatus, UplinksFrom, UplinksStatus,
 };
 use firewall_core::uplinks::KEY;
@@ -69,14 +70,13 @@ pub fn summary(status: &Status) -> String {
             let _ = writeln!(text, "    {word}: {}", warning.told());
         }
     }
-    if let Some(Loss { accepted_frames, left_frames, seconds, between }) = &agent.lost {
-        let _ = writeln!(
-            text,
-            "WARNING: rules accepted {accepted_frames} frames in the last {seconds} s, and \
-             {left_frames} left; others' chains, a missing route or a full queue may be why"
-        );
-        for chain in between {
+    if let Some(loss) = &agent.lost {
+        let _ = writeln!(text, "WARNING: {}", lost(loss));
+        for chain in &loss.between {
             let _ = writeln!(text, "  in between: {chain}");
+        }
+        if let Some(why) = &loss.between_problem {
+            let _ = writeln!(text, "  in between: nobody knows what: {why}");
         }
     }
     for (reason, counter) in &status.strays {
@@ -112,6 +112,13 @@ pub fn summary(status: &Status) -> String {
     if let Some(problem) = &agent.gate_problem {
         let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");
     }
+    if let Some(problem) = &agent.resolvers_problem {
+        let _ = writeln!(
+            text,
+            "PROBLEM: nobody knows which virtual resolvers are redirected, what was known before \
+             counts: {problem}"
+        );
+    }
     for FailingStatus { what, why, next_seconds_left: next } in &agent.failing {
         let _ = writeln!(text, "PROBLEM: {what}: {why}; it is tried again in {next} s");
     }
@@ -140,6 +147,14 @@ pub fn summary(status: &Status) -> String {
         }
     }
     text
+}
+
+/// That not all leaves that rules accept.
+pub fn lost(Loss { accepted_frames, left_frames, seconds, .. }: &Loss) -> String {
+    format!(
+        "rules accepted {accepted_frames} frames in the last {seconds} s, and {left_frames} left; \
+         others' chains, a missing route or a full queue may be why"
+    )
 }
 
 /// By which links alone clients' packets may leave, and who says so.

@@ -27,10 +27,8 @@ impl Daemon {
                 Some(tried(Task::LeaveToOthers, maps.leave_to_others(others)))
             }
             Effect::LookBetween => {
-                let between = crate::edges::gate::between()
-                    .await
-                    .unwrap_or_else(|error| vec![format!("nobody knows what: {error}")]);
-                Some(Event::Between(between))
+                let between = crate::edges::gate::between().await;
+                Some(Event::Between(between.map_err(Why::of)))
             }
             Effect::Redirect(redirections) => {
                 self.gate.redirections = redirections;

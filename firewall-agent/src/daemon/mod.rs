@@ -26,7 +26,7 @@ use crate::edges::dataplane::records::{Log, Records};
 use crate::edges::dataplane::{self, Dataplane};
 use crate::edges::desktop::Desktop;
 use crate::edges::dns::Dns;
-use crate::edges::gate::{self, Gate};
+use crate::edges::gate::{self, Gate, Look};
 use crate::edges::links::{Pattern, Watch};
 use crate::edges::memory;
 use crate::edges::resolv_conf::{self, Resolvers};
@@ -162,7 +162,7 @@ impl Daemon {
         gate.uplinks = Uplinks::both(gate.uplinks.as_ref(), uplinks_before.as_ref());
         let gate_changes = gate::changes().context("cannot open netlink of nftables")?;
         // What `prepare` has loaded stays: scripts may have added to it since.
-        match gate.look().await.context("cannot look at the gate")? {
+        match gate.look().await.gate {
             GateLook::Whole(_) => {}
             GateLook::Appended(_) => gate.mend().await.context("cannot mend the gate")?,
             GateLook::Changed(difference) | GateLook::Unknown(Why(difference)) => {
@@ -287,16 +287,10 @@ impl Daemon {
     }
 
     async fn check_gate(&mut self) {
-        let look = self.gate.look().await;
-        let look = look.unwrap_or_else(|error| GateLook::Unknown(Why::of(error)));
-        self.happened(Event::Gate(look)).await;
-        if self.gate.mode == gate::Mode::Qubes {
-            match gate::not_redirected().await {
-                Ok(resolvers) => self.happened(Event::NotRedirected(resolvers)).await,
-                Err(error) => {
-                    warn!(%error, "nobody knows whether virtual resolvers are redirected");
-                }
-            }
+        let Look { gate, not_redirected } = self.gate.look().await;
+        self.happened(Event::Gate(gate)).await;
+        if let Some(resolvers) = not_redirected {
+            self.happened(Event::NotRedirected(resolvers)).await;
         }
     }
 }
@@ -304,9 +298,9 @@ impl Daemon {
 /// By which links alone clients' packets leave now, as long as QubesDB may say something else: until
 /// it was read, what an earlier agent or `prepare` has read there stays in force.
 async fn uplinks_before(source: &Place) -> Result<Option<Uplinks>> {
-    match source {
-        Place::QubesDb(_) => gate::uplinks_in_force().await.context("cannot look at the gate"),
-        Place::Files(_) => Ok(None),
+    match source.lists_uplinks() {
+        true => gate::uplinks_in_force().await.context("cannot look at the gate"),
+        false => Ok(None),
     }
 }
 

@@ -9,6 +9,7 @@ use tracing::{error, info, warn};
 use firewall_core::events::Notice;
 use firewall_core::rules::question::Question;
 use firewall_core::told::added::{AddedRule, Warning};
+use firewall_core::told::passage::Loss;
 
 /// Most addresses, names or rules of others in one line of the log.
 const MOST_SHOWN: usize = 8;
@@ -92,10 +93,19 @@ pub(super) fn log(notice: &Notice) {
             accepted_frames = lost.accepted_frames,
             left_frames = lost.left_frames,
             seconds = lost.seconds,
-            between = lost.between.join("; "),
+            between = between(lost),
             "not all that rules accepted left; others' chains, a missing route or a full queue may be \
              why"
         ),
+        Notice::ResolversProblem(Some(why)) => {
+            error!(
+                why,
+                "cannot read which virtual resolvers are redirected; what was known counts"
+            );
+        }
+        Notice::ResolversProblem(None) => {
+            info!("which virtual resolvers are redirected can be read again");
+        }
         Notice::GateUnknown(error) => {
             error!(%error, "cannot look at the gate; loading it again");
         }
@@ -105,6 +115,14 @@ pub(super) fn log(notice: &Notice) {
             "connections that rules deny may not all have ended; their clients' denied packets \
                  are dropped until an agent has ended them"
         ),
+    }
+}
+
+/// What is between the program and the way out.
+fn between(lost: &Loss) -> String {
+    match &lost.between_problem {
+        Some(why) => format!("nobody knows what: {why}"),
+        None => lost.between.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "),
     }
 }
 

@@ -16,6 +16,7 @@ use crate::rules::Ruleset;
 use crate::rules::question::Question;
 use crate::rules::source::SourceError;
 use crate::told::added::AddedRule;
+use crate::told::passage::BaseChain;
 use crate::told::status::Attachment;
 use crate::uplinks::{BadUplinks, Uplinks};
 
@@ -119,12 +120,12 @@ pub enum Event {
     },
     /// How the gate was found.
     Gate(GateLook),
-    /// Which virtual resolvers no rule of nftables leads elsewhere.
-    NotRedirected(BTreeSet<Ipv4Addr>),
+    /// Which virtual resolvers no rule of nftables leads elsewhere, or why that cannot be read.
+    NotRedirected(Result<BTreeSet<Ipv4Addr>, Why>),
     /// How many frames got a permit so far, and how many frames of these left.
     Passage([u64; 2]),
     /// What else in nftables packets of clients come by ([`Effect::LookBetween`](super::Effect::LookBetween)).
-    Between(Vec<String>),
+    Between(Result<Vec<BaseChain>, Why>),
     /// What came of [`Effect::LoadGate`](super::Effect::LoadGate).
     GateLoaded(Result<(), Why>),
     /// Packets were denied.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use super::Why;
 use crate::rules::question::Question;
 use crate::told::added::AddedRule;
-use crate::told::status::{Attachment, Loss};
+use crate::told::passage::Loss;
+use crate::told::status::Attachment;
 use crate::uplinks::Uplinks;
 
 /// News worth a line in the log.
@@ -137,6 +138,9 @@ pub enum Notice {
     },
     /// Of what rules accepted, not everything left.
     Lost(Loss),
+    /// Why it cannot be read which virtual resolvers somebody leads to a real one; `None`: it can be
+    /// again.
+    ResolversProblem(Option<String>),
     /// Why the gate cannot be looked at.
     GateUnknown(Why),
     /// Why the gate could not be loaded.

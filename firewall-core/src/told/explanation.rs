@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::protocol;
 use crate::rules::Action;
 use crate::rules::explain::Aspect;
+use crate::told::passage::Loss;
 use crate::told::status::{Mode, ProblemStatus, State};
 use crate::told::words::{self, Named};
 
@@ -170,6 +171,9 @@ pub struct Explanation {
     pub mode: Option<Mode>,
     /// How many rules others added to the agent's tables. What such a rule does is not looked at.
     pub added_rules: usize,
+    /// What rules of whatever client accepted lately and did not leave; nothing if all left, if too
+    /// little was sent to tell, or for a file.
+    pub lost: Option<Loss>,
     /// Whether the destination is the address of another client.
     pub to_client: bool,
     /// Names of the only links by which clients' packets may leave, beside those to other clients;
@@ -228,6 +232,17 @@ pub struct Explained {
     pub connection: Option<Connection>,
     /// Why the kernel's table of connections cannot be read.
     pub connection_problem: Option<String>,
+}
+
+impl Explained {
+    /// What rules accepted lately and did not leave, if the packet goes the way of it: on with a permit.
+    pub fn lost(&self) -> Option<&Loss> {
+        let is_accepted = match self.judgement.verdict {
+            Verdict::Accept | Verdict::Audit => self.outcome == Outcome::Forwarded,
+            Verdict::Reject | Verdict::Pass | Verdict::Related | Verdict::Drop => false,
+        };
+        self.agent.as_ref()?.lost.as_ref().filter(|_| is_accepted)
+    }
 }
 
 /// What becomes of a packet.

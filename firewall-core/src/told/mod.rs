@@ -5,6 +5,7 @@ pub mod added;
 pub mod explanation;
 pub mod failure;
 pub mod news;
+pub mod passage;
 pub mod remains;
 pub mod report;
 pub mod schema;

@@ -11,20 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules::{Action, Family};
 use crate::told::added::AddedRule;
+use crate::told::passage::Loss;
 use crate::told::words::Named;
-
-/// What rules accepted and did not leave by any interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Loss {
-    /// Frames that rules accepted.
-    pub accepted_frames: u64,
-    /// Frames of these that left by an uplink, or to another client.
-    pub left_frames: u64,
-    /// In how many seconds that was.
-    pub seconds: u64,
-    /// Chains of others in nftables that these frames come by.
-    pub between: Vec<String>,
-}
 
 /// Everything about a running agent.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -72,6 +60,9 @@ pub struct AgentStatus {
     pub uplinks_problem: Option<String>,
     /// Why the last attempt to load the gate failed; nothing if it did not.
     pub gate_problem: Option<String>,
+    /// Why it cannot be read which virtual resolvers somebody leads to a real one, so that what was
+    /// known before counts; nothing if it can.
+    pub resolvers_problem: Option<String>,
     /// Rules that others added to the agent's tables, as the gate was last found whole.
     pub added_rules: Vec<AddedRule>,
     /// What rules accepted lately and did not leave; nothing if all left, or too little was sent to

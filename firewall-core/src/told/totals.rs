@@ -104,8 +104,9 @@ pub fn problems(status: &Status) -> usize {
     let vifs = vifs.count();
     let uplinks = status.agent.unguarded_uplinks.len();
     let names = status.names.iter().filter(|name| name.problem.is_some()).count();
-    let AgentStatus { gate_problem, source_problem, uplinks_problem, .. } = &status.agent;
-    let agent = [gate_problem, source_problem, uplinks_problem];
+    let AgentStatus { gate_problem, source_problem, uplinks_problem, resolvers_problem, .. } =
+        &status.agent;
+    let agent = [gate_problem, source_problem, uplinks_problem, resolvers_problem];
     let unpinned = usize::from(status.agent.unpinned_programs > 0);
     let failing = status.agent.failing.len();
     let opens = |warning| match warning {

@@ -51,6 +51,7 @@ impl World {
                 default: live.map(|live| live.ruleset.default),
                 mode: Some(self.gate.mode()),
                 added_rules: self.gate.added().len(),
+                lost: self.passage.lost().cloned(),
                 to_client: self.connected.contains(packet.destination.into()),
                 uplinks: self.uplinks_status().map(UplinksStatus::names),
                 redirected_to: redirected(self.standings.surroundings(), packet),

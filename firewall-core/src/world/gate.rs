@@ -1,8 +1,10 @@
 //! What is known of the gate: whether it is in force, what others added to it, and where it leads DNS.
 //! Never knows its own rules.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
+use super::World;
 use crate::events::{Effect, GateLook, Notice, Why};
 use crate::told::added::AddedRule;
 use crate::told::status::Mode;
@@ -19,12 +21,14 @@ pub(super) struct Gate {
     problem: Option<String>,
     /// Rules that others added.
     added: Vec<AddedRule>,
+    /// Why it cannot be read where others lead DNS.
+    resolvers_problem: Option<String>,
 }
 
 impl Gate {
     /// The gate that is in force as the agent starts.
     pub(super) fn new(mode: Mode, redirections: Redirections) -> Self {
-        Self { mode, redirections, problem: None, added: Vec::new() }
+        Self { mode, redirections, ..Self::default() }
     }
 
     /// Takes in how the gate was found. Without it, everything is forwarded: it is loaded again.
@@ -74,6 +78,14 @@ impl Gate {
         [Effect::Redirect(redirections)].into_iter().chain(load).collect()
     }
 
+    /// Takes in whether it can be read where others lead DNS.
+    fn read_redirections(&mut self, outcome: Result<(), Why>) -> Option<Effect> {
+        let problem = outcome.err().map(|Why(why)| why);
+        let is_other = self.resolvers_problem != problem;
+        self.resolvers_problem.clone_from(&problem);
+        is_other.then_some(Effect::Tell(Notice::ResolversProblem(problem)))
+    }
+
     /// Who translates addresses.
     pub(super) fn mode(&self) -> Mode {
         self.mode
@@ -89,8 +101,29 @@ impl Gate {
         &self.added
     }
 
+    /// Why it cannot be read where others lead DNS.
+    pub(super) fn resolvers_problem(&self) -> Option<&str> {
+        self.resolvers_problem.as_deref()
+    }
+
     /// Why the gate could not be loaded.
     pub(super) fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
+    }
+}
+
+impl World {
+    /// Takes in which virtual resolvers nobody leads elsewhere. As long as that cannot be read, what
+    /// was known before counts.
+    pub(super) fn not_redirected(
+        &mut self,
+        resolvers: Result<BTreeSet<Ipv4Addr>, Why>,
+    ) -> Vec<Effect> {
+        let (changes, outcome) = match resolvers {
+            Ok(resolvers) => (self.standings.set_not_redirected(resolvers), Ok(())),
+            Err(why) => (Vec::new(), Err(why)),
+        };
+        let told = self.gate.read_redirections(outcome);
+        told.into_iter().chain(self.follow_changes(changes)).collect()
     }
 }

@@ -183,10 +183,7 @@ impl World {
                 one(self.passage.look(frames, is_watched, now))
             }
             Event::Between(between) => one(self.passage.between(between)),
-            Event::NotRedirected(resolvers) => {
-                let changes = self.standings.set_not_redirected(resolvers);
-                self.follow_changes(changes)
-            }
+            Event::NotRedirected(resolvers) => self.not_redirected(resolvers),
             Event::GateLoaded(outcome) => one(self.gate.loaded(outcome)),
             Event::Denied { records, time_ms } => {
                 records.iter().for_each(|record| self.denials.count(record));

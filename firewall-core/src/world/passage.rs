@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use crate::events::{Effect, Notice};
+use crate::events::{Effect, Notice, Why};
 use crate::time::Moment;
-use crate::told::status::Loss;
+use crate::told::passage::{BaseChain, Loss};
 
 /// Fewer frames tell nothing: some are on their way, and some are lost anywhere.
 const FEWEST: u64 = 20;
@@ -48,16 +48,20 @@ impl Passage {
             return None;
         }
         let is_new = self.lost.is_none();
-        let between = self.lost.take().map(|lost| lost.between).unwrap_or_default();
+        let before = self.lost.take().map(|lost| (lost.between, lost.between_problem));
+        let (between, between_problem) = before.unwrap_or_default();
         let seconds = time.as_secs();
-        self.lost = Some(Loss { accepted_frames, left_frames, seconds, between });
+        self.lost = Some(Loss { accepted_frames, left_frames, seconds, between, between_problem });
         is_new.then_some(Effect::LookBetween)
     }
 
     /// Takes in what is in between.
-    pub(super) fn between(&mut self, between: Vec<String>) -> Option<Effect> {
+    pub(super) fn between(&mut self, between: Result<Vec<BaseChain>, Why>) -> Option<Effect> {
         let lost = self.lost.as_mut()?;
-        lost.between = between;
+        (lost.between, lost.between_problem) = match between {
+            Ok(between) => (between, None),
+            Err(Why(why)) => (Vec::new(), Some(why)),
+        };
         Some(Effect::Tell(Notice::Lost(lost.clone())))
     }
 

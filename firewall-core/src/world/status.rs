@@ -65,6 +65,7 @@ impl World {
             uplinks: self.uplinks_status(),
             uplinks_problem: self.limit.problem().map(str::to_owned),
             gate_problem: self.gate.problem().map(str::to_owned),
+            resolvers_problem: self.gate.resolvers_problem().map(str::to_owned),
             added_rules: self.gate.added().to_vec(),
             lost: self.passage.lost().cloned(),
             unpinned_programs: readings.unpinned_programs,

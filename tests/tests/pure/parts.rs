@@ -1,14 +1,16 @@
 //! The smaller parts of the agent's memory: the gate, the source, counters, what is denied, and
 //! what a later agent finds.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
+use firewall_agent::cli::text;
 use firewall_common::abi::{Address, Counter, DropRecord};
 use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::client::ClientId;
 use firewall_core::events::{Effect, Event, GateLook, Notice, Task, Why};
 use firewall_core::readings::{ClientCounters, Counters, Readings};
+use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 use firewall_core::time::Moment;
 use firewall_core::told::added::{AddedRule, Warning};
 use firewall_core::told::news::DeniedBy;
@@ -79,6 +81,43 @@ fn a_gate_that_is_not_as_it_is_to_be_is_loaded_until_it_is() {
     check(Event::GateLoaded(Ok(())), &[], None);
     check(Event::GateLoaded(Err(Why::of("no nft"))), &["not loaded"], Some("no nft"));
     check(Event::Gate(GateLook::Whole(Vec::new())), &[], None);
+}
+
+#[test]
+fn that_nobody_knows_which_resolvers_are_redirected_is_a_problem_until_it_is_known() {
+    let mut world = with("policy = drop\n0000 = action=accept specialtarget=dns\ncommit\n");
+    step(&mut world, Event::Servers { of_clients: vec![address("192.0.2.53")], own: Vec::new() });
+    let mut check =
+        |read: Result<Vec<Ipv4Addr>, &str>, news: &[Option<&str>], left_alone: usize| {
+            let read = read.map(|all| all.into_iter().collect()).map_err(Why::of);
+            let problem = read.as_ref().err().map(|Why(why)| why.clone());
+            let effects = step(&mut world, Event::NotRedirected(read));
+            let told = effects.iter().filter_map(|effect| match effect {
+                Effect::Tell(Notice::ResolversProblem(why)) => Some(why.as_deref()),
+                _ => None,
+            });
+            assert_eq!(told.collect::<Vec<_>>(), news, "{problem:?}");
+            let status = status_at(&world, Moment::BOOT);
+            assert_eq!(status.agent.resolvers_problem, problem);
+            assert_eq!(problems(&status), usize::from(problem.is_some()), "{problem:?}");
+            let text = text::summary(&status);
+            assert_eq!(
+                text.contains("PROBLEM: nobody knows which virtual"),
+                problem.is_some(),
+                "{text}"
+            );
+            // What counts is what was known before.
+            let destinations = status.clients[0].rules[0].destinations.len();
+            assert_eq!(destinations, 3 - left_alone, "{problem:?}");
+        };
+    let [first, _] = VIRTUAL_RESOLVERS;
+    check(Ok(Vec::new()), &[], 0);
+    check(Ok(vec![first]), &[], 1);
+    check(Err("no nft"), &[Some("no nft")], 1);
+    check(Err("no nft"), &[], 1);
+    check(Err("no memory"), &[Some("no memory")], 1);
+    check(Ok(vec![first]), &[None], 1);
+    check(Ok(Vec::new()), &[], 0);
 }
 
 #[test]

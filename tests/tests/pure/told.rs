@@ -6,6 +6,7 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use firewall_common::abi::Local;
 
@@ -15,7 +16,7 @@ use firewall_agent::cli::{check, text};
 use firewall_agent::edges::sources::rule_files;
 use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::client::{Links, Vif};
-use firewall_core::events::Event;
+use firewall_core::events::{Event, Why};
 use firewall_core::rules::Action;
 use firewall_core::rules::explain::Aspect;
 use firewall_core::rules::source::SourceError;
@@ -23,11 +24,12 @@ use firewall_core::time::Moment;
 use firewall_core::told::SCHEMA;
 use firewall_core::told::explanation::{Connection, Explained, Outcome, PacketStatus};
 use firewall_core::told::failure::ErrorStatus;
+use firewall_core::told::passage::BaseChain;
 use firewall_core::told::schema::schema;
 use firewall_core::told::status::{Attachment, Mode, State};
 use firewall_core::told::words::Named;
 use firewall_core::world::{Settings, World};
-use firewall_tests::packets::{TCP, UDP};
+use firewall_tests::packets::{ICMP, TCP, UDP};
 use firewall_tests::rig::agent::binary;
 use serde_json::Value;
 
@@ -118,7 +120,8 @@ fn explanations_read_as_they_should() {
     let dns = packet(CLIENT, "10.139.1.1", UDP, 53);
     check("explain-dns.txt", &as_text(&[told(&live, &dns, None)]));
     let gateway = packet(CLIENT, "10.137.0.1", TCP, 8082);
-    check("explain-local.txt", &as_text(&[told(&live, &gateway, None)]));
+    let accepted = packet(CLIENT, "10.137.0.1", ICMP, 8);
+    check("explain-local.txt", &as_text(&[gateway, accepted].map(|it| told(&live, &it, None))));
     let answer = packet(CLIENT, web, TCP, 40_000);
     let answers = Some(Connection::Answers);
     check("explain-answer.txt", &as_text(&[told(&live, &answer, answers)]));
@@ -140,6 +143,43 @@ fn explanations_read_as_they_should() {
         (0..60).map(|it| format!("{it:04} = action=drop dst4=10.9.{it}.0/24\n")).collect();
     let many = world(&format!("policy = drop\n{many}0060 = action=accept\ncommit\n"));
     check("explain-many.txt", &as_text(&[told(&many, &https, None)]));
+}
+
+/// A chain of others, as nftables lists it.
+fn between(hook: &str, priority: i32, table: &str) -> BaseChain {
+    let [hook, table, chain] = [hook, table, "strict"].map(str::to_owned);
+    BaseChain { hook, priority, table, chain }
+}
+
+#[test]
+fn what_is_accepted_and_does_not_leave_is_explained_with_what_is_in_between() {
+    let mut world = world(RULES);
+    let at = |second| Moment::after_boot(Duration::from_secs(second));
+    world.step(at(0), Event::Passage([0, 0]));
+    world.step(at(10), Event::Passage([100, 40]));
+    let https = packet(CLIENT, "198.51.100.7", TCP, 443);
+    let explain = |world: &World| told(world, &https, None);
+    let chains = vec![
+        between("prerouting", -150, "ip6 others"),
+        between("forward", -5, "inet others"),
+        between("postrouting", 0, "ip others"),
+    ];
+    world.step(at(10), Event::Between(Ok(chains.clone())));
+    let lost = explain(&world);
+    check("explain-lost.txt", &as_text(std::slice::from_ref(&lost)));
+    let json = serde_json::to_string_pretty(&[lost]).expect("JSON");
+    check("explain-lost.json", &(json + "\n"));
+    // Of what is denied, and of what is for the netvm itself, none is missing.
+    for (to, protocol, port) in [("192.168.1.1", TCP, 443), ("10.137.0.1", ICMP, 8)] {
+        let told = told(&world, &packet(CLIENT, to, protocol, port), None);
+        assert_eq!(told.lost(), None, "{to}");
+        assert!(!as_text(&[told]).contains("lost"), "{to}");
+    }
+    world.step(at(10), Event::Between(Err(Why::of("no nft"))));
+    let text = as_text(&[explain(&world)]);
+    assert!(text.contains("nobody knows what: no nft"), "{text}");
+    world.step(at(20), Event::Passage([200, 140]));
+    assert_eq!(explain(&world).lost(), None);
 }
 
 #[test]

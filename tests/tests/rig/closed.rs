@@ -30,10 +30,15 @@ impl Lacking {
         fs::create_dir_all(&directory)?;
         let real = real_nft()?;
         let script = format!(
-            "#!/bin/sh\ncase \"$*\" in\n*\"-f -\"*) ;;\n*) exec {real} \"$@\" ;;\nesac\n\
-             text=$(tee -a {directory}/told)\n\
-             if printf '%s\\n' \"$text\" | grep -Eqf {directory}/refused; then\n\
-             echo 'Error: Could not process rule: No such file or directory' >&2\nexit 1\nfi\n\
+            "#!/bin/sh\ncd {directory}\n\
+             refuse() {{ echo \"Error: Could not process rule: $1\" >&2; exit 1; }}\n\
+             case \"$*\" in\n*\"-f -\"*) ;;\n\
+             *) echo \"$*\" | grep -Eqf unlisted && refuse 'Out of memory'; exec {real} \"$@\" ;;\n\
+             esac\n\
+             text=$(tee -a told)\n\
+             is_in() {{ printf '%s\\n' \"$text\" | grep -Eqf $1; }}\n\
+             is_in refused && refuse 'No such file or directory'\n\
+             is_in once && sed -i 1d once && refuse 'No such file or directory'\n\
              printf '%s\\n' \"$text\" | {real} \"$@\"\n",
             directory = directory.display(),
             real = real.display()
@@ -43,12 +48,24 @@ impl Lacking {
         fs::set_permissions(&nft, fs::Permissions::from_mode(0o755))?;
         let lacking = Self { directory };
         lacking.refuse(refused)?;
+        lacking.refuse_so_often("", 0)?;
+        lacking.refuse_to_list("")?;
         Ok(lacking)
     }
 
     /// What is refused from now on; without a line, nothing is.
     pub fn refuse(&self, refused: &str) -> Result<()> {
         Ok(fs::write(self.directory.join("refused"), refused)?)
+    }
+
+    /// What is refused this many times, beside that.
+    pub fn refuse_so_often(&self, refused: &str, times: usize) -> Result<()> {
+        Ok(fs::write(self.directory.join("once"), format!("{refused}\n").repeat(times))?)
+    }
+
+    /// What is not listed from now on, by the arguments; without a line, all is.
+    pub fn refuse_to_list(&self, arguments: &str) -> Result<()> {
+        Ok(fs::write(self.directory.join("unlisted"), arguments)?)
     }
 
     /// All that `nft` was to load.

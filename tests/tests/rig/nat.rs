@@ -5,12 +5,14 @@ use std::net::SocketAddr;
 
 use anyhow::{Result, ensure};
 use firewall_tests::oracle::{Proto, Rule};
-use firewall_tests::rig::agent::PATIENCE;
+use firewall_tests::rig::agent::{Agent, PATIENCE};
 use firewall_tests::rig::server::EchoServer;
 use firewall_tests::rig::{UPLINK_V4, UPLINK_V6};
 use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
 
 use super::clients::{neighbour, put};
+use super::closed::Lacking;
+use super::files::cli;
 use super::world::*;
 
 /// A port of the netvm that leads to port 80 of client 13, also for clients.
@@ -88,5 +90,29 @@ fn a_virtual_resolver_that_nobody_redirects_is_no_dns_server() -> Result<()> {
         let prohibited = || ask("10.139.1.1:53").is_ok_and(|it| it == PROHIBITED4);
         agent.wait_for("it to be rejected again", |_| prohibited())?;
     }
+    Ok(())
+}
+
+#[test]
+fn that_nobody_knows_which_resolvers_are_redirected_is_a_problem_as_long_as_it_is_so() -> Result<()>
+{
+    let world = World::new("unlisted")?;
+    let lacking = Lacking::new(&world.rig, "")?;
+    let agent = Agent::start_in(&world.rig, &["--mode", "qubes"], &[lacking.environment()?])?;
+    agent.wait_for_vif(world.client.vif())?;
+    assert_eq!(cli(&agent, &["status"])?.0, 0);
+    lacking.refuse_to_list("list chains")?;
+    world.rig.netvm().nft("add table ip somebody")?;
+    agent.wait_for("told", |status| status.agent.resolvers_problem.is_some())?;
+    let (code, text) = cli(&agent, &["status"])?;
+    assert_eq!(code, 1, "{text}");
+    let problem = "PROBLEM: nobody knows which virtual resolvers are redirected";
+    ensure!(text.contains(problem) && text.contains("Out of memory"), "{text}");
+    // The gate itself can be read, and is left alone.
+    ensure!(!agent.log().contains("the gate;"), "{}", agent.log());
+    lacking.refuse_to_list("")?;
+    world.rig.netvm().nft("delete table ip somebody")?;
+    agent.wait_for("over", |status| status.agent.resolvers_problem.is_none())?;
+    assert_eq!(cli(&agent, &["status"])?.0, 0);
     Ok(())
 }

@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
-use firewall_core::told::status::{Loss, State};
+use firewall_core::told::passage::Loss;
+use firewall_core::told::status::State;
 use firewall_tests::oracle::Rule;
 use firewall_tests::rig::ClientSpec;
 use firewall_tests::rig::agent::PATIENCE;
 use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
+use super::files::cli;
 use super::world::*;
 
 #[test]
@@ -92,7 +94,8 @@ fn what_is_accepted_and_does_not_leave_is_told_with_what_is_in_between() -> Resu
     )?;
     let is_named = |lost: &Loss| {
         let chain = "forward, priority -5: table inet others, chain strict";
-        lost.between.iter().any(|it| it == chain) && lost.left_frames < lost.accepted_frames
+        lost.between.iter().any(|it| it.to_string() == chain)
+            && lost.left_frames < lost.accepted_frames
     };
     agent.wait_for("the chain in between to be named", |status| {
         for _ in 0..10 {
@@ -101,6 +104,17 @@ fn what_is_accepted_and_does_not_leave_is_told_with_what_is_in_between() -> Resu
         status.agent.lost.as_ref().is_some_and(is_named)
     })?;
     agent.wait_for_log("not all that rules accepted left")?;
+    let (client, chain) = (world.v4.to_string(), "table inet others");
+    let explain = ["explain", "--from", &client, "--to", "198.51.100.7:443/udp"];
+    agent.wait_for("it to be explained", |_| {
+        for _ in 0..10 {
+            let _ = send().run(std::time::Duration::from_millis(1));
+        }
+        // How the text is broken into lines is not asked.
+        let text = cli(&agent, &explain).map(|(_, text)| text).unwrap_or_default();
+        let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+        text.contains(&format!("In between: forward, priority -5: {chain}, chain strict"))
+    })?;
     world.rig.netvm().nft("delete table inet others")?;
     agent.wait_for("it to be over", |status| {
         ensure_sent(&send);

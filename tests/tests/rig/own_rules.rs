@@ -1,16 +1,20 @@
 //! Rules that users add to the agent's tables: that they work, that they stay, and that they are told.
 //! Never says how a recipe goes: docs/own-rules.md does.
 
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::added::Warning;
 use firewall_core::told::status::State;
 use firewall_tests::oracle::{Proto, Rule};
-use firewall_tests::rig::agent::write_rules;
-use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
+use firewall_tests::rig::agent::{Agent, write_rules};
+use firewall_tests::rig::server::EchoServer;
+use firewall_tests::traffic::frames;
+use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 use nix::sys::signal::Signal;
 
+use super::closed::Lacking;
 use super::files::cli;
 use super::marks::LONG;
 use super::own_recipes::{MODES, Scene, recipe};
@@ -62,6 +66,15 @@ fn survives(scene: &Scene, name: &str, expected: Outcome) -> Result<()> {
         is_listed(chain)?;
         check(scene, &format!("{name}: a part of {chain} was gone"), expected);
     }
+    let [before, _] = mended(scene);
+    let handles = own_handles(scene, "forward")?;
+    let deletions = handles
+        .iter()
+        .map(|handle| format!("delete rule ip qubes-firewall forward handle {handle}\n"));
+    scene.netvm().nft(&deletions.collect::<String>())?;
+    scene.agent.wait_for("without ours", |_| mended(scene)[0] > before)?;
+    is_listed("without ours")?;
+    check(scene, &format!("{name}: all of ours were gone"), expected);
     scene.agent.signal(Signal::SIGHUP)?;
     check(scene, &format!("{name}: read again"), expected);
     // Servers of DNS that change have the agent write its tables.
@@ -72,6 +85,15 @@ fn survives(scene: &Scene, name: &str, expected: Outcome) -> Result<()> {
     is_listed("another resolver")?;
     check(scene, &format!("{name}: another resolver"), expected);
     Ok(())
+}
+
+/// Numbers of the agent's rules in a chain of the gate.
+fn own_handles(scene: &Scene, chain: &str) -> Result<Vec<String>> {
+    let listed = list(scene)?;
+    let rules = listed.split(&format!("chain {chain} {{")).nth(1).context("no chain")?;
+    let rules = rules.split('}').next().context("no end")?;
+    let own = rules.lines().filter(|it| it.contains("firewall-agent "));
+    Ok(own.filter_map(|it| it.rsplit(' ').next()).map(str::to_owned).collect())
 }
 
 fn list(scene: &Scene) -> Result<String> {
@@ -206,5 +228,103 @@ fn what_a_user_appends_opens_a_qube_without_rules_as_well() -> Result<()> {
     write_rules(scene.world.rig.directory(), scene.world.v4, "policy = drop\ncommit\n")?;
     scene.agent.wait_for_state(scene.world.v4, State::Live)?;
     check(&scene, "with rules again", Outcome::Accepted);
+    Ok(())
+}
+
+#[test]
+fn mending_is_tried_several_times_and_then_all_is_loaded_anew_and_told() -> Result<()> {
+    const TRIES: usize = 8;
+    let world = World::new("tries")?;
+    let lacking = Lacking::new(&world.rig, "")?;
+    let agent = Agent::start_in(&world.rig, &[], &[lacking.environment()?])?;
+    agent.wait_for_vif(world.client.vif())?;
+    world.put(&agent, &[tcp_443()])?;
+    let (v4, v6) = WEB;
+    let netvm = world.rig.netvm();
+    netvm.nft("insert rule ip qubes-firewall forward ip saddr 192.0.2.99 drop")?;
+    let added = || -> Result<usize> { Ok(agent.status()?.agent.added_rules.len()) };
+    agent.wait_for("the rule", |status| status.agent.added_rules.len() == 1)?;
+    let anew = "all of it is loaded anew";
+    // Only what mends begins so.
+    let mends = "^(add|insert) rule ";
+    let tried = || -> Result<usize> {
+        let own = "rule ip6 qubes-firewall forward jump qubes-forward ";
+        Ok(lacking.told()?.matches(own).count())
+    };
+    for (times, tries) in [(TRIES - 1, TRIES), (TRIES, TRIES)] {
+        let before = tried()?;
+        let losses = |log: String| log.matches("somebody removed the gate").count();
+        let lost = losses(agent.log());
+        lacking.refuse_so_often(mends, times)?;
+        netvm.nft("flush chain ip6 qubes-firewall forward")?;
+        agent.wait_for("noticed", |_| losses(agent.log()) > lost)?;
+        agent.wait_for("mended", |status| {
+            let rule = usize::from(times < TRIES);
+            status.agent.gate_problem.is_none() && status.agent.added_rules.len() == rule
+        })?;
+        assert_eq!(tried()? - before, tries, "{}", agent.log());
+        assert_eq!(agent.log().contains(anew), times == TRIES, "{}", agent.log());
+        world.check(&format!("refused {times} times"), v4, v6);
+    }
+    assert_eq!(added()?, 0);
+    Ok(())
+}
+
+/// The port that the server names, in the words of FTP.
+const NAMED: (u16, &str) = (8080, "227 Entering Passive Mode (198,51,100,7,31,144)\r\n");
+
+#[test]
+fn the_second_connection_of_ftp_is_judged_by_rules_unless_a_recipe_lets_it_pass() -> Result<()> {
+    let [helper, accept] = recipe("The second connection of FTP")?;
+    let ftp = Rule { ports: Some((21, 21)), ..tcp_443() };
+    for mode in MODES {
+        let scene = Scene::new("ftp", mode, std::slice::from_ref(&ftp))?;
+        let (qube, internet) = (scene.world.client.namespace(), scene.world.rig.internet());
+        let probe = "table ip probe { ct helper ftp { type \"ftp\" protocol tcp; }; }";
+        if scene.netvm().nft(probe).is_err() {
+            firewall_tests::skip("the_second_connection_of_ftp", "this kernel has no helper")?;
+            return Ok(());
+        }
+        let serve = |port| EchoServer::start(internet, SocketAddr::new(SERVER4, port));
+        let [first, second, other] = [21, NAMED.0, NAMED.0 + 1];
+        let _servers = [serve(first)?, serve(second)?, serve(other)?];
+        let [first, second, other] =
+            [first, second, other].map(|port| SocketAddr::new(SERVER4, port));
+        // What the client says comes back as the server's word; the helper reads whole lines only,
+        // and not the first.
+        let connect = || -> Result<TcpStream> {
+            let mut control = qube.run(|| Ok(TcpStream::connect_timeout(&first, LONG)?))?;
+            control.set_read_timeout(Some(LONG))?;
+            for line in ["220 hello\r\n", NAMED.1] {
+                control.write_all(line.as_bytes())?;
+                control.read_exact(&mut vec![0; line.len()])?;
+            }
+            Ok(control)
+        };
+        // Whoever is answered after the first packet is told the same as who never got that far.
+        let denied = |name: &str, to: SocketAddr| -> Result<()> {
+            let mut left = frames::capture(internet, "eth0")?;
+            assert_eq!(Probe::tcp(qube, to).run(LONG)?, PROHIBITED4, "{mode}: {name}");
+            let port = to.port().to_be_bytes();
+            // The first packet of a connection, by its flags.
+            let is_it =
+                |frame: &[u8]| frame.get(36..38) == Some(&port) && frame.get(47) == Some(&2);
+            ensure!(left.wait_for(is_it, SILENCE)?.is_none(), "{mode}: {name}: it left");
+            Ok(())
+        };
+        scene.run(&helper)?;
+        let control = connect()?;
+        denied("judged by rules", second)?;
+        drop(control);
+        scene.run(&accept)?;
+        denied("nobody named it", second)?;
+        let _control = connect()?;
+        denied("not the named one", other)?;
+        let mut flow = OpenFlow::open(qube, second, LONG)?;
+        for _ in 0..3 {
+            ensure!(flow.exchange(LONG)?, "{mode}: a later packet of it");
+        }
+        denied("named for one connection", second)?;
+    }
     Ok(())
 }

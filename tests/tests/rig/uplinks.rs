@@ -287,6 +287,38 @@ fn what_comes_before_the_service_closes_the_other_links_already() -> Result<()> 
 }
 
 #[test]
+fn dom0_names_the_uplinks_of_a_qube_whose_rules_come_from_files_as_well() -> Result<()> {
+    let mut tunnel = Tunnel::new("uplinkfiles")?;
+    let socket = tunnel.world.rig.directory().join("root/var/run/qubes/qubesdb.sock");
+    let db = FakeQubesDb::start(&socket)?;
+    db.write(KEY, b"wg0");
+    let from_files = ["--source", "files"];
+    let agent = accept_all(&tunnel, &from_files)?;
+    let is = |agent: &Agent, links: Option<&str>, from: UplinksFrom| {
+        let expected = links.map(|links| (links.to_owned(), vec![from]));
+        agent.wait_for("the list", |status| told(&status.agent) == expected)
+    };
+    is(&agent, Some(TUNNEL), UplinksFrom::Qubesdb)?;
+    tunnel.lead(UPLINK)?;
+    tunnel.check("by the key", ALL_PROHIBITED4, ALL_PROHIBITED6);
+    db.remove(KEY);
+    is(&agent, None, UplinksFrom::Qubesdb)?;
+    tunnel.check_clear("without the key");
+    db.write(KEY, b"wg0");
+    is(&agent, Some(TUNNEL), UplinksFrom::Qubesdb)?;
+    agent.kill()?;
+    drop(db);
+    let agent = tunnel.world.start_with(&from_files)?;
+    is(&agent, Some(TUNNEL), UplinksFrom::Before)?;
+    tunnel.check("without QubesDB", ALL_PROHIBITED4, ALL_PROHIBITED6);
+    std::fs::remove_file(&socket)?;
+    let db = FakeQubesDb::start(&socket)?;
+    is(&agent, None, UplinksFrom::Qubesdb)?;
+    db.write(KEY, b"wg0");
+    is(&agent, Some(TUNNEL), UplinksFrom::Qubesdb)
+}
+
+#[test]
 fn names_are_asked_by_the_tunnel_and_so_is_dns_of_clients() -> Result<()> {
     let mut tunnel = Tunnel::new("uplinknames")?;
     let dns = DnsServer::start(tunnel.world.rig.internet(), SERVER4)?;

@@ -60,6 +60,7 @@ fn of_text(subject: &Subject, text: &str) -> Result<Explanation> {
         default: Some(ruleset.default),
         mode: None,
         added_rules: 0,
+        lost: None,
         to_client: false,
         uplinks: None,
         redirected_to: None,

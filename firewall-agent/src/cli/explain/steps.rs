@@ -7,7 +7,10 @@ use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::protocol::{TCP, UDP};
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome};
+use firewall_core::told::passage::Loss;
 use firewall_core::told::status::Mode;
+
+use crate::cli::text;
 
 /// Port of DNS.
 const DNS: u16 = 53;
@@ -17,6 +20,7 @@ pub(super) fn steps(it: &Explained) -> Vec<(&'static str, String)> {
     let mut steps = vec![("firewall", firewall(it)), ("gate", gate(it))];
     steps.extend(others(it).map(|text| ("others", text)));
     steps.push(("NAT", nat(it)));
+    steps.extend(it.lost().map(|loss| ("lost", lost(it, loss))));
     let connection = match (it.connection, &it.connection_problem) {
         (Some(Connection::Opened), _) => "the client has such a connection open".to_owned(),
         (Some(Connection::Answers), _) => {
@@ -88,10 +92,10 @@ fn gate(it: &Explained) -> String {
              towards one (on Qubes, unless a rule in `custom-forward` does)"
         }
         (Verdict::Accept, _) if reason == Reason::Local => {
-            "is not on its way; if NAT takes it elsewhere, forwards it, because of the permit"
+            "is on its way only if NAT takes it elsewhere, and forwards it then, because of the permit"
         }
         (Verdict::Pass, _) if reason == Reason::Local => {
-            "is not on its way; if NAT takes it elsewhere, rejects it"
+            "is on its way only if NAT takes it elsewhere, and rejects it then"
         }
         (Verdict::Accept | Verdict::Audit, _) => "forwards it, because of the permit",
         (Verdict::Reject, Outcome::Forwarded) => {
@@ -135,11 +139,26 @@ fn others(it: &Explained) -> Option<String> {
     })
 }
 
+/// That not all leaves that is accepted like the packet, and what of others it comes by.
+fn lost(it: &Explained, loss: &Loss) -> String {
+    let chains: Vec<String> = loss.between_of(it.client).map(ToString::to_string).collect();
+    let between = match &loss.between_problem {
+        Some(why) => format!("nobody knows what: {why}"),
+        None if chains.is_empty() => "no chain of others".to_owned(),
+        None => chains.join("; "),
+    };
+    format!("{}. In between: {between}", text::lost(loss))
+}
+
 fn nat(it: &Explained) -> String {
     let agent = it.agent.as_ref();
     let mode = agent.and_then(|agent| agent.mode);
     if it.outcome == Outcome::Related {
         return "translates it, and what it quotes, as it did the connection".to_owned();
+    }
+    if it.judgement.reason == Reason::Local {
+        return "takes it elsewhere if somebody's rule says so (`dnat`), which is not looked at here"
+            .to_owned();
     }
     let (Outcome::Forwarded, Some(packet)) = (it.outcome, &it.packet) else {
         return "is not reached".to_owned();

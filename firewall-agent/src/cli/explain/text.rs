@@ -81,6 +81,9 @@ fn service(packet: &PacketStatus) -> String {
 fn outcome(it: &Explained, colours: Colours) -> String {
     match it.outcome {
         Outcome::Forwarded => colours.paint(GOOD, "forwarded"),
+        Outcome::Local if it.judgement.reason == Reason::Local => {
+            colours.paint(GOOD, "for the netvm itself, or NAT")
+        }
         Outcome::Local => colours.paint(GOOD, "for the netvm itself"),
         Outcome::Related => {
             "forwarded if connection tracking knows the connection that it is about, else dropped"

@@ -1,4 +1,4 @@
-//! Why a packet fares as it does, in one sentence.
+//! Why a packet fares as it does, in a sentence.
 //! Never works anything out that is not in the explanation.
 
 use firewall_common::verdict::{Reason, Verdict};
@@ -6,8 +6,16 @@ use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome
 
 use crate::cli::text;
 
-/// The answer in one sentence.
+/// The answer in one sentence; and another one, if what is accepted does not all leave.
 pub(super) fn why(it: &Explained) -> String {
+    let because = because(it);
+    match it.lost() {
+        Some(_) => format!("{because} But not all leaves that rules accept just now: see `lost`."),
+        None => because,
+    }
+}
+
+fn because(it: &Explained) -> String {
     let Judgement { verdict, reason, .. } = it.judgement;
     let rule = match (it.agent.as_ref().and_then(|agent| agent.rule), it.judgement.rule_index) {
         (Some(number), _) => format!("rule {number:04}"),
@@ -39,10 +47,20 @@ pub(super) fn why(it: &Explained) -> String {
         Reason::Waiting => "Because no rules are known for this client yet: everything is \
                             dropped until dom0 writes some."
             .to_owned(),
-        Reason::Local => "It is for the netvm's own address, or multicast or broadcast: the \
-                          netvm's input rules decide. Rules of the client count where NAT takes it \
-                          elsewhere."
-            .to_owned(),
+        Reason::Local => {
+            let gate = match verdict {
+                Verdict::Accept => "forwards it, because rules of the client accept it",
+                Verdict::Pass
+                | Verdict::Reject
+                | Verdict::Drop
+                | Verdict::Audit
+                | Verdict::Related => "rejects it",
+            };
+            format!(
+                "It is for the netvm's own address, or multicast or broadcast. If somebody's NAT takes \
+                 it elsewhere, the gate {gate}; if not, the netvm's input rules decide."
+            )
+        }
         Reason::Answer => "Because it answers a connection that was opened towards the client: \
                            connection tracking knows whether there is one."
             .to_owned(),

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 
 use firewall_core::told::added::{AddedRule, Warning};
 
-use super::listed::{Listed, Rule, Says};
+use super::listed::Listed;
+use super::listing::{Rule, Says};
 use super::rules::{FORWARD, GATE, USERS};
 use super::table::Table;
 
@@ -125,7 +126,9 @@ mod tests {
         let mut objects = vec![r#"{"table": {"name": "it"}}"#.to_owned()];
         let mut handle = 10;
         for (chain, rules) in chains {
-            objects.push(format!(r#"{{"chain": {{"name": "{chain}"}}}}"#));
+            objects.push(format!(
+                r#"{{"chain": {{"family": "ip", "table": "it", "name": "{chain}"}}}}"#
+            ));
             for rule in *rules {
                 let ours =
                     if *rule == [SEALED] { r#""comment": "firewall-agent 01234567","# } else { "" };

@@ -1,39 +1,21 @@
 //! Which chains of others packets of clients come by, as nftables lists them.
 //! Never says what a chain does.
 
-use serde::Deserialize;
+use firewall_core::told::passage::BaseChain;
 
 use super::errors::GateError;
-use super::nft;
+use super::listing::{Chain, chains};
 use super::rules::{GATE, NAT};
 
 /// Hooks on the way of a packet that is forwarded, in the order in which it comes by.
 const HOOKS: [&str; 3] = ["prerouting", "forward", "postrouting"];
 
-#[derive(Debug, Deserialize)]
-struct Listing {
-    nftables: Vec<Object>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Object {
-    chain: Option<Chain>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Chain {
-    family: String,
-    table: String,
-    name: String,
-    hook: Option<String>,
-    prio: Option<i32>,
-}
-
-fn read(json: &[u8]) -> serde_json::Result<Vec<String>> {
-    let listing: Listing = serde_json::from_slice(json)?;
-    let mut found: Vec<(usize, i32, String)> = Vec::new();
-    for chain in listing.nftables.into_iter().filter_map(|object| object.chain) {
-        let Chain { family, table, name, hook: Some(hook), prio: Some(priority) } = chain else {
+/// The chains of others among these that packets of clients come by, in that order.
+fn in_order(chains: Vec<Chain>) -> Vec<BaseChain> {
+    let mut found: Vec<(usize, BaseChain)> = Vec::new();
+    for chain in chains {
+        let Chain { family, table, name, hook: Some(hook), prio: Some(priority), .. } = chain
+        else {
             continue;
         };
         let is_own = [GATE, NAT].contains(&table.as_str());
@@ -41,21 +23,26 @@ fn read(json: &[u8]) -> serde_json::Result<Vec<String>> {
         let Some(place) = place.filter(|_| !is_own && family != "bridge") else {
             continue;
         };
-        let text = format!("{hook}, priority {priority}: table {family} {table}, chain {name}");
-        found.push((place, priority, text));
+        found.push((
+            place,
+            BaseChain { hook, priority, table: format!("{family} {table}"), chain: name },
+        ));
     }
-    found.sort();
-    Ok(found.into_iter().map(|(_, _, text)| text).collect())
+    found.sort_by(|(place, chain), (other_place, other)| {
+        (place, chain.priority, chain).cmp(&(other_place, other.priority, other))
+    });
+    found.into_iter().map(|(_, chain)| chain).collect()
 }
 
 /// The base chains of others that packets of clients come by, in that order.
-pub async fn between() -> Result<Vec<String>, GateError> {
-    Ok(read(&nft::list_chains().await?)?)
+pub async fn between() -> Result<Vec<BaseChain>, GateError> {
+    Ok(in_order(chains().await?))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::read;
+    use super::super::listing::chains_in;
+    use super::in_order;
 
     #[test]
     fn chains_of_others_are_told_in_the_order_in_which_packets_come_by() {
@@ -69,8 +56,9 @@ mod tests {
              "type": "filter", "hook": "prerouting", "prio": -150, "policy": "accept"}},
             {"chain": {"family": "ip", "table": "others", "name": "d", "handle": 4,
              "type": "filter", "hook": "output", "prio": 0, "policy": "accept"}}]}"#;
+        let chains = in_order(chains_in(json.as_bytes()).expect("chains"));
         assert_eq!(
-            read(json.as_bytes()).expect("chains"),
+            chains.iter().map(ToString::to_string).collect::<Vec<_>>(),
             [
                 "prerouting, priority -150: table ip others, chain c",
                 "forward, priority -1: table inet others, chain b",

@@ -1,115 +1,16 @@
-//! What the kernel has of the gate's tables, as `nft` lists it in JSON.
-//! Never reads a table of anybody else, and never changes one.
-//!
-//! The structure is libnftables-json(5). Whatever is not understood counts as a way through.
+//! A table as it is in force, and whether what clients send gets through it.
+//! Never changes one. Whatever is not understood counts as a way through.
 
 use firewall_core::uplinks::Uplinks;
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::errors::GateError;
+use super::listing::{Chain, Listing, Rule};
 use super::nft;
 use super::rules::{FAMILIES, GATE, UPLINKS};
-use super::table::{Hook, seal_in};
 
 /// Chains that lead to chains are followed no further.
 const DEEPEST: usize = 8;
-
-#[derive(Debug, Deserialize)]
-struct Listing {
-    nftables: Vec<Object>,
-}
-
-/// One thing in a table; the others are of no interest.
-#[derive(Debug, Deserialize)]
-struct Object {
-    table: Option<Value>,
-    chain: Option<Chain>,
-    rule: Option<Rule>,
-}
-
-/// A chain as it is listed.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct Chain {
-    pub name: String,
-    #[serde(rename = "type")]
-    kind: Option<String>,
-    hook: Option<String>,
-    prio: Option<i32>,
-    policy: Option<String>,
-}
-
-impl Chain {
-    /// Whether the kernel comes to the chain where it should, whatever the policy.
-    pub fn is_at(&self, hook: Option<Hook>) -> bool {
-        let Self { name: _, kind, hook: at, prio, policy: _ } = self;
-        match hook {
-            None => at.is_none(),
-            Some(Hook { kind: of, hook, priority, policy: _ }) => {
-                kind.as_deref() == Some(of)
-                    && at.as_deref() == Some(hook)
-                    && *prio == Some(priority)
-            }
-        }
-    }
-
-    /// Whether the policy is what it should be.
-    pub fn has_policy(&self, hook: Option<Hook>) -> bool {
-        self.policy.as_deref() == hook.map(|hook| hook.policy)
-    }
-}
-
-/// A rule as it is listed.
-#[derive(Clone, Debug, Deserialize)]
-pub(super) struct Rule {
-    pub chain: String,
-    /// The number by which `nft` knows the rule.
-    pub handle: u64,
-    comment: Option<String>,
-    #[serde(default)]
-    expr: Vec<Map<String, Value>>,
-}
-
-impl Rule {
-    /// The seal, if this is a rule of some version of the agent.
-    pub fn seal(&self) -> Option<&str> {
-        self.comment.as_deref().and_then(seal_in)
-    }
-
-    /// What the rule says about packets that fit all of its conditions. What is not understood says
-    /// nothing here.
-    pub fn says(&self) -> Says {
-        let says = |word: &str| match word {
-            "accept" => Some(Says::Accepts),
-            "drop" | "reject" => Some(Says::Denies),
-            "jump" => Some(Says::Jumps),
-            "return" | "goto" | "dnat" | "snat" | "masquerade" | "redirect" => Some(Says::Leaves),
-            _ => None,
-        };
-        self.words().find_map(says).unwrap_or(Says::Nothing)
-    }
-
-    /// Whether the rule is about some packets only, as far as what it says is understood.
-    pub fn has_condition(&self) -> bool {
-        self.words().any(|word| matches!(word, "match" | "limit" | "quota" | "ct count"))
-    }
-
-    fn words(&self) -> impl Iterator<Item = &str> {
-        self.expr.iter().flatten().map(|(word, _)| word.as_str())
-    }
-}
-
-/// What a rule says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Says {
-    Accepts,
-    Denies,
-    /// Another chain is asked, and then the next rule.
-    Jumps,
-    /// No rule behind it in its chain is asked.
-    Leaves,
-    Nothing,
-}
 
 /// A table as it is in force.
 #[derive(Debug)]

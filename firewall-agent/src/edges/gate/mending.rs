@@ -4,7 +4,8 @@
 //! A rule of nftables cannot be changed, only replaced, and each of ours has its seal in its
 //! comment. So what is to be there is compared by seals, in their order.
 
-use super::listed::{Listed, Rule};
+use super::listed::Listed;
+use super::listing::Rule;
 use super::table::{Chain, Hook, Table};
 
 /// How a table is not as it should be.
@@ -51,16 +52,25 @@ impl<'a> Found<'a> {
         (!is_closed).then(appended).map(Difference::Appended)
     }
 
+    /// Rules of others in front of ours; none, if there are none of ours.
+    fn in_front(&self) -> &[&'a Rule] {
+        let first_own = self.rules.iter().position(|rule| rule.seal().is_some());
+        self.rules.get(..first_own.unwrap_or(0)).unwrap_or_default()
+    }
+
     /// Text that takes our rules away and puts them where they belong: in front of what others
-    /// appended, behind what others put in front, and the last one at the end.
-    fn mending(&self, table: &str) -> String {
+    /// appended, behind what others put in front, and the last one at the end. Where none of ours is
+    /// left, in front is what was there before.
+    fn mending(&self, table: &str, was_in_front: impl Fn(u64) -> bool) -> String {
         let name = self.chain.name;
         let mut text: String = self
             .own()
             .map(|rule| format!("delete rule {table} {name} handle {}\n", rule.handle))
             .collect();
-        let first_own = self.rules.iter().position(|rule| rule.seal().is_some()).unwrap_or(0);
-        let in_front = first_own.checked_sub(1).and_then(|at| self.rules.get(at));
+        let in_front = match self.own().next() {
+            Some(_) => self.in_front().last(),
+            None => self.rules.iter().rfind(|rule| was_in_front(rule.handle)),
+        };
         let place = match in_front {
             Some(rule) => format!("add rule {table} {name} handle {}", rule.handle),
             None => format!("insert rule {table} {name}"),
@@ -120,9 +130,15 @@ fn is_opened(wanted: &Table, listed: &Listed) -> bool {
     wanted.chains.iter().any(|chain| chain.hook.is_some_and(closes)) && !listed.own().is_closed()
 }
 
+/// The numbers of rules of others that are in front of ours.
+pub(super) fn in_front(wanted: &Table, listed: &Listed) -> Vec<u64> {
+    let found = wanted.chains.iter().map(|chain| Found::of(listed, chain));
+    found.flat_map(|it| it.in_front().iter().map(|rule| rule.handle).collect::<Vec<_>>()).collect()
+}
+
 /// Text that makes a table as it should be, in one transaction. What others added stays, unless the
-/// table has to be made anew.
-pub(super) fn text(wanted: &Table, listed: &Listed) -> String {
+/// table has to be made anew: in front of ours if it is there, or was when ours were.
+pub(super) fn text(wanted: &Table, listed: &Listed, was_in_front: impl Fn(u64) -> bool) -> String {
     let found = |chain: &Chain| listed.chains.iter().find(|it| it.name == chain.name);
     let is_at = |chain: &Chain| found(chain).is_none_or(|found| found.is_at(chain.hook));
     if listed.is_asleep || !wanted.chains.iter().all(is_at) {
@@ -137,7 +153,7 @@ pub(super) fn text(wanted: &Table, listed: &Listed) -> String {
     let differing = wanted.chains.iter().map(|chain| Found::of(listed, chain));
     let is_opened = is_opened(wanted, listed);
     let differing = differing.filter(|found| is_opened || found.difference().is_some());
-    text.extend(differing.map(|found| found.mending(&table)));
+    text.extend(differing.map(|found| found.mending(&table, &was_in_front)));
     let strays = strays(wanted, listed);
     text.extend(strays.map(|it| format!("flush chain {table} {it}\ndelete chain {table} {it}\n")));
     text
@@ -148,7 +164,7 @@ mod tests {
     use super::super::listed::Listed;
     use super::super::rules::{FAMILIES, gate};
     use super::super::table::Table;
-    use super::{Difference, difference, text};
+    use super::{Difference, difference, in_front, text};
 
     /// A rule of the chain `forward`: ours by its place among the first ones, or somebody else's.
     #[derive(Clone, Copy, Debug)]
@@ -159,6 +175,8 @@ mod tests {
     }
     use It::{First, Last, Others};
 
+    /// Whose a chain is.
+    const OF: &str = r#""family": "ip", "table": "qubes-firewall","#;
     const WHOLE: [It; 6] = [First(0), First(1), First(2), First(3), First(4), Last];
 
     /// The gate with another chain `forward`, as `nft -j` lists it, with handles from 10 on.
@@ -183,9 +201,10 @@ mod tests {
         let opening = rule("openings", 40, &sealed(openings.first[0].seal()));
         let json = format!(
             r#"{{"nftables": [{{"table": {{"name": "qubes-firewall"}}}},
-            {{"chain": {{"name": "forward", "type": "filter", "hook": "forward", "prio": 0,
-            "policy": "{policy}"}}}}, {{"chain": {{"name": "qubes-forward"}}}}, {{"chain": {{"name": "openings",
-            "type": "nat", "hook": "postrouting", "prio": 90, "policy": "accept"}}}}{}{opening}]}}"#,
+            {{"chain": {{{OF} "name": "forward", "type": "filter", "hook": "forward", "prio": 0,
+            "policy": "{policy}"}}}}, {{"chain": {{{OF} "name": "qubes-forward"}}}},
+            {{"chain": {{{OF} "name": "openings", "type": "nat", "hook": "postrouting", "prio": 90,
+            "policy": "accept"}}}}{}{opening}]}}"#,
             forward.chain(users).collect::<String>()
         );
         Listed::parse(json.as_bytes()).expect("a table")
@@ -231,7 +250,11 @@ mod tests {
     fn mending_leaves_what_others_added_where_it_was() {
         let wanted = gate(FAMILIES[0], "vif*", None);
         let check = |name: &str, forward: &[It], expected: &[&str]| {
-            let text = text(&wanted, &listed(&wanted, forward, "drop"));
+            let before = listed(&wanted, &[&[Others][..], &WHOLE].concat(), "drop");
+            let before = in_front(&wanted, &before);
+            assert_eq!(before, [10]);
+            let now = listed(&wanted, forward, "drop");
+            let text = text(&wanted, &now, |number| before.contains(&number));
             let changes = text.lines().filter(|line| line.contains("rule"));
             let words = changes.map(|line| {
                 let end = if line.contains("handle") { 7 } else { 5 };
@@ -251,6 +274,10 @@ mod tests {
         expected.push(add);
         let others_around = [Others, First(0), First(1), First(2), First(3), Others];
         check("two lost, others around", &others_around, &expected);
-        check("flushed", &[Others], &[insert, insert, insert, insert, insert, add]);
+        check("flushed", &[], &[insert, insert, insert, insert, insert, add]);
+        // The first was in front before, the second was not.
+        let behind_the_first = ["add rule ip qubes-firewall forward handle 10"; 5];
+        let expected = [&behind_the_first[..], &[add]].concat();
+        check("only others are left", &[Others, Others], &expected);
     }
 }

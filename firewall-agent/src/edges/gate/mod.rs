@@ -1,6 +1,6 @@
 //! The gate, and in standalone mode NAT: the nftables rules that the agent owns, loaded
 //! in one transaction. Clients' rules add nothing to them: what those say is in eBPF.
-//! Never touches a table of anybody else, and reads of those only where they lead DNS.
+//! Never touches a table of anybody else, and reads of those only their chains, and where they lead DNS.
 //!
 //! `nft` is given text on its standard input, as an administrator would; what it has in
 //! force can be compared with what is here by `nft list table`.
@@ -13,17 +13,19 @@ mod between;
 mod errors;
 mod lacking;
 mod listed;
+mod listing;
 mod mending;
 mod nft;
 mod redirecting;
 mod rules;
 mod table;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use firewall_core::events::GateLook;
+use firewall_core::events::{GateLook, Why};
 use firewall_core::uplinks::Uplinks;
 use futures_util::stream;
 use netlink_proto::sys::protocols::NETLINK_NETFILTER;
@@ -34,9 +36,10 @@ use tracing::warn;
 pub use self::between::between;
 pub use self::errors::{GateError, Refusal};
 pub use self::listed::{open_families, uplinks_in_force};
+use self::listing::Chain;
 use self::mending::Difference;
 pub use self::nft::NftError;
-pub use self::redirecting::not_redirected;
+use self::redirecting::not_redirected;
 use self::rules::{FAMILIES, GATE, NAT};
 use self::table::{Table, removal};
 use crate::edges::links::Pattern;
@@ -90,6 +93,18 @@ pub struct Gate {
     pub redirections: Vec<(Ipv4Addr, Ipv4Addr)>,
     /// The only links by which clients' packets may leave; `None`: any.
     pub uplinks: Option<Uplinks>,
+    /// Rules of others that were found in front of the agent's: family and name of the table, number
+    /// of the rule.
+    pub in_front: BTreeSet<(&'static str, &'static str, u64)>,
+}
+
+/// How nftables was found.
+pub struct Look {
+    /// How the gate was found, and in mode standalone NAT.
+    pub gate: GateLook,
+    /// The virtual resolvers that no rule leads elsewhere; `None` in mode standalone, where the agent
+    /// leads them.
+    pub not_redirected: Option<Result<BTreeSet<Ipv4Addr>, Why>>,
 }
 
 /// Changes of nftables, whoever makes them. Must be called inside a tokio runtime. An error means
@@ -115,7 +130,9 @@ impl Gate {
             let mut text = self.stray();
             for table in self.tables() {
                 text += &match listed::list(table.family, table.name).await {
-                    Ok(Some(listed)) => mending::text(&table, &listed),
+                    Ok(Some(listed)) => mending::text(&table, &listed, |number| {
+                        self.in_front.contains(&(table.family, table.name, number))
+                    }),
                     Ok(None) | Err(_) => table.text(),
                 };
             }
@@ -169,9 +186,33 @@ impl Gate {
         })
     }
 
+    /// Looks at nftables, once: at the agent's tables, and in mode qubes, where there may be a stray
+    /// one and others lead DNS, at the chains of all.
+    pub async fn look(&mut self) -> Look {
+        let chains = match self.mode {
+            Mode::Qubes => Some(listing::chains().await),
+            Mode::Standalone => None,
+        };
+        let is_stray = |it: &Chain| it.family == "inet" && it.table == NAT;
+        let has_stray = matches!(&chains, Some(Ok(chains)) if chains.iter().any(is_stray));
+        let gate = match self.look_at_own().await {
+            Ok(GateLook::Whole(_) | GateLook::Appended(_)) if has_stray => {
+                GateLook::Changed(format!("table inet {NAT}: it belongs to mode standalone"))
+            }
+            Ok(look) => look,
+            Err(error) => GateLook::Unknown(Why::of(error)),
+        };
+        let not_redirected = match chains {
+            None => None,
+            Some(Ok(chains)) => Some(not_redirected(&chains).await.map_err(Why::of)),
+            Some(Err(error)) => Some(Err(Why::of(error))),
+        };
+        Look { gate, not_redirected }
+    }
+
     /// How what is to be in force is found. What users add to the tables is theirs.
-    pub async fn look(&self) -> Result<GateLook, GateError> {
-        let (mut appended, mut added) = (None, Vec::new());
+    async fn look_at_own(&mut self) -> Result<GateLook, GateError> {
+        let (mut appended, mut added, mut in_front) = (None, Vec::new(), BTreeSet::new());
         for table in self.tables() {
             let Table { family, name, .. } = table;
             let changed = |how| Ok(GateLook::Changed(format!("table {family} {name}: {how}")));
@@ -181,6 +222,8 @@ impl Gate {
                 Err(GateError::Listing(error)) => return changed(error.to_string()),
                 Err(error) => return Err(error),
             };
+            let numbers = mending::in_front(&table, &listed).into_iter();
+            in_front.extend(numbers.map(|number| (family, name, number)));
             match mending::difference(&table, &listed) {
                 Some(Difference::Lost(how)) => return changed(how),
                 Some(Difference::Appended(how)) => {
@@ -193,10 +236,7 @@ impl Gate {
                 None => {}
             }
         }
-        if self.mode == Mode::Qubes && nft::list("inet", NAT).await?.is_some() {
-            let stray = format!("table inet {NAT}: it belongs to mode standalone");
-            return Ok(GateLook::Changed(stray));
-        }
+        self.in_front = in_front;
         Ok(appended.map_or(GateLook::Whole(added), GateLook::Appended))
     }
 
@@ -219,7 +259,7 @@ impl Gate {
     }
 
     fn tables(&self) -> Vec<Table> {
-        let Self { mode, pattern, redirections, uplinks } = self;
+        let Self { mode, pattern, redirections, uplinks, in_front: _ } = self;
         let pattern = pattern.as_str();
         let gates = FAMILIES.iter().map(|family| rules::gate(*family, pattern, uplinks.as_ref()));
         let nat = match mode {

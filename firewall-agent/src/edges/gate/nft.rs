@@ -29,25 +29,21 @@ pub(super) async fn is_loadable(text: &str) -> bool {
     run(&["-c", "-f", "-"], text).await.is_ok()
 }
 
-/// All that is in force, as libnftables-json(5) describes, without the elements of sets.
-pub(super) async fn list_all() -> Result<Vec<u8>, NftError> {
-    Ok(listed(&["-j", "-t", "list", "ruleset"]).await?.unwrap_or_default())
-}
-
 /// The chains of all tables, as libnftables-json(5) describes.
 pub(super) async fn list_chains() -> Result<Vec<u8>, NftError> {
     Ok(listed(&["-j", "list", "chains"]).await?.unwrap_or_default())
 }
 
-/// A table as it is in force, as libnftables-json(5) describes; `None` if there is none.
+/// A table as it is in force, as libnftables-json(5) describes, without the elements of sets that have
+/// a name; `None` if there is none.
 pub(super) async fn list(family: &str, name: &str) -> Result<Option<Vec<u8>>, NftError> {
-    listed(&["-j", "list", "table", family, name]).await
+    listed(&["-j", "-t", "list", "table", family, name]).await
 }
 
-/// A table in the words in which rules are written, with the number of each, and without what
-/// changes by itself, like counters; `None` if there is none.
+/// A table in the words in which rules are written, with the number of each, without what changes by
+/// itself, like counters, and without the elements of sets that have a name; `None` if there is none.
 pub(super) async fn text(family: &str, name: &str) -> Result<Option<String>, NftError> {
-    let text = listed(&["-s", "-a", "list", "table", family, name]).await?;
+    let text = listed(&["-s", "-a", "-t", "list", "table", family, name]).await?;
     Ok(text.map(|text| String::from_utf8_lossy(&text).into_owned()))
 }
 

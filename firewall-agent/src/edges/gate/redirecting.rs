@@ -5,44 +5,31 @@ use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
-use serde::Deserialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::errors::GateError;
-use super::nft;
+use super::listed;
+use super::listing::{Chain, Rule};
 
-#[derive(Debug, Deserialize)]
-struct Listing {
-    nftables: Vec<Object>,
+/// What may lead a packet elsewhere; `xt` is what iptables wrote.
+const TRANSLATING: [&str; 4] = ["dnat", "redirect", "tproxy", "xt"];
+
+/// The families and names of tables that can lead packets of clients elsewhere: what does that can be
+/// in a chain at this hook alone, or in one that such a chain jumps to
+/// (`nft_nat_validate` in net/netfilter/nft_nat.c, and its like). All other tables need not be read,
+/// however many rules they have.
+fn translating(chains: &[Chain]) -> BTreeSet<(&str, &str)> {
+    let is_of_family = |it: &&Chain| ["ip", "inet"].contains(&it.family.as_str());
+    let of_hook = chains.iter().filter(|it| it.hook.as_deref() == Some("prerouting"));
+    of_hook.filter(is_of_family).map(|it| (it.family.as_str(), it.table.as_str())).collect()
 }
 
-#[derive(Debug, Deserialize)]
-struct Object {
-    rule: Option<Rule>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Rule {
-    family: String,
-    #[serde(default)]
-    expr: Vec<Map<String, Value>>,
-}
-
-impl Rule {
-    fn statement(&self, word: &str) -> Option<&Value> {
-        self.expr.iter().find_map(|statement| statement.get(word))
-    }
-
-    /// Whether a packet to this address may be led elsewhere. That nobody comes to the rule's chain,
-    /// or that other conditions are never met, is not looked at.
-    fn leads_elsewhere(&self, resolver: Ipv4Addr) -> bool {
-        // `xt` is what iptables wrote.
-        let is_nat =
-            ["dnat", "redirect", "tproxy", "xt"].iter().any(|it| self.statement(it).is_some());
-        let is_of_family = ["ip", "inet"].contains(&self.family.as_str());
-        let mut conditions = self.expr.iter().filter_map(|statement| statement.get("match"));
-        is_nat && is_of_family && conditions.all(|condition| may_be_met(condition, resolver))
-    }
+/// Whether a packet to this address may be led elsewhere by a rule. That nobody comes to the rule's
+/// chain, or that other conditions are never met, is not looked at.
+fn leads_elsewhere(rule: &Rule, resolver: Ipv4Addr) -> bool {
+    let mut conditions = rule.expr.iter().filter_map(|statement| statement.get("match"));
+    rule.words().any(|word| TRANSLATING.contains(&word))
+        && conditions.all(|condition| may_be_met(condition, resolver))
 }
 
 /// Whether DNS to this address may meet a condition.
@@ -72,26 +59,34 @@ fn may_be_met(condition: &Value, resolver: Ipv4Addr) -> bool {
     }
 }
 
-fn read(json: &[u8]) -> serde_json::Result<BTreeSet<Ipv4Addr>> {
-    let listing: Listing = serde_json::from_slice(json)?;
-    let rules: Vec<Rule> = listing.nftables.into_iter().filter_map(|it| it.rule).collect();
-    let is_left_alone = |it: &Ipv4Addr| !rules.iter().any(|rule| rule.leads_elsewhere(*it));
-    Ok(VIRTUAL_RESOLVERS.into_iter().filter(is_left_alone).collect())
+/// The virtual resolvers that none of these rules leads elsewhere.
+fn left_alone(rules: &[Rule]) -> BTreeSet<Ipv4Addr> {
+    let is_left_alone = |it: &Ipv4Addr| !rules.iter().any(|rule| leads_elsewhere(rule, *it));
+    VIRTUAL_RESOLVERS.into_iter().filter(is_left_alone).collect()
 }
 
-/// The virtual resolvers that no rule in force leads elsewhere.
-pub async fn not_redirected() -> Result<BTreeSet<Ipv4Addr>, GateError> {
+/// The virtual resolvers that no rule in force leads elsewhere, where there are these chains.
+pub(super) async fn not_redirected(chains: &[Chain]) -> Result<BTreeSet<Ipv4Addr>, GateError> {
     // What iptables wrote in the old way, nft does not list.
     let legacy = tokio::fs::read_to_string("/proc/net/ip_tables_names").await.unwrap_or_default();
     if legacy.lines().any(|table| table == "nat") {
         return Ok(BTreeSet::new());
     }
-    Ok(read(&nft::list_all().await?)?)
+    let mut resolvers = BTreeSet::from(VIRTUAL_RESOLVERS);
+    for (family, name) in translating(chains) {
+        // One that is gone by now leads nothing anywhere.
+        let rules = listed::list(family, name).await?.map(|table| table.rules);
+        let left_alone = left_alone(&rules.unwrap_or_default());
+        resolvers.retain(|resolver| left_alone.contains(resolver));
+    }
+    Ok(resolvers)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{VIRTUAL_RESOLVERS, read};
+    use super::super::listed::Listed;
+    use super::super::listing::chains_in;
+    use super::{VIRTUAL_RESOLVERS, left_alone, translating};
 
     fn daddr(op: &str, right: &str) -> String {
         format!(
@@ -107,38 +102,66 @@ mod tests {
     #[test]
     fn a_virtual_resolver_counts_as_redirected_if_any_rule_may_lead_it_elsewhere() {
         let [one, other] = VIRTUAL_RESOLVERS;
-        let check = |name: &str, family: &str, rules: &[&[&str]], left_alone: &[_]| {
+        let check = |name: &str, rules: &[&[&str]], expected: &[_]| {
             let rules = rules.iter().map(|expressions| {
                 let expressions = expressions.join(", ");
-                format!(r#", {{"rule": {{"family": "{family}", "expr": [{expressions}]}}}}"#)
+                format!(r#", {{"rule": {{"chain": "c", "handle": 1, "expr": [{expressions}]}}}}"#)
             });
             let rules: String = rules.collect();
             let json = format!(r#"{{"nftables": [{{"metainfo": {{}}}}{rules}]}}"#);
-            let found: Vec<_> = read(json.as_bytes()).expect("rules").into_iter().collect();
-            assert_eq!(found, left_alone, "{name}");
+            let listed = Listed::parse(json.as_bytes()).expect("rules");
+            let found: Vec<_> = left_alone(&listed.rules).into_iter().collect();
+            assert_eq!(found, expected, "{name}");
         };
         let first = daddr("==", r#""10.139.1.1""#);
         let second = daddr("==", r#""10.139.1.2""#);
-        check("no rules", "ip", &[], &[one, other]);
-        check("Qubes' own", "ip", &[&[&first, PORT, TO], &[&second, PORT, TO]], &[]);
-        check("only one", "ip", &[&[&first, PORT, TO]], &[other]);
-        check("whatever is DNS", "ip", &[&[PORT, TO]], &[]);
-        check("the same to itself", "inet", &[&[PORT, r#"{"redirect": {"port": 53}}"#]], &[]);
-        check("of IPv6", "ip6", &[&[PORT, TO]], &[one, other]);
-        check("by iptables", "ip", &[&[r#"{"xt": {"type": "target", "name": "DNAT"}}"#]], &[]);
+        check("no rules", &[], &[one, other]);
+        check("Qubes' own", &[&[&first, PORT, TO], &[&second, PORT, TO]], &[]);
+        check("only one", &[&[&first, PORT, TO]], &[other]);
+        check("whatever is DNS", &[&[PORT, TO]], &[]);
+        check("the same to itself", &[&[PORT, r#"{"redirect": {"port": 53}}"#]], &[]);
+        check("by iptables", &[&[r#"{"xt": {"type": "target", "name": "DNAT"}}"#]], &[]);
         let web = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "tcp",
             "field": "dport"}}, "right": 8080}}"#;
-        check("of another port", "ip", &[&[web, TO]], &[one, other]);
+        check("of another port", &[&[web, TO]], &[one, other]);
         let v6 = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "ip6",
             "field": "daddr"}}, "right": "2001:db8::1"}}"#;
-        check("for IPv6 in both families", "inet", &[&[v6, TO]], &[one, other]);
-        check("no translation", "ip", &[&[&first, PORT, r#"{"accept": null}"#]], &[one, other]);
-        check("to somebody else", "ip", &[&[&daddr("==", r#""192.0.2.1""#), TO]], &[one, other]);
+        check("for IPv6 in both families", &[&[v6, TO]], &[one, other]);
+        check("no translation", &[&[&first, PORT, r#"{"accept": null}"#]], &[one, other]);
+        check("to somebody else", &[&[&daddr("==", r#""192.0.2.1""#), TO]], &[one, other]);
         let set = daddr("==", r#"{"set": ["192.0.2.1", "10.139.1.2"]}"#);
-        check("a set", "ip", &[&[&set, TO]], &[one]);
-        check("a named set", "ip", &[&[&daddr("==", r#""@dns""#), TO]], &[]);
+        check("a set", &[&[&set, TO]], &[one]);
+        check("a named set", &[&[&daddr("==", r#""@dns""#), TO]], &[]);
         let network = daddr("==", r#"{"prefix": {"addr": "10.139.1.0", "len": 24}}"#);
-        check("a network", "ip", &[&[&network, TO]], &[]);
-        check("all but", "ip", &[&[&daddr("!=", r#""192.0.2.1""#), TO]], &[]);
+        check("a network", &[&[&network, TO]], &[]);
+        check("all but", &[&[&daddr("!=", r#""192.0.2.1""#), TO]], &[]);
+    }
+
+    #[test]
+    fn only_tables_that_can_lead_a_packet_of_ipv4_elsewhere_are_read() {
+        let chain = |family: &str, table: &str, hook: &str| {
+            let hook = match hook {
+                "" => String::new(),
+                hook => format!(r#", "type": "nat", "hook": "{hook}", "prio": -100"#),
+            };
+            format!(
+                r#", {{"chain": {{"family": "{family}", "table": "{table}", "name": "c"{hook}}}}}"#
+            )
+        };
+        let chains = [
+            chain("ip", "qubes", ""),
+            chain("ip", "qubes", "prerouting"),
+            chain("ip", "qubes", "postrouting"),
+            chain("inet", "many", "forward"),
+            chain("inet", "many", "input"),
+            chain("inet", "mine", "prerouting"),
+            chain("ip6", "other", "prerouting"),
+            chain("bridge", "other", "prerouting"),
+            chain("netdev", "other", "ingress"),
+        ];
+        let json = format!(r#"{{"nftables": [{{"metainfo": {{}}}}{}]}}"#, chains.concat());
+        let chains = chains_in(json.as_bytes()).expect("chains");
+        let tables: Vec<(&str, &str)> = translating(&chains).into_iter().collect();
+        assert_eq!(tables, [("inet", "mine"), ("ip", "qubes")]);
     }
 }

@@ -10,14 +10,19 @@ use std::path::PathBuf;
 
 use firewall_core::events::Event;
 
-use qubesdb::{Patience, QubesDb};
+use qubesdb::{Patience, QubesDb, UplinksKey};
 use rule_files::Files;
 
 /// Which source, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// A directory with one file for each client.
-    Files(PathBuf),
+    /// Files.
+    Files {
+        /// A directory with one file for each client.
+        directory: PathBuf,
+        /// In a qube, the socket of QubesDB, where only the netvm's own key that lists uplinks is read.
+        qubesdb: Option<PathBuf>,
+    },
     /// QubesDB, by its socket.
     QubesDb(PathBuf),
 }
@@ -26,16 +31,24 @@ impl Place {
     /// The place as people read it.
     pub fn name(&self) -> String {
         match self {
-            Self::Files(directory) => directory.display().to_string(),
+            Self::Files { directory, qubesdb: _ } => directory.display().to_string(),
             Self::QubesDb(socket) => format!("QubesDB at {}", socket.display()),
+        }
+    }
+
+    /// Whether the netvm's own key that lists uplinks is read.
+    pub fn lists_uplinks(&self) -> bool {
+        match self {
+            Self::Files { directory: _, qubesdb } => qubesdb.is_some(),
+            Self::QubesDb(_) => true,
         }
     }
 }
 
 /// A source of rules.
 pub enum Source {
-    /// A directory of files.
-    Files(Files),
+    /// A directory of files, and in a qube the key that lists uplinks.
+    Files(Files, Option<UplinksKey>),
     /// QubesDB.
     QubesDb(QubesDb),
 }
@@ -45,7 +58,12 @@ impl Source {
     /// runtime.
     pub fn start(place: &Place) -> notify::Result<Self> {
         match place {
-            Place::Files(directory) => Files::watch(directory).map(Self::Files),
+            Place::Files { directory, qubesdb } => {
+                let files = Files::watch(directory)?;
+                let key = qubesdb.clone();
+                let key = key.map(|socket| UplinksKey::start(socket, Patience::default()));
+                Ok(Self::Files(files, key))
+            }
             Place::QubesDb(socket) => {
                 Ok(Self::QubesDb(QubesDb::start(socket.clone(), Patience::default())))
             }
@@ -57,7 +75,11 @@ impl Source {
     /// lost then.
     pub async fn next(&mut self) -> Event {
         match self {
-            Self::Files(files) => files.next().await,
+            Self::Files(files, None) => files.next().await,
+            Self::Files(files, Some(key)) => tokio::select! {
+                event = key.next() => event,
+                event = files.next() => event,
+            },
             Self::QubesDb(qubesdb) => qubesdb.next().await,
         }
     }
@@ -65,7 +87,7 @@ impl Source {
     /// Has everything read again; [`Self::next`] tells it as it tells what is there at first.
     pub fn reload(&mut self) {
         match self {
-            Self::Files(files) => files.reload(),
+            Self::Files(files, _) => files.reload(),
             Self::QubesDb(qubesdb) => qubesdb.reload(),
         }
     }
@@ -73,7 +95,7 @@ impl Source {
     /// Has everything read again, if the source can miss a change.
     pub fn resync(&mut self) {
         match self {
-            Self::Files(files) => files.reload(),
+            Self::Files(files, _) => files.reload(),
             // Its watches miss nothing, and whoever counts how often rules came into force
             // is not to be misled.
             Self::QubesDb(_) => {}
@@ -83,7 +105,7 @@ impl Source {
     /// Tells whoever wrote a client's rules, if the source can, that they are in force.
     pub fn handled(&self, client: IpAddr) {
         match self {
-            Self::Files(_) => {}
+            Self::Files(..) => {}
             Self::QubesDb(qubesdb) => qubesdb.handled(client),
         }
     }
@@ -91,7 +113,7 @@ impl Source {
     /// Tells where the names in a client's rules lead, if the source has a place for that.
     pub fn publish(&self, client: IpAddr, names: BTreeMap<String, BTreeSet<IpAddr>>) {
         match self {
-            Self::Files(_) => {}
+            Self::Files(..) => {}
             Self::QubesDb(qubesdb) => qubesdb.publish(client, names),
         }
     }
@@ -99,7 +121,7 @@ impl Source {
     /// Name of the user who sits at the screen; `None` if the source does not know.
     pub fn default_user(&self) -> Option<String> {
         match self {
-            Self::Files(_) => None,
+            Self::Files(..) => None,
             Self::QubesDb(qubesdb) => qubesdb.default_user(),
         }
     }

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use crate::firewalls::Firewall;
 use crate::machine::machine;
 use crate::peers::{DENIED, Side};
+use crate::rounds::{Rounds, set_up, turn};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 use crate::tcp::{Quantity, Road};
@@ -21,12 +22,8 @@ use crate::tcp::{Quantity, Road};
 /// How to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Rounds; each measures every firewall with and without a flood.
-    #[arg(long, default_value_t = 15)]
-    rounds: usize,
-    /// Fewer rounds, for a first look.
-    #[arg(long)]
-    quick: bool,
+    #[command(flatten)]
+    rounds: Rounds<15, 5>,
     /// Only these firewalls, like `stock-10,ours-1000`; any number of rules will do.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Firewall>,
@@ -70,26 +67,20 @@ pub fn run(options: &Options) -> Result<Report> {
 
 fn measure(options: &Options) -> Result<Vec<Place>> {
     let firewalls = if options.only.is_empty() { &FIREWALLS[..] } else { &options.only };
-    let rounds = if options.quick { options.rounds.min(5) } else { options.rounds };
-    let progress = show::progress(firewalls.len() * (rounds + 1))?;
-    let mut places = Vec::new();
-    for firewall in firewalls {
-        progress.set_message(format!("setting up {firewall}"));
+    let progress = show::progress(firewalls.len() * (options.rounds.count() + 1))?;
+    let mut places = set_up(firewalls, "flood", &progress, |firewall, label| {
         ensure!(firewall.rules().is_some(), "`{firewall}` denies nothing");
-        let label = format!("flood{}", places.len());
-        places.push(Place::new(Side::new(*firewall, Proto::Tcp, &label)?)?);
-        progress.inc(1);
-    }
-    for round in 0..rounds {
-        progress.set_message(format!("round {} of {rounds}", round + 1));
-        places.rotate_left(1);
+        Place::new(Side::new(firewall, Proto::Tcp, label)?).map(Some)
+    })?;
+    options.rounds.each(&progress, || {
+        turn(&mut places);
         for place in &mut places {
             let firewall = place.road.side.firewall;
             place.measure().with_context(|| format!("`{firewall}`"))?;
             progress.inc(1);
         }
-    }
-    progress.finish_and_clear();
+        Ok(())
+    })?;
     places.sort_by_key(|it| firewalls.iter().position(|one| *one == it.road.side.firewall));
     Ok(places)
 }

@@ -14,18 +14,15 @@ use serde_json::{Value, json};
 use crate::firewalls::Firewall;
 use crate::machine::machine;
 use crate::peers::{Side, ruleset};
+use crate::rounds::{Rounds, set_up, turn};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
 /// How to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Rounds; each replaces the rules of every firewall twice.
-    #[arg(long, default_value_t = 40)]
-    rounds: usize,
-    /// Fewer rounds, for a first look.
-    #[arg(long)]
-    quick: bool,
+    #[command(flatten)]
+    rounds: Rounds<40, 5>,
 }
 
 const RULES: [usize; 3] = [10, 100, 1_000];
@@ -59,25 +56,19 @@ struct Qube {
 
 /// Measures.
 pub fn run(options: &Options) -> Result<Report> {
-    let rounds = if options.quick { options.rounds.min(5) } else { options.rounds };
     let firewalls = RULES.iter().flat_map(|&rules| [Firewall::Stock(rules), Firewall::Ours(rules)]);
     let firewalls: Vec<Firewall> = firewalls.collect();
-    let progress = show::progress(firewalls.len() + rounds)?;
-    let mut places = Vec::new();
-    for firewall in firewalls {
-        progress.set_message(format!("setting up {firewall}"));
-        places.push(Place::new(firewall, &format!("ha{}", places.len()))?);
+    let progress = show::progress(firewalls.len() + options.rounds.count())?;
+    let mut places = set_up(&firewalls, "ha", &progress, |firewall, label| {
+        Place::new(firewall, label).map(Some)
+    })?;
+    options.rounds.each(&progress, || {
+        turn(&mut places);
+        places.iter_mut().try_for_each(Place::measure)?;
         progress.inc(1);
-    }
-    for round in 0..rounds {
-        progress.set_message(format!("replacement {} of {rounds}", round + 1));
-        let count = places.len();
-        for place in (0..count).map(|place| (place + round) % count) {
-            places[place].measure()?;
-        }
-        progress.inc(1);
-    }
-    progress.finish_and_clear();
+        Ok(())
+    })?;
+    places.sort_by_key(|place| firewalls.iter().position(|it| *it == place.firewall));
     Ok(Report { text: table(&places), json: report(&places) })
 }
 

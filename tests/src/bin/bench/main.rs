@@ -10,6 +10,7 @@ mod net;
 mod peers;
 mod plots;
 mod prog;
+mod rounds;
 mod scale;
 mod show;
 mod statistics;

@@ -14,18 +14,15 @@ use serde_json::json;
 use crate::firewalls::{ALL, Firewall};
 use crate::machine::machine;
 use crate::peers::{DENIED, Side, UPLINK_MAC, WITHOUT_RULES, hosts};
+use crate::rounds::{Rounds, set_up, turn};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
 /// How to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Rounds; each measures every firewall with every kind of traffic once.
-    #[arg(long, default_value_t = 40)]
-    rounds: usize,
-    /// Fewer rounds, for a first look.
-    #[arg(long)]
-    quick: bool,
+    #[command(flatten)]
+    rounds: Rounds<40, 7>,
     /// Only these firewalls, like `nat,stock-10,ours-1000`; any number of rules will do.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Firewall>,
@@ -238,30 +235,22 @@ fn until_arrived(sink: &Sink, before: u64, expected: u64) -> Result<u64> {
 pub fn run(options: &Options) -> Result<Report> {
     let firewalls = if options.only.is_empty() { &ALL[..] } else { &options.only };
     let kinds = if options.traffic.is_empty() { &KINDS[..] } else { &options.traffic };
-    let rounds = if options.quick { options.rounds.min(7) } else { options.rounds };
     let entry = if options.whole_veth { Entry::GoOut } else { Entry::ComeIn };
-    let progress = show::progress(firewalls.len() + rounds * kinds.len())?;
-    let mut roads = Vec::new();
-    for firewall in firewalls {
-        progress.set_message(format!("setting up {firewall}"));
-        let label = format!("bench{}", roads.len());
-        if let Some(side) = Side::if_there(*firewall, Proto::Udp, &label, &progress)? {
-            roads.push(Road::new(side, kinds, entry)?);
-        }
-        progress.inc(1);
-    }
-    for round in 0..rounds {
-        progress.set_message(format!("round {} of {rounds}", round + 1));
+    let progress = show::progress(firewalls.len() + options.rounds.count() * kinds.len())?;
+    let mut roads = set_up(firewalls, "bench", &progress, |firewall, label| {
+        let side = Side::if_there(firewall, Proto::Udp, label, &progress)?;
+        side.map(|side| Road::new(side, kinds, entry)).transpose()
+    })?;
+    options.rounds.each(&progress, || {
         for kind in kinds {
-            // Another one begins each time, so that nobody always comes after the same.
-            roads.rotate_left(1);
+            turn(&mut roads);
             for road in &mut roads {
                 road.measure(*kind, Duration::from_millis(options.sample))?;
             }
             progress.inc(1);
         }
-    }
-    progress.finish_and_clear();
+        Ok(())
+    })?;
     roads.sort_by_key(|road| firewalls.iter().position(|it| *it == road.side.firewall));
     let text = kinds.iter().map(|kind| table(&roads, *kind)).collect::<Vec<_>>().join("\n\n");
     Ok(Report { text, json: report(&roads, kinds) })

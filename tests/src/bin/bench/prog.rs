@@ -21,18 +21,15 @@ use rand::{Rng as _, SeedableRng as _};
 use serde_json::{Value, json};
 
 use crate::machine::machine;
+use crate::rounds::Rounds;
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
 /// How to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Rounds; each measures every case once.
-    #[arg(long, default_value_t = 25)]
-    rounds: usize,
-    /// Fewer rounds and sizes, for a first look.
-    #[arg(long)]
-    quick: bool,
+    #[command(flatten)]
+    rounds: Rounds<25, 7>,
 }
 
 const SIZES: [usize; 5] = [10, 100, 1_000, 10_000, 100_000];
@@ -91,8 +88,8 @@ struct Measured {
 }
 
 fn measure(options: &Options) -> Result<Measured> {
-    let rounds = if options.quick { options.rounds.min(7) } else { options.rounds };
-    let sizes = if options.quick { &SIZES[..4] } else { &SIZES[..] };
+    let rounds = options.rounds.count();
+    let sizes = if options.rounds.quick { &SIZES[..4] } else { &SIZES[..] };
     let mut kinds = vec![Kind::AcceptAll];
     kinds.extend(sizes.iter().map(|size| Kind::Prefixes(*size)));
     kinds.push(Kind::Denied(1_000));

@@ -19,18 +19,15 @@ use serde_json::{Value, json};
 
 use crate::machine::machine;
 use crate::peers::{hosts, rule, ruleset};
+use crate::rounds::Rounds;
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
 /// How to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// How often everything is done.
-    #[arg(long, default_value_t = 7)]
-    rounds: usize,
-    /// Fewer rounds, for a first look.
-    #[arg(long)]
-    quick: bool,
+    #[command(flatten)]
+    rounds: Rounds<7, 3>,
 }
 
 const RULES: [usize; 4] = [10, 100, 1_000, 10_000];
@@ -65,7 +62,7 @@ struct ByClients {
 
 /// Measures.
 pub fn run(options: &Options) -> Result<Report> {
-    let rounds = if options.quick { options.rounds.min(3) } else { options.rounds };
+    let rounds = options.rounds.count();
     let progress = show::progress(RULES.len() * rounds + CLIENTS.len())?;
     let mut by_rules = Vec::new();
     for rules in RULES {

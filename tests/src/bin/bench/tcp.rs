@@ -18,18 +18,15 @@ use socket2::SockRef;
 use crate::firewalls::{self, Firewall};
 use crate::machine::machine;
 use crate::peers::{self, Side};
+use crate::rounds::{Rounds, set_up, turn};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
 /// How to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Rounds; each measures every firewall once.
-    #[arg(long, default_value_t = 25)]
-    rounds: usize,
-    /// Fewer rounds, for a first look.
-    #[arg(long)]
-    quick: bool,
+    #[command(flatten)]
+    rounds: Rounds<25, 5>,
     /// Only these firewalls, like `nat,stock-10,ours-1000`; any number of rules will do.
     #[arg(long, value_delimiter = ',')]
     only: Vec<Firewall>,
@@ -97,20 +94,13 @@ fn measure(options: &Options) -> Result<Vec<Road>> {
     let mut firewalls =
         if options.only.is_empty() { firewalls::ALL.to_vec() } else { options.only.clone() };
     firewalls.retain(|firewall| firewall.forwards());
-    let rounds = if options.quick { options.rounds.min(5) } else { options.rounds };
-    let progress = show::progress(firewalls.len() + rounds)?;
-    let mut roads = Vec::new();
-    for firewall in &firewalls {
-        progress.set_message(format!("setting up {firewall}"));
-        let label = format!("tcp{}", roads.len());
-        if let Some(side) = Side::if_there(*firewall, Proto::Tcp, &label, &progress)? {
-            roads.push(Road::new(side)?);
-        }
-        progress.inc(1);
-    }
-    for round in 0..rounds {
-        progress.set_message(format!("round {} of {rounds}", round + 1));
-        roads.rotate_left(1);
+    let progress = show::progress(firewalls.len() + options.rounds.count())?;
+    let mut roads = set_up(&firewalls, "tcp", &progress, |firewall, label| {
+        let side = Side::if_there(firewall, Proto::Tcp, label, &progress)?;
+        side.map(Road::new).transpose()
+    })?;
+    options.rounds.each(&progress, || {
+        turn(&mut roads);
         // One quantity after the other, so that firewalls are measured close to each other.
         for measure in [Road::connects, Road::exchanges, Road::sends] {
             for road in &mut roads {
@@ -118,8 +108,8 @@ fn measure(options: &Options) -> Result<Vec<Road>> {
             }
         }
         progress.inc(1);
-    }
-    progress.finish_and_clear();
+        Ok(())
+    })?;
     roads.sort_by_key(|road| firewalls.iter().position(|it| *it == road.side.firewall));
     Ok(roads)
 }

@@ -21,21 +21,18 @@ use serde_json::{Value, json};
 use crate::firewalls::Firewall;
 use crate::machine::machine;
 use crate::peers::{DENIED, Side, last_host, ruleset};
+use crate::rounds::{Rounds, set_up};
 use crate::show::{self, Report};
 use crate::statistics::Samples;
 
 /// How to measure.
 #[derive(clap::Args)]
 pub struct Options {
-    /// Rounds; each replaces the rules of every firewall twice.
-    #[arg(long, default_value_t = 10)]
-    rounds: usize,
+    #[command(flatten)]
+    rounds: Rounds<10, 3>,
     /// Swaps of two policies under load, in which no packet may be misjudged.
     #[arg(long, default_value_t = 1_000)]
     swaps: usize,
-    /// Fewer rounds and swaps, for a first look.
-    #[arg(long)]
-    quick: bool,
 }
 
 const FIREWALLS: [Firewall; 8] = [
@@ -78,35 +75,29 @@ struct Swapped {
 
 /// Measures.
 pub fn run(options: &Options) -> Result<Report> {
-    let (rounds, swaps) = match options.quick {
-        true => (options.rounds.min(3), options.swaps.min(100)),
-        false => (options.rounds, options.swaps),
-    };
+    let Options { rounds, swaps } = options;
+    let swaps = if rounds.quick { (*swaps).min(100) } else { *swaps };
     let places = replace(rounds)?;
     let swapped = swap(swaps)?;
     Ok(Report { text: table(&places, &swapped), json: report(&places, &swapped) })
 }
 
-fn replace(rounds: usize) -> Result<Vec<Place>> {
-    let progress = show::progress(FIREWALLS.len() + rounds)?;
-    let mut places = Vec::new();
-    for firewall in FIREWALLS {
-        progress.set_message(format!("setting up {firewall}"));
-        places.push(Place::new(Side::new(firewall, Proto::Udp, &format!("up{}", places.len()))?)?);
-        progress.inc(1);
-    }
-    for round in 0..rounds {
-        progress.set_message(format!("replacement {} of {rounds}", round + 1));
+fn replace(rounds: &Rounds<10, 3>) -> Result<Vec<Place>> {
+    let progress = show::progress(FIREWALLS.len() + rounds.count())?;
+    let mut places = set_up(&FIREWALLS, "up", &progress, |firewall, label| {
+        Place::new(Side::new(firewall, Proto::Udp, label)?).map(Some)
+    })?;
+    rounds.each(&progress, || {
         for place in &mut places {
             let firewall = place.side.firewall;
             place.measure().with_context(|| format!("`{firewall}`"))?;
         }
         progress.inc(1);
-    }
+        Ok(())
+    })?;
     for place in &mut places {
         place.memory = place.side.agent.as_ref().map(|it| it.memory("VmRSS")).transpose()?;
     }
-    progress.finish_and_clear();
     Ok(places)
 }
 

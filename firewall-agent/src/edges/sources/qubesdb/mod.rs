@@ -11,6 +11,7 @@ pub mod wire;
 
 mod session;
 mod trees;
+mod uplinks_key;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use self::client::{ClientError, Connection};
+pub use self::uplinks_key::UplinksKey;
 use self::wire::{NotAPath, Path};
 use firewall_core::events::Event;
 use firewall_core::uplinks::{BadUplinks, KEY as UPLINKS, Uplinks};
