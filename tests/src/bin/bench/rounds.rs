@@ -9,9 +9,11 @@ use crate::firewalls::Firewall;
 /// How often everything is measured, unless somebody chooses; and for a first look.
 #[derive(clap::Args)]
 pub struct Rounds<const USUAL: usize, const FEW: usize> {
-    /// Rounds; each measures everything once, or both ways.
-    #[arg(long, default_value_t = USUAL)]
-    rounds: usize,
+    /// Rounds; each measures everything once, or both ways. Without it, as many as suit what is
+    /// measured.
+    // No default of clap's: it keeps one for all kinds together, whatever their numbers are.
+    #[arg(long)]
+    rounds: Option<usize>,
     /// Fewer rounds, and of what else there is a number of, for a first look.
     #[arg(long)]
     pub quick: bool,
@@ -20,7 +22,8 @@ pub struct Rounds<const USUAL: usize, const FEW: usize> {
 impl<const USUAL: usize, const FEW: usize> Rounds<USUAL, FEW> {
     /// How many rounds.
     pub fn count(&self) -> usize {
-        if self.quick { self.rounds.min(FEW) } else { self.rounds }
+        let count = self.rounds.unwrap_or(USUAL);
+        if self.quick { count.min(FEW) } else { count }
     }
 
     /// Goes through all rounds.
@@ -56,5 +59,32 @@ pub fn set_up<T>(
 pub fn turn<T>(places: &mut [T]) {
     if !places.is_empty() {
         places.rotate_left(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::Rounds;
+
+    #[derive(Parser)]
+    struct Line<const USUAL: usize, const FEW: usize> {
+        #[command(flatten)]
+        rounds: Rounds<USUAL, FEW>,
+    }
+
+    #[test]
+    fn each_kind_has_rounds_of_its_own() {
+        fn check<const USUAL: usize, const FEW: usize>(words: &[&str], expected: usize) {
+            let line = ["bench"].into_iter().chain(words.iter().copied());
+            assert_eq!(Line::<USUAL, FEW>::parse_from(line).rounds.count(), expected, "{words:?}");
+        }
+        check::<40, 7>(&[], 40);
+        check::<25, 5>(&[], 25);
+        check::<25, 5>(&["--quick"], 5);
+        check::<40, 7>(&["--quick"], 7);
+        check::<40, 7>(&["--quick", "--rounds", "3"], 3);
+        check::<40, 7>(&["--rounds", "100"], 100);
     }
 }
