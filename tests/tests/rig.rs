@@ -50,5 +50,6 @@ mod rig {
     mod uplinks_life;
     mod vifs;
     mod waiting;
+    mod without;
     mod world;
 }

@@ -70,7 +70,8 @@ pub struct Image {
 }
 
 /// Makes an initramfs for the kernel in `unpacked`, a package or a build, that runs `job`, a script.
-pub fn make(unpacked: &Path, directory: &Path, job: &str) -> Result<Image> {
+/// Modules whose names begin with `without` are left out.
+pub fn make(unpacked: &Path, without: Option<&str>, directory: &Path, job: &str) -> Result<Image> {
     let root = directory.join("initramfs");
     if root.exists() {
         fs::remove_dir_all(&root)?;
@@ -89,7 +90,7 @@ pub fn make(unpacked: &Path, directory: &Path, job: &str) -> Result<Image> {
             continue;
         };
         for tree in trees {
-            pack_modules(&tree?.path(), &root)?;
+            pack_modules(&tree?.path(), without, &root)?;
         }
     }
     let initramfs = directory.join("initramfs.cpio");
@@ -118,14 +119,14 @@ fn kernel_in(unpacked: &Path) -> Result<PathBuf> {
 }
 
 /// Copies the modules that are wanted, uncompressed, and lists them anew.
-fn pack_modules(tree: &Path, root: &Path) -> Result<()> {
+fn pack_modules(tree: &Path, without: Option<&str>, root: &Path) -> Result<()> {
     let version = tree.file_name().context("modules without a version")?;
     let base = tree.ancestors().nth(3).context("modules in no tree")?;
     if !tree.join("modules.dep").metadata().is_ok_and(|file| file.len() > 0) {
         run(Command::new("depmod").arg("-b").arg(base).arg(version))?;
     }
     let to = root.join("lib/modules").join(version);
-    for module in wanted(&fs::read_to_string(tree.join("modules.dep"))?) {
+    for module in wanted(&fs::read_to_string(tree.join("modules.dep"))?, without) {
         let (from, to) = (tree.join(&module), to.join(&module));
         fs::create_dir_all(to.parent().context("a module without a directory")?)?;
         let unpacker = match from.extension().and_then(|it| it.to_str()) {
@@ -150,7 +151,7 @@ fn pack_modules(tree: &Path, root: &Path) -> Result<()> {
 }
 
 /// Paths of the modules that are wanted and of those that they depend on, by what `depmod` wrote.
-fn wanted(dependencies: &str) -> BTreeSet<String> {
+fn wanted(dependencies: &str, without: Option<&str>) -> BTreeSet<String> {
     let lines = dependencies.lines().filter_map(|line| line.split_once(':'));
     let needs: BTreeMap<&str, Vec<&str>> =
         lines.map(|(module, needs)| (module, needs.split_whitespace().collect())).collect();
@@ -162,7 +163,8 @@ fn wanted(dependencies: &str) -> BTreeSet<String> {
     let mut left: Vec<&str> = needs.keys().copied().filter(is_wanted).collect();
     let mut all = BTreeSet::new();
     while let Some(module) = left.pop() {
-        if all.insert(module.to_owned()) {
+        let is_left_out = without.is_some_and(|it| name(module).starts_with(it));
+        if !is_left_out && all.insert(module.to_owned()) {
             left.extend(needs.get(module).into_iter().flatten());
         }
     }
@@ -180,7 +182,7 @@ mod tests {
                             kernel/lib/libcrc32c.ko.xz:\n\
                             kernel/sound/snd.ko.xz:\n\
                             kernel/drivers/net/veth.ko:\n";
-        let all: Vec<String> = wanted(dependencies).into_iter().collect();
+        let all: Vec<String> = wanted(dependencies, None).into_iter().collect();
         let expected = [
             "kernel/drivers/net/veth.ko",
             "kernel/lib/libcrc32c.ko.xz",
@@ -188,5 +190,7 @@ mod tests {
             "kernel/net/nf_conntrack.ko.xz",
         ];
         assert_eq!(all, expected);
+        let rest = wanted(dependencies, Some("nft_"));
+        assert!(rest.iter().all(|module| !module.contains("nft_ct")), "{rest:?}");
     }
 }

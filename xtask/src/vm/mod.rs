@@ -48,7 +48,7 @@ pub struct Options {
 /// Runs the tests on the kernels that were asked for. An error if one failed anywhere.
 pub fn run(options: &Options) -> Result<()> {
     if options.list {
-        KERNELS.iter().for_each(|kernel| println!("{:<14} {}", kernel.name, kernel.about));
+        KERNELS.iter().for_each(|kernel| println!("{:<16} {}", kernel.name, kernel.about));
         return Ok(());
     }
     let wanted = wanted(&options.kernels)?;
@@ -99,7 +99,7 @@ fn on(
         Source::Newest => packages.unpack(&packages.newest_kernel(None)?)?,
         Source::Built(version) => built::kernel(packages, version, directory)?,
     };
-    let image = image::make(&unpacked, directory, job)?;
+    let image = image::make(&unpacked, kernel.without, directory, job)?;
     say(&format!("booting {}", kernel.name));
     let mut row = Row::new(kernel);
     let mut has_ended = false;
@@ -156,7 +156,11 @@ fn job(kernel: &Kernel, binaries: &Path, filters: &[String]) -> String {
     for (name, value) in kernel.sysctls {
         job += &format!("echo {value} > /proc/sys/{name} || exit 1\n");
     }
-    let filters: Vec<String> = filters.iter().map(|it| format!("'{it}'")).collect();
+    let mut filters: Vec<String> = filters.iter().map(|it| format!("'{it}'")).collect();
+    if let Some(module) = kernel.without {
+        job += &format!("export FIREWALL_WITHOUT={module}\n");
+        filters = vec!["rig::without::".to_owned()];
+    }
     let filters = filters.join(" ");
     let (binaries, directory) = (binaries.display(), root().join("tests"));
     for ring in RINGS {
