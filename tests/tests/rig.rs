@@ -49,5 +49,6 @@ mod rig {
     mod uplinks_life;
     mod vifs;
     mod waiting;
+    mod whonix;
     mod world;
 }
