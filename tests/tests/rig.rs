@@ -50,5 +50,7 @@ mod rig {
     mod vifs;
     mod waiting;
     mod whonix;
+    mod whonix_matrix;
+    mod whonix_same;
     mod world;
 }

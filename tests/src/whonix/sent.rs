@@ -28,6 +28,8 @@ const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 const ETHERNET: usize = 14;
 const SYN_ACK: u8 = 0x12;
 const RST: u8 = 0x04;
+/// All flags but those of congestion notification.
+const CLASSIC: u8 = 0x3f;
 
 /// What a qube heard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -133,7 +135,7 @@ fn answer(family: Family, source: IpAddr, protocol: u8, rest: &[u8], port: u16) 
     match protocol {
         TCP => {
             let from = SocketAddr::new(source, word(0)?);
-            let flags = *rest.get(13)?;
+            let flags = *rest.get(13)? & CLASSIC;
             let meant = word(2)? == port;
             let what = match flags {
                 SYN_ACK => Answer::SynAck(from),
