@@ -50,7 +50,9 @@ mod rig {
     mod vifs;
     mod waiting;
     mod whonix;
+    mod whonix_life;
     mod whonix_matrix;
     mod whonix_same;
+    mod whonix_tor;
     mod world;
 }

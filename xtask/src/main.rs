@@ -6,6 +6,7 @@ mod package;
 mod run;
 mod setup;
 mod suites;
+mod tor;
 
 use std::process::ExitCode;
 

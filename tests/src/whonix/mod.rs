@@ -9,6 +9,7 @@
 //! ```
 
 pub mod kinds;
+pub mod real;
 pub mod sent;
 pub mod tables;
 pub mod tor;
@@ -35,8 +36,8 @@ pub const MARKER: &str = "usr/share/anon-gw-base-files/gateway";
 
 /// A gateway. All of it is gone when this is dropped.
 pub struct Gateway {
-    /// Declared first, to end before the rig does.
-    pub tor: StandIn,
+    /// Declared first, to end before the rig does. None where a real Tor is to run.
+    tor: Option<StandIn>,
     /// Everything that left by the uplink.
     uplink: std::cell::RefCell<Capture>,
     /// Its qubes, 12 and 13.
@@ -80,7 +81,17 @@ impl Gateway {
         netvm.nft(&tables::antispoof(&vifs))?;
         netvm.nft(&watch::table())?;
         let uplink = std::cell::RefCell::new(frames::capture(rig.internet(), "eth0")?);
-        Ok(Self { tor: StandIn::start(netvm)?, uplink, qubes, rig })
+        Ok(Self { tor: Some(StandIn::start(netvm)?), uplink, qubes, rig })
+    }
+
+    /// A gateway with Whonix' rules, where nobody listens in Tor's place.
+    pub fn without_tor(label: &str) -> Result<Self> {
+        Ok(Self { tor: None, ..Self::new(label)? })
+    }
+
+    /// What listens in Tor's place.
+    pub fn tor(&self) -> Result<&StandIn> {
+        self.tor.as_ref().context("nobody listens in Tor's place")
     }
 
     /// The namespace of the gateway itself.

@@ -24,7 +24,8 @@ pub fn connect(gateway: &Gateway, qube: usize, to: SocketAddr) -> Result<Visit> 
         Ok(stream.local_addr()?)
     });
     let own = own.with_context(|| format!("no connection to {to}"))?;
-    let visit = gateway.tor.wait_for(&format!("{own} to {to}"), |it| it.source == own, PATIENCE)?;
+    let visit =
+        gateway.tor()?.wait_for(&format!("{own} to {to}"), |it| it.source == own, PATIENCE)?;
     ensure!(u16::from_be_bytes(told) == visit.local.port(), "told {told:?} of {visit:?}");
     Ok(visit)
 }
@@ -42,7 +43,7 @@ pub fn ask(gateway: &Gateway, qube: usize, to: SocketAddr) -> Result<Visit> {
         Ok(socket.local_addr()?)
     });
     let own = own.with_context(|| format!("no answer from {to}"))?;
-    gateway.tor.wait_for(&format!("{own} to {to}"), |it| it.source == own, PATIENCE)
+    gateway.tor()?.wait_for(&format!("{own} to {to}"), |it| it.source == own, PATIENCE)
 }
 
 /// To which ports of the gateway's own a qube gets with TCP, if it names them.
@@ -91,7 +92,7 @@ fn each_port_of_a_whonix_gateway_is_where_the_facts_say() -> Result<()> {
             assert_eq!(visit.local.port(), DNS_PORT, "{to}");
         }
     }
-    let visits = gateway.tor.visits();
+    let visits = gateway.tor()?.visits();
     let wrong: Vec<&Visit> = visits.iter().filter(|it| NEVER.contains(&it.local.port())).collect();
     ensure!(wrong.is_empty(), "came where nobody may come: {wrong:?}");
     let left = gateway.left_by_uplink()?;

@@ -21,8 +21,7 @@ use firewall_tests::whonix::tables::{DNS_PORT, TRANS_PORT};
 use firewall_tests::whonix::watch::Delivery;
 
 /// The columns of the table: who judges. `today` is the gateway without us.
-pub const COLUMNS: [&str; 8] =
-    ["today", "all", "none", "host", "port", "dns", "socks", "control"];
+pub const COLUMNS: [&str; 8] = ["today", "all", "none", "host", "port", "dns", "socks", "control"];
 
 /// A line: what it is; where to; what; what is odd about it; and what becomes of it in each column.
 ///
