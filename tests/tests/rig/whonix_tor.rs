@@ -77,7 +77,8 @@ fn all_come(gateway: &Gateway, tor: &mut RealTor, qube: usize) -> Result<()> {
         tor.streams_until(&words.map(|it| it as &str))?;
     }
     let stream = connect(gateway, qube, SocketAddr::new(onion.into(), 80))?;
-    let target = format!(" {ONION}:80 ");
+    // Before Tor looks up which name it has given this address to.
+    let target = format!(" {onion}:80 ");
     tor.streams_until(&[&target, &source(&stream)?, "CLIENT_PROTOCOL=TRANS", "CLIENTADDR"])?;
     let mut stream = connect(gateway, qube, SocketAddr::new(Gateway::address(Family::V4), 9050))?;
     stream.write_all(&[5, 1, 0])?;
@@ -137,7 +138,7 @@ fn a_real_tor_hears_of_what_rules_accept_and_of_nothing_else() -> Result<()> {
     let resolver = Place::Resolver.address(Family::V4).context("a resolver")?;
     let onion = resolve(&gateway, 0, SocketAddr::new(resolver, 53))?;
     let stream = connect(&gateway, 0, SocketAddr::new(onion.into(), 80))?;
-    let target = format!(" {ONION}:80 ");
+    let target = format!(" {onion}:80 ");
     let streams = tor.streams_until(&[&target, &source(&stream)?, "CLIENT_PROTOCOL=TRANS"])?;
     // All that Tor heard of this qube: its question, and this.
     let of_qube = |it: &&String| it.contains(&format!(" SOURCE_ADDR={}:", own));
