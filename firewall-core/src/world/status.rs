@@ -120,12 +120,15 @@ impl World {
             action: rule.action,
             name: match &rule.destination {
                 Destination::Name(name) => Some(name.clone()),
-                Destination::Any | Destination::Network(_) => None,
+                Destination::Any | Destination::Network(_) | Destination::Tor(_) => None,
             },
             destinations: match &rule.destination {
                 // Its prefixes are cut around the virtual resolvers.
                 Destination::Network(network) if spares_dns(rule) => vec![*network],
-                Destination::Any | Destination::Network(_) | Destination::Name(_) => {
+                Destination::Any
+                | Destination::Network(_)
+                | Destination::Name(_)
+                | Destination::Tor(_) => {
                     resolved.networks()
                 }
             },

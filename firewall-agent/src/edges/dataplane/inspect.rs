@@ -149,6 +149,7 @@ pub struct Inspection {
     locals: HashMap<MapData, Plain<Address>, u8>,
     others: Array<MapData, u32>,
     connected: HashMap<MapData, Plain<Address>, u8>,
+    judge_all: Array<MapData, u32>,
     /// Whether IPv6 neighbour discovery is judged. That is built into the program, where it
     /// cannot be read: whoever knows has to say so.
     pub guards_neighbours: bool,
@@ -186,6 +187,7 @@ impl Inspection {
             locals: take(&mut maps, "LOCALS")?,
             others: take(&mut maps, ".data.others")?,
             connected: take(&mut maps, "CONNECTED")?,
+            judge_all: take(&mut maps, ".rodata.strict")?,
             guards_neighbours: false,
             failure: RefCell::default(),
         })
@@ -332,6 +334,10 @@ impl Tables for Inspection {
 
     fn is_connected(&self, address: &Address) -> bool {
         self.note("CONNECTED", self.connected.get(&Plain(*address), 0)).is_some()
+    }
+
+    fn judges_all(&self) -> bool {
+        self.note(".rodata.strict", self.judge_all.get(&0, 0)).is_some_and(|all| all != 0)
     }
 
     fn seconds(&self) -> u64 {
