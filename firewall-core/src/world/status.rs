@@ -64,6 +64,7 @@ impl World {
             resolvers: self.standings.surroundings().resolvers.clone(),
             uplinks: self.uplinks_status(),
             uplinks_problem: self.limit.problem().map(str::to_owned),
+            gateway: self.gateway_status(),
             gate_problem: self.gate.problem().map(str::to_owned),
             added_rules: self.gate.added().to_vec(),
             lost: self.passage.lost().cloned(),
@@ -128,9 +129,7 @@ impl World {
                 Destination::Any
                 | Destination::Network(_)
                 | Destination::Name(_)
-                | Destination::Tor(_) => {
-                    resolved.networks()
-                }
+                | Destination::Tor(_) => resolved.networks(),
             },
             effective: never.is_none(),
             hidden_by: match never {

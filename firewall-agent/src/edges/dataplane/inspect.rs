@@ -19,9 +19,11 @@ use firewall_common::abi::{
     ABI_VERSION, Address, Class, Client, ClientKey, Counter, DEFAULT_RULE, Local, NO_CLASS,
     Segment, Span,
 };
-use firewall_common::packet::Frame;
+use firewall_common::packet::{Frame, Packet};
 use firewall_common::policy::{Tables, judge};
 use firewall_common::verdict::{Decision, Reason, reason_counter, rule_counter};
+use firewall_core::told::gateway::PacketInGateway;
+use firewall_core::tor::Fate;
 use nix::libc::EINVAL;
 use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
@@ -206,6 +208,14 @@ impl Inspection {
             Err(_) => ClientKey::default(),
         };
         self.steadily(key, || judge(self, vif, frame))
+    }
+
+    /// In a Whonix gateway, what becomes of a packet there.
+    pub fn in_gateway(&self, packet: &Packet) -> Option<PacketInGateway> {
+        let is_own = self.local(&packet.destination) == Some(Local::One);
+        let fate = Fate::of(packet, is_own);
+        self.judges_all()
+            .then(|| PacketInGateway { fate, silent: packet.destination.is_multicast() })
     }
 
     /// Reads something about a client while what is in force for it does not change.
