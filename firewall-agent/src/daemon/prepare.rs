@@ -34,7 +34,7 @@ const CUSTOM_PERSIST: &str = "run/qubes-service/custom-persist";
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Mounts a BPF file system for pins if there is none, makes their directory, loads the gate, with
-/// what QubesDB behind a socket says of it, and in mode `qubes` runs the administrator's scripts below `root`. An error if there is no place for
+/// what QubesDB behind a socket says of it, and in modes `qubes` and `whonix` runs the administrator's scripts below `root`. An error if there is no place for
 /// pins, or no gate; scripts that fail are told of in the log, and hinder nothing.
 pub async fn prepare(
     mut gate: Gate,
@@ -56,7 +56,7 @@ pub async fn prepare(
     }
     gate.load().await.context("cannot load the gate")?;
     info!(mode = gate.mode.name(), "the gate is closed");
-    if gate.mode == Mode::Qubes {
+    if gate.mode != Mode::Standalone {
         scripts(root).iter().for_each(|script| run(script));
     }
     Ok(())

@@ -17,6 +17,7 @@ use crate::rules::question::Question;
 use crate::rules::source::SourceError;
 use crate::told::added::AddedRule;
 use crate::told::status::Attachment;
+use crate::tor::{Access, Each, NoAccess};
 use crate::uplinks::{BadUplinks, Uplinks};
 
 /// Something happened outside.
@@ -38,6 +39,9 @@ pub enum Event {
     /// By which links alone clients' packets may leave, as the netvm's own key says; `None` if there
     /// is no such key, or it is empty.
     Uplinks(Result<Option<Uplinks>, BadUplinks>),
+    /// What qubes whose default is `drop` may do with Tor's services, as the own keys of a Whonix
+    /// gateway say; `None` of one that is not there, or empty.
+    TorServices(Each<Result<Option<Access>, NoAccess>>),
     /// Why the source of rules cannot be read; what it said before stays. `None`: it can be read
     /// again.
     Source(Option<String>),
@@ -125,6 +129,8 @@ pub enum Event {
     Passage([u64; 2]),
     /// What else in nftables packets of clients come by ([`Effect::LookBetween`](super::Effect::LookBetween)).
     Between(Vec<String>),
+    /// What came of [`Effect::AnswerDenied`](super::Effect::AnswerDenied).
+    AnswersDenied(Result<(), Why>),
     /// What came of [`Effect::LoadGate`](super::Effect::LoadGate).
     GateLoaded(Result<(), Why>),
     /// Packets were denied.

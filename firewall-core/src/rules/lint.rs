@@ -59,7 +59,8 @@ fn hidden_in_any_case(family: Family, ruleset: &Ruleset) -> Vec<Option<Never>> {
     for ((rule, least), most) in ruleset.rules.iter().zip(&mut least).zip(&mut most) {
         let (is_name, at_most) = match &rule.destination {
             Destination::Name(_) => (true, Prefix::whole(family)),
-            Destination::Any => (false, Prefix::whole(family)),
+            // No file has rules for services of Tor.
+            Destination::Any | Destination::Tor(_) => (false, Prefix::whole(family)),
             Destination::Network(network) => (false, Prefix::from(*network)),
         };
         if is_name {

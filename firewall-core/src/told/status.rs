@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules::{Action, Family};
 use crate::told::added::AddedRule;
+use crate::told::gateway::GatewayStatus;
 use crate::told::words::Named;
 
 /// What rules accepted and did not leave by any interface.
@@ -70,6 +71,8 @@ pub struct AgentStatus {
     pub uplinks: Option<UplinksStatus>,
     /// What is wrong with the key that lists them; nothing if it is as it should be.
     pub uplinks_problem: Option<String>,
+    /// Of a Whonix gateway, what is in force there; nothing on every other machine.
+    pub gateway: Option<GatewayStatus>,
     /// Why the last attempt to load the gate failed; nothing if it did not.
     pub gate_problem: Option<String>,
     /// Rules that others added to the agent's tables, as the gate was last found whole.
@@ -146,6 +149,9 @@ pub enum Mode {
     Qubes,
     /// The agent translates addresses.
     Standalone,
+    /// Nobody does, because nothing is forwarded: this is a Whonix gateway, which leads what clients
+    /// send to Tor.
+    Whonix,
 }
 
 impl Mode {
@@ -154,6 +160,7 @@ impl Mode {
         match self {
             Self::Qubes => "qubes",
             Self::Standalone => "standalone",
+            Self::Whonix => "whonix",
         }
     }
 }

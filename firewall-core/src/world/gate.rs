@@ -1,6 +1,7 @@
 //! What is known of the gate: whether it is in force, what others added to it, and where it leads DNS.
 //! Never knows its own rules.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 
 use crate::events::{Effect, GateLook, Notice, Why};
@@ -19,16 +20,26 @@ pub(super) struct Gate {
     problem: Option<String>,
     /// Rules that others added.
     added: Vec<AddedRule>,
+    /// Names of the vifs by which clients send.
+    vifs: BTreeSet<String>,
+    /// Why denied packets are not answered.
+    silence: Option<String>,
 }
 
 impl Gate {
     /// The gate that is in force as the agent starts.
     pub(super) fn new(mode: Mode, redirections: Redirections) -> Self {
-        Self { mode, redirections, problem: None, added: Vec::new() }
+        Self { mode, redirections, ..Self::default() }
     }
 
     /// Takes in how the gate was found. Without it, everything is forwarded: it is loaded again.
     pub(super) fn looked(&mut self, look: GateLook) -> Vec<Effect> {
+        let mut effects = self.look(look);
+        effects.extend(self.answer());
+        effects
+    }
+
+    fn look(&mut self, look: GateLook) -> Vec<Effect> {
         let notice = match look {
             GateLook::Whole(added) => {
                 self.problem = None;
@@ -67,7 +78,7 @@ impl Gate {
         let is_other = self.redirections != redirections;
         self.redirections.clone_from(&redirections);
         let is_loaded = match self.mode {
-            Mode::Qubes => false,
+            Mode::Qubes | Mode::Whonix => false,
             Mode::Standalone => is_other,
         };
         let load = is_loaded.then_some(Effect::LoadGate);
@@ -81,7 +92,43 @@ impl Gate {
 
     /// What sources that are no clients meet: others' rules, if there are any.
     pub(super) fn leave_effect(&self) -> Effect {
-        Effect::LeaveToOthers(!self.added.is_empty())
+        Effect::LeaveToOthers(self.asks_others())
+    }
+
+    /// Whether others' rules are asked about what has no permit. In a Whonix gateway it does not come
+    /// to them.
+    pub(super) fn asks_others(&self) -> bool {
+        match self.mode {
+            Mode::Qubes | Mode::Standalone => !self.added.is_empty(),
+            Mode::Whonix => false,
+        }
+    }
+
+    /// Takes in which vifs there are. Returns what to do if these are others than before.
+    pub(super) fn see(&mut self, vifs: BTreeSet<String>) -> Option<Effect> {
+        let before = std::mem::replace(&mut self.vifs, vifs);
+        self.answer().filter(|_| self.vifs != before)
+    }
+
+    /// Has denied packets answered, in a Whonix gateway: elsewhere the gate itself does.
+    fn answer(&self) -> Option<Effect> {
+        match self.mode {
+            Mode::Qubes | Mode::Standalone => None,
+            Mode::Whonix => Some(Effect::AnswerDenied(self.vifs.clone())),
+        }
+    }
+
+    /// Takes in whether denied packets are answered.
+    pub(super) fn answers(&mut self, outcome: Result<(), Why>) -> Option<Effect> {
+        let silence = outcome.err().map(|Why(why)| why);
+        let is_other = silence != self.silence;
+        self.silence = silence;
+        is_other.then(|| Effect::Tell(Notice::Silent(self.silence.clone())))
+    }
+
+    /// Why denied packets are not answered.
+    pub(super) fn silence(&self) -> Option<&str> {
+        self.silence.as_deref()
     }
 
     /// Rules that others added.

@@ -64,6 +64,7 @@ impl World {
             resolvers: self.standings.surroundings().resolvers.clone(),
             uplinks: self.uplinks_status(),
             uplinks_problem: self.limit.problem().map(str::to_owned),
+            gateway: self.gateway_status(),
             gate_problem: self.gate.problem().map(str::to_owned),
             added_rules: self.gate.added().to_vec(),
             lost: self.passage.lost().cloned(),
@@ -120,14 +121,15 @@ impl World {
             action: rule.action,
             name: match &rule.destination {
                 Destination::Name(name) => Some(name.clone()),
-                Destination::Any | Destination::Network(_) => None,
+                Destination::Any | Destination::Network(_) | Destination::Tor(_) => None,
             },
             destinations: match &rule.destination {
                 // Its prefixes are cut around the virtual resolvers.
                 Destination::Network(network) if spares_dns(rule) => vec![*network],
-                Destination::Any | Destination::Network(_) | Destination::Name(_) => {
-                    resolved.networks()
-                }
+                Destination::Any
+                | Destination::Network(_)
+                | Destination::Name(_)
+                | Destination::Tor(_) => resolved.networks(),
             },
             effective: never.is_none(),
             hidden_by: match never {

@@ -63,5 +63,6 @@ fn of_text(subject: &Subject, text: &str) -> Result<Explanation> {
         to_client: false,
         uplinks: None,
         redirected_to: None,
+        gateway: None,
     })
 }

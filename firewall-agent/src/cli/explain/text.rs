@@ -81,6 +81,7 @@ fn service(packet: &PacketStatus) -> String {
 fn outcome(it: &Explained, colours: Colours) -> String {
     match it.outcome {
         Outcome::Forwarded => colours.paint(GOOD, "forwarded"),
+        Outcome::Tor => colours.paint(GOOD, "to Tor"),
         Outcome::Local => colours.paint(GOOD, "for the netvm itself"),
         Outcome::Related => {
             "forwarded if connection tracking knows the connection that it is about, else dropped"

@@ -4,6 +4,7 @@
 use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome};
 
+use super::gateway::gets;
 use crate::cli::text;
 
 /// The answer in one sentence.
@@ -27,18 +28,24 @@ pub(super) fn why(it: &Explained) -> String {
             it.packet.map_or(String::new(), |packet| packet.destination.to_string())
         );
     }
-    if it.connection == Some(Connection::Answers) && verdict == Verdict::Reject {
+    let is_in_gateway = it.gateway.is_some();
+    if it.connection == Some(Connection::Answers) && verdict == Verdict::Reject && !is_in_gateway {
         return "Because it answers a connection that was opened towards the client. Its rules \
                 would deny it, but are about what the client opens itself."
             .to_owned();
     }
     match reason {
-        Reason::Rule => format!("Because {rule} is the first that matches, and {does}."),
-        Reason::Default => format!("Because no rule matches, and the default {does}."),
+        Reason::Rule => {
+            format!("Because {rule} is the first that matches, and {does}.{}", but(it))
+        }
+        Reason::Default => format!("Because no rule matches, and the default {does}.{}", but(it)),
         Reason::Blocked => blocked(it),
         Reason::Waiting => "Because no rules are known for this client yet: everything is \
                             dropped until dom0 writes some."
             .to_owned(),
+        Reason::Local if is_in_gateway => {
+            "It is neighbour discovery with the gateway, which needs no rule.".to_owned()
+        }
         Reason::Local => "It is for the netvm's own address, or multicast or broadcast: the \
                           netvm's input rules decide. Rules of the client count where NAT takes it \
                           elsewhere."
@@ -80,6 +87,21 @@ pub(super) fn why(it: &Explained) -> String {
         | Reason::Outdated
         | Reason::Inconsistent => {
             format!("Because of what it is, whatever rules say: {}.", meaning(reason))
+        }
+    }
+}
+
+/// What becomes in a Whonix gateway of what rules accept.
+fn but(it: &Explained) -> String {
+    match (it.gateway, it.judgement.verdict) {
+        (Some(gateway), Verdict::Accept | Verdict::Audit) => {
+            let gets = gets(gateway.fate);
+            let (first, rest) = gets.split_at(1);
+            format!(" {}{rest}.", first.to_uppercase())
+        }
+        (None, _)
+        | (Some(_), Verdict::Reject | Verdict::Drop | Verdict::Pass | Verdict::Related) => {
+            String::new()
         }
     }
 }

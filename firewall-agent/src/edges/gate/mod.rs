@@ -17,8 +17,10 @@ mod mending;
 mod nft;
 mod redirecting;
 mod rules;
+mod strict;
 mod table;
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
 use std::time::Duration;
@@ -33,11 +35,12 @@ use tracing::warn;
 
 pub use self::between::between;
 pub use self::errors::{GateError, Refusal};
-pub use self::listed::{open_families, uplinks_in_force};
+pub use self::listed::{is_strict, open_families, uplinks_in_force};
 use self::mending::Difference;
 pub use self::nft::NftError;
 pub use self::redirecting::not_redirected;
 use self::rules::{FAMILIES, GATE, NAT};
+use self::strict::{ANSWERS, STRICT};
 use self::table::{Table, removal};
 use crate::edges::links::Pattern;
 use crate::edges::wait::pace::Changes;
@@ -61,6 +64,9 @@ pub enum Mode {
     /// The agent does, in a table of its own: masquerade, DNS redirection, and no new
     /// connections towards clients.
     Standalone,
+    /// Nobody, because nothing is forwarded: this is a Whonix gateway. Rules decide what of its
+    /// qubes gets to Tor.
+    Whonix,
 }
 
 impl Mode {
@@ -75,6 +81,7 @@ impl From<Mode> for firewall_core::told::status::Mode {
         match mode {
             Mode::Qubes => Self::Qubes,
             Mode::Standalone => Self::Standalone,
+            Mode::Whonix => Self::Whonix,
         }
     }
 }
@@ -134,7 +141,7 @@ impl Gate {
     /// closes stays until then, and if nothing does, the bare gate comes first. The error says
     /// what is in force instead.
     pub async fn load(&self) -> Result<(), GateError> {
-        let before = open_families().await.map(|open| open.is_empty());
+        let before = self.open().await.map(|open| open.is_empty());
         if let Ok(false) = before {
             self.load_bare().await?;
         }
@@ -148,25 +155,53 @@ impl Gate {
         let modules = lacking::modules(&text).await;
         let is_lacking = !modules.is_empty();
         let why = if is_lacking { Refusal::Modules(modules) } else { Refusal::Other(error) };
-        let closed = match before {
-            Ok(true) => FROM_BEFORE,
-            Ok(false) | Err(_) => "nothing is forwarded from clients",
+        let closed = match (before, self.mode) {
+            (Ok(true), _) => FROM_BEFORE,
+            (Ok(false) | Err(_), Mode::Whonix) => "nothing of clients gets to Tor",
+            (Ok(false) | Err(_), Mode::Qubes | Mode::Standalone) => {
+                "nothing is forwarded from clients"
+            }
         };
         Err(GateError::Closed { why: Box::new(why), closed })
     }
 
     async fn load_bare(&self) -> Result<(), GateError> {
-        let text = FAMILIES.map(|family| rules::bare(family, self.pattern.as_str()).text());
-        let Err(error) = nft::load(&text.concat()).await else {
+        let pattern = self.pattern.as_str();
+        let tables = match self.mode {
+            Mode::Qubes | Mode::Standalone => {
+                FAMILIES.map(|family| rules::bare(family, pattern)).into()
+            }
+            Mode::Whonix => strict::bare_gate(pattern),
+        };
+        let text: String = tables.iter().map(Table::text).collect();
+        let Err(error) = nft::load(&text).await else {
             return Ok(());
         };
-        Err(match open_families().await {
+        Err(match self.open().await {
             Ok(open) if open.is_empty() => {
                 GateError::Closed { why: Box::new(Refusal::Other(error)), closed: FROM_BEFORE }
             }
             Ok(_) => GateError::Open(error),
             Err(_) => GateError::Unknown(error),
         })
+    }
+
+    /// Where nothing of this firewall stops what clients send: `ip`, `ip6`, and in a Whonix gateway
+    /// `inet`.
+    pub async fn open(&self) -> Result<Vec<&'static str>, GateError> {
+        open_families(self.mode == Mode::Whonix).await
+    }
+
+    /// Makes exactly these vifs answer what programs denied. Those that are gone have nothing to answer.
+    pub async fn answer_denied(vifs: &BTreeSet<String>) -> Result<(), GateError> {
+        let there = vifs.iter().filter(|vif| nix::net::if_::if_nametoindex(vif.as_str()).is_ok());
+        let vifs: BTreeSet<String> = there.cloned().collect();
+        if let Some(listed) = listed::list("netdev", strict::ANSWERS).await?
+            && strict::are_answering(&vifs, &listed)
+        {
+            return Ok(());
+        }
+        Ok(nft::load(&strict::answers_text(&vifs)).await?)
     }
 
     /// How what is to be in force is found. What users add to the tables is theirs.
@@ -193,9 +228,11 @@ impl Gate {
                 None => {}
             }
         }
-        if self.mode == Mode::Qubes && nft::list("inet", NAT).await?.is_some() {
-            let stray = format!("table inet {NAT}: it belongs to mode standalone");
-            return Ok(GateLook::Changed(stray));
+        for (family, name, mode) in self.strays() {
+            if nft::list(family, name).await?.is_some() {
+                let stray = format!("table {family} {name}: it belongs to mode {}", mode.name());
+                return Ok(GateLook::Changed(stray));
+            }
         }
         Ok(appended.map_or(GateLook::Whole(added), GateLook::Appended))
     }
@@ -210,12 +247,19 @@ impl Gate {
         self.stray() + &self.tables().iter().map(Table::text).collect::<String>()
     }
 
-    /// Text that removes the table of the other mode.
+    /// Text that removes the tables of other modes.
     fn stray(&self) -> String {
-        match self.mode {
-            Mode::Qubes => removal("inet", NAT),
-            Mode::Standalone => String::new(),
-        }
+        self.strays().iter().map(|(family, name, _)| removal(family, name)).collect()
+    }
+
+    /// Tables of other modes than this one.
+    fn strays(&self) -> Vec<(&'static str, &'static str, Mode)> {
+        let all = [
+            ("inet", NAT, Mode::Standalone),
+            ("inet", STRICT, Mode::Whonix),
+            ("netdev", ANSWERS, Mode::Whonix),
+        ];
+        all.into_iter().filter(|(_, _, mode)| *mode != self.mode).collect()
     }
 
     fn tables(&self) -> Vec<Table> {
@@ -225,15 +269,19 @@ impl Gate {
         let nat = match mode {
             Mode::Qubes => None,
             Mode::Standalone => Some(rules::nat(pattern, redirections)),
+            Mode::Whonix => return strict::gate(pattern),
         };
         gates.chain(nat).collect()
     }
 }
 
-/// Puts tables in the place of the gate that forward nothing, and removes NAT.
+/// Puts tables in the place of the gate that forward nothing, and removes NAT. In a Whonix gateway,
+/// which forwards nothing, what enters it is Whonix' business again, as without this firewall.
 pub async fn close() -> Result<(), GateError> {
     let tables = FAMILIES.map(|family| rules::closed(family).text());
-    nft::load(&(removal("inet", NAT) + &tables.concat())).await?;
+    let others = [("inet", NAT), ("inet", STRICT), ("netdev", ANSWERS)];
+    let others = others.map(|(family, name)| removal(family, name));
+    nft::load(&(others.concat() + &tables.concat())).await?;
     // By now the policy is in force.
     let bare = FAMILIES.map(|family| format!("flush chain {} {GATE} forward\n", family.name));
     Ok(nft::load(&bare.concat()).await?)

@@ -20,7 +20,8 @@ pub(super) const FORWARD: &str = "forward";
 /// The gate's chain that users' scripts jump to, and append to.
 pub(super) const USERS: &str = "qubes-forward";
 
-const FORWARDING: Hook = Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
+pub(super) const FORWARDING: Hook =
+    Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
 /// Before every chain that could say otherwise, or have what it sees forwarded past all of them
 /// (`flow add`).
 const LEAVING: Hook = Hook { priority: -300, policy: "accept", ..FORWARDING };
@@ -53,8 +54,6 @@ pub(super) const FAMILIES: [Family; 2] =
 /// `related`, in the direction of the packet that met them.
 pub(super) fn gate(family: Family, pattern: &str, uplinks: Option<&Uplinks>) -> Table {
     let Family { name, icmp } = family;
-    // The hardware address, without the condition on the kind of link that `ether daddr` brings.
-    let begins = |permit| format!("@ll,0,32 {:#010x}", u32::from_be_bytes(permit));
     let permitted = Rule::told(format!("{} accept", begins(PERMIT)), "accepted by a qube's rules");
     let errors = Rule::told(
         format!("{} ct state related accept", begins(PERMIT_RELATED)),
@@ -109,17 +108,26 @@ fn leaving(Uplinks(links): &Uplinks, pattern: &str, reject: &Rule) -> Chain {
     Chain { name: UPLINKS, hook: Some(LEAVING), first, last: None }
 }
 
+/// The condition that a packet has a permit: the hardware address, without the condition on the kind
+/// of link that `ether daddr` brings.
+pub(super) fn begins(permit: [u8; PERMIT.len()]) -> String {
+    format!("@ll,0,32 {:#010x}", u32::from_be_bytes(permit))
+}
+
+/// The rules of a chain that forwards nothing from a vif: first ones, and the last one.
+pub(super) fn forward_nothing(pattern: &str) -> (Vec<Rule>, Option<Rule>) {
+    let others = Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube");
+    (vec![others], Some(Rule::plain("drop")))
+}
+
 /// A gate of which every kernel with nf_tables is capable: what comes from a vif goes nowhere.
 pub(super) fn bare(family: Family, pattern: &str) -> Table {
-    let first = vec![
-        Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube"),
-        Rule::plain("drop"),
-    ];
+    let (first, last) = forward_nothing(pattern);
     Table {
         family: family.name,
         name: GATE,
         comment: "The whole gate is not there (yet): `firewall-agent status` says why",
-        chains: vec![Chain { name: FORWARD, hook: Some(FORWARDING), first, last: None }],
+        chains: vec![Chain { name: FORWARD, hook: Some(FORWARDING), first, last }],
     }
 }
 
