@@ -138,7 +138,10 @@ impl Kind {
             }
             What::Segment(to) => (TCP, packets::segment(port, to, b"unasked")),
             What::Udp(to) => (UDP, packets::datagram(port, to, b"asks for something")),
-            What::Echo => (family.icmp(), packets::icmp(family.echo(), 0)),
+            What::Echo => {
+                let data = [0x11; 16];
+                (family.icmp(), [&packets::icmp(family.echo(), 0), &data[..]].concat())
+            }
             What::Protocol(number) => (number, vec![0x11; 24]),
         }
     }

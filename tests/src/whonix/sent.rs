@@ -148,7 +148,8 @@ fn answer(family: Family, source: IpAddr, protocol: u8, rest: &[u8], port: u16) 
         ICMP | ICMPV6 => {
             // Of an error, what it quotes: its ports, if it has any, are behind its header.
             let quoted = rest.get(8..).unwrap_or_default();
-            let (of, at) = family.of([(quoted.get(9), 20), (quoted.get(6), 40)]);
+            let v4_header = quoted.first().map_or(0, |it| usize::from(it & 0xf) * 4);
+            let (of, at) = family.of([(quoted.get(9), v4_header), (quoted.get(6), 40)]);
             let is_by_port = of.is_some_and(|it| [TCP, UDP].contains(it));
             let meant = !is_by_port || word(8 + at) == Some(port);
             meant.then_some(Answer::Icmp(*rest.first()?, *rest.get(1)?))

@@ -14,36 +14,41 @@ use firewall_tests::whonix::tables::{CONTROL_PORT, DNS_PORT, SOCKS, TRANS_PORT};
 use firewall_tests::whonix::tor::{NEVER, Visit, tcp_ports};
 
 /// What a connection of a qube comes to, as both ends see it: the qube is told by the listener where
-/// it stands, and the listener asks the kernel where it was sent to.
+/// it stands, and the listener asks the kernel where it was sent to. Its port may be another one: where
+/// many destinations become one, two connections can have the same four numbers, and the kernel changes
+/// one.
 pub fn connect(gateway: &Gateway, qube: usize, to: SocketAddr) -> Result<Visit> {
     let mut told = [0; 2];
     let own = gateway.qubes[qube].namespace().run(|| {
         let mut stream = TcpStream::connect_timeout(&to, PATIENCE)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.read_exact(&mut told)?;
-        Ok(stream.local_addr()?)
+        Ok(stream.local_addr()?.ip())
     });
     let own = own.with_context(|| format!("no connection to {to}"))?;
-    let visit =
-        gateway.tor()?.wait_for(&format!("{own} to {to}"), |it| it.source == own, PATIENCE)?;
+    let is_it = |it: &Visit| it.source.ip() == own && it.original == Some(to);
+    let visit = gateway.tor()?.wait_for(&format!("{own} to {to}"), is_it, PATIENCE)?;
     ensure!(u16::from_be_bytes(told) == visit.local.port(), "told {told:?} of {visit:?}");
     Ok(visit)
 }
 
 /// Asks DNS somewhere, and waits for the answer to come from there.
 pub fn ask(gateway: &Gateway, qube: usize, to: SocketAddr) -> Result<Visit> {
-    let own = gateway.qubes[qube].namespace().run(|| {
+    let question: [u8; 8] = rand::random();
+    let asked = gateway.qubes[qube].namespace().run(|| {
         let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
         let socket = UdpSocket::bind(any)?;
         socket.connect(to)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        socket.send(b"question")?;
-        let length = socket.recv(&mut [0; 16])?;
-        ensure!(length == 8, "an answer of {length} bytes");
-        Ok(socket.local_addr()?)
+        socket.send(&question)?;
+        let mut answer = [0; 16];
+        let length = socket.recv(&mut answer)?;
+        ensure!(answer[..length] == question, "another answer");
+        Ok(())
     });
-    let own = own.with_context(|| format!("no answer from {to}"))?;
-    gateway.tor()?.wait_for(&format!("{own} to {to}"), |it| it.source == own, PATIENCE)
+    asked.with_context(|| format!("no answer from {to}"))?;
+    let is_it = |it: &Visit| it.data == question;
+    gateway.tor()?.wait_for(&format!("the question to {to}"), is_it, PATIENCE)
 }
 
 /// To which ports of the gateway's own a qube gets with TCP, if it names them.

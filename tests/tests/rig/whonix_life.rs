@@ -65,6 +65,8 @@ enum Cycle {
     TablesDeleted,
     /// Somebody flushes one table of ours, then the next.
     TablesFlushed,
+    /// Somebody deletes all tables of ours at once.
+    AllDeleted,
     /// The other qube goes and comes back.
     Vif,
     /// The same while no agent runs.
@@ -73,7 +75,7 @@ enum Cycle {
 
 use Cycle::*;
 
-const CYCLES: [Cycle; 11] = [
+const CYCLES: [Cycle; 12] = [
     Reloaded,
     Unloaded,
     WhonixLater,
@@ -83,6 +85,7 @@ const CYCLES: [Cycle; 11] = [
     Upgraded,
     TablesDeleted,
     TablesFlushed,
+    AllDeleted,
     Vif,
     VifMeanwhile,
 ];
@@ -184,6 +187,7 @@ impl Scene<'_> {
             }
             TablesDeleted => self.spoil_tables("delete")?,
             TablesFlushed => self.spoil_tables("flush")?,
+            AllDeleted => self.spoil(&self.our_tables()?, "delete")?,
             Vif => self.replace_other()?,
             VifMeanwhile => {
                 self.end()?.kill()?;
@@ -235,17 +239,23 @@ impl Scene<'_> {
 
     /// Somebody spoils each table of ours in turn, and it is as it was soon.
     fn spoil_tables(&self, how: &str) -> Result<()> {
-        let tables = self.our_tables()?;
+        for table in self.our_tables()? {
+            self.spoil(&[table], how)?;
+        }
+        Ok(())
+    }
+
+    /// Somebody spoils these tables of ours at once, and they are as they were soon.
+    fn spoil(&self, tables: &[String], how: &str) -> Result<()> {
         ensure!(!tables.is_empty(), "we have no table");
-        for table in &tables {
-            let list = |it: &str| self.rules_of(it);
-            let before = list(table)?;
-            self.gateway.netvm().nft(&format!("{how} table {table}\n"))?;
-            let deadline = Instant::now() + PATIENCE;
-            while list(table).ok().as_ref() != Some(&before) {
-                ensure!(Instant::now() < deadline, "{how} table {table}: it is not mended");
-                self.let_pass()?;
-            }
+        let list = || tables.iter().map(|it| self.rules_of(it)).collect::<Result<Vec<_>>>();
+        let before = list()?;
+        let orders: String = tables.iter().map(|it| format!("{how} table {it}\n")).collect();
+        self.gateway.netvm().nft(&orders)?;
+        let deadline = Instant::now() + PATIENCE;
+        while list().ok().as_ref() != Some(&before) {
+            ensure!(Instant::now() < deadline, "{how} {tables:?}: not mended");
+            self.let_pass()?;
         }
         Ok(())
     }
@@ -336,7 +346,8 @@ fn all_come_without_us(gateway: &Gateway, frames: &[Vec<u8>]) -> Result<()> {
         let counted = counted(gateway)?;
         // IPv4 and IPv6 of each.
         if counted.values().all(|packets| *packets >= 2) {
-            return gateway.netvm().nft("reset counters table inet counted\n");
+            gateway.nft(&["reset", "counters", "table", "inet", "counted"])?;
+            return Ok(());
         }
         ensure!(Instant::now() < deadline, "not all come without us: {counted:?}");
         std::thread::yield_now();

@@ -52,10 +52,10 @@ fn connect(gateway: &Gateway, qube: usize, to: SocketAddr) -> Result<TcpStream> 
     stream.with_context(|| format!("no connection to {to}"))
 }
 
-/// What Tor says of a stream's source, of IPv6 without brackets.
-fn source(stream: &TcpStream) -> Result<String> {
-    let own = stream.local_addr()?;
-    Ok(format!(" SOURCE_ADDR={}:{} ", own.ip(), own.port()))
+/// What Tor says of a qube as a source. The port can be another one than the qube's own: see
+/// `whonix::connect`.
+fn source(gateway: &Gateway, qube: usize, family: Family) -> Result<String> {
+    Ok(format!(" SOURCE_ADDR={}:", gateway.of_qube(qube, family)?))
 }
 
 /// A name, asked by DNS, a connection to its address, another to a host, and one by SOCKS: Tor says
@@ -66,20 +66,19 @@ fn all_come(gateway: &Gateway, tor: &mut RealTor, qube: usize) -> Result<()> {
     let (network, length) = AUTOMAPPED;
     let differing = onion.to_bits() ^ network.to_bits();
     ensure!(differing >> (32 - length) == 0, "{onion} is none that Tor gives");
-    let own = gateway.of_qube(qube, Family::V4)?;
-    let asked = format!(" SOURCE_ADDR={own}:");
-    tor.streams_until(&[ONION, &asked, "CLIENT_PROTOCOL=DNS"])?;
+    let own = source(gateway, qube, Family::V4)?;
+    tor.streams_until(&[ONION, &own, "CLIENT_PROTOCOL=DNS"])?;
     for family in Family::BOTH {
         let host = Place::Host.address(family).context("a host")?;
         let to = SocketAddr::new(host, 443);
-        let stream = connect(gateway, qube, to)?;
-        let words = [&format!(" {to} "), &source(&stream)?, "CLIENT_PROTOCOL=TRANS", "CLIENTADDR"];
-        tor.streams_until(&words.map(|it| it as &str))?;
+        let _stream = connect(gateway, qube, to)?;
+        let (target, source) = (format!(" {to} "), source(gateway, qube, family)?);
+        tor.streams_until(&[&target, &source, "CLIENT_PROTOCOL=TRANS", "CLIENTADDR"])?;
     }
-    let stream = connect(gateway, qube, SocketAddr::new(onion.into(), 80))?;
+    let _stream = connect(gateway, qube, SocketAddr::new(onion.into(), 80))?;
     // Before Tor looks up which name it has given this address to.
     let target = format!(" {onion}:80 ");
-    tor.streams_until(&[&target, &source(&stream)?, "CLIENT_PROTOCOL=TRANS", "CLIENTADDR"])?;
+    tor.streams_until(&[&target, &own, "CLIENT_PROTOCOL=TRANS", "CLIENTADDR"])?;
     let mut stream = connect(gateway, qube, SocketAddr::new(Gateway::address(Family::V4), 9050))?;
     stream.write_all(&[5, 1, 0])?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -90,8 +89,7 @@ fn all_come(gateway: &Gateway, tor: &mut RealTor, qube: usize) -> Result<()> {
     let name = b"inside.example";
     let length = u8::try_from(name.len())?;
     stream.write_all(&[&[5, 1, 0, 3, length], &name[..], &443_u16.to_be_bytes()].concat())?;
-    let words = [" inside.example:443 ", &source(&stream)?, "CLIENT_PROTOCOL=SOCKS5"];
-    tor.streams_until(&words)?;
+    tor.streams_until(&[" inside.example:443 ", &own, "CLIENT_PROTOCOL=SOCKS5"])?;
     Ok(())
 }
 
@@ -137,11 +135,12 @@ fn a_real_tor_hears_of_what_rules_accept_and_of_nothing_else() -> Result<()> {
     }
     let resolver = Place::Resolver.address(Family::V4).context("a resolver")?;
     let onion = resolve(&gateway, 0, SocketAddr::new(resolver, 53))?;
-    let stream = connect(&gateway, 0, SocketAddr::new(onion.into(), 80))?;
+    let _stream = connect(&gateway, 0, SocketAddr::new(onion.into(), 80))?;
     let target = format!(" {onion}:80 ");
-    let streams = tor.streams_until(&[&target, &source(&stream)?, "CLIENT_PROTOCOL=TRANS"])?;
+    let of_this = source(&gateway, 0, Family::V4)?;
+    let streams = tor.streams_until(&[&target, &of_this, "CLIENT_PROTOCOL=TRANS"])?;
     // All that Tor heard of this qube: its question, and this.
-    let of_qube = |it: &&String| it.contains(&format!(" SOURCE_ADDR={}:", own));
+    let of_qube = |it: &&String| it.contains(&of_this);
     assert_eq!(streams.iter().filter(of_qube).count(), 2, "{streams:?}");
     Ok(())
 }
