@@ -155,6 +155,9 @@ impl<T> Each<T> {
     }
 }
 
+/// What keys of a gateway say of each service; `None` of one that is not there, or empty.
+pub type Keys = Each<Result<Option<Access>, NoAccess>>;
+
 /// What a Whonix gateway does with a packet that rules accept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

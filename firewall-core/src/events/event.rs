@@ -17,7 +17,7 @@ use crate::rules::question::Question;
 use crate::rules::source::SourceError;
 use crate::told::added::AddedRule;
 use crate::told::status::Attachment;
-use crate::tor::{Access, Each, NoAccess};
+use crate::tor::Keys;
 use crate::uplinks::{BadUplinks, Uplinks};
 
 /// Something happened outside.
@@ -40,8 +40,8 @@ pub enum Event {
     /// is no such key, or it is empty.
     Uplinks(Result<Option<Uplinks>, BadUplinks>),
     /// What qubes whose default is `drop` may do with Tor's services, as the own keys of a Whonix
-    /// gateway say; `None` of one that is not there, or empty.
-    TorServices(Each<Result<Option<Access>, NoAccess>>),
+    /// gateway say.
+    TorServices(Keys),
     /// Why the source of rules cannot be read; what it said before stays. `None`: it can be read
     /// again.
     Source(Option<String>),

@@ -6,10 +6,7 @@ use super::World;
 use crate::events::{Effect, Notice};
 use crate::told::gateway::GatewayStatus;
 use crate::told::status::Mode;
-use crate::tor::{Access, Each, NoAccess, Service};
-
-/// What keys of the gateway itself say of each service.
-pub type Keys = Each<Result<Option<Access>, NoAccess>>;
+use crate::tor::{Access, Each, Keys, Service};
 
 /// What is known of a Whonix gateway; elsewhere nothing of it counts.
 #[derive(Debug, Default)]

@@ -68,7 +68,6 @@ use self::connected::Connected;
 use self::denials::Denials;
 use self::gate::Gate;
 use self::gateway::Gateway;
-pub use self::gateway::Keys;
 use self::hits::Hits;
 use self::links::KnownLinks;
 use self::naming::Naming;

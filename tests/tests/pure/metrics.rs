@@ -92,6 +92,7 @@ pub fn status() -> Status {
             resolvers: Vec::new(),
             uplinks: None,
             uplinks_problem: None,
+            gateway: None,
             gate_problem: Some("no nft".to_owned()),
             added_rules: Vec::new(),
             lost: None,

@@ -92,6 +92,7 @@ fn told(world: &World, packet: &PacketStatus, connection: Option<Connection>) ->
         name: None,
         packet: Some(*packet),
         outcome: Outcome::of(&agent.judgement, connection, agent.to_client, packet.first_fragment),
+        gateway: None,
         judgement: agent.judgement.clone(),
         kernel: Some(agent.judgement.clone()),
         agent: Some(agent),
@@ -258,7 +259,7 @@ fn a_word_of_json_is_the_one_that_people_read() {
     for it in [State::Live, State::Blocked, State::Waiting, State::Absent] {
         check(it, it.name());
     }
-    for it in [Mode::Qubes, Mode::Standalone] {
+    for it in [Mode::Qubes, Mode::Standalone, Mode::Whonix] {
         check(it, it.name());
     }
     for it in [Action::Accept, Action::Drop] {
