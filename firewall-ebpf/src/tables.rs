@@ -30,6 +30,12 @@ static GUARD_NEIGHBOURS: Global<u32> = Global::new(0);
 #[unsafe(link_section = ".rodata.strict")]
 static JUDGE_ALL: Global<u32> = Global::new(0);
 
+/// Whether rules judge all that clients send.
+#[inline(always)]
+pub fn judges_all() -> bool {
+    JUDGE_ALL.load() != 0
+}
+
 /// Whether an address belongs to a client, be it there or not.
 #[inline(always)]
 pub fn is_connected(address: &Address) -> bool {
@@ -144,7 +150,7 @@ impl<const CACHED: bool> Tables for KernelMaps<CACHED> {
 
     #[inline(always)]
     fn judges_all(&self) -> bool {
-        JUDGE_ALL.load() != 0
+        judges_all()
     }
 
     #[inline(always)]

@@ -67,6 +67,8 @@ enum Cycle {
     TablesFlushed,
     /// Somebody deletes all tables of ours at once.
     AllDeleted,
+    /// The same while no agent runs; and Whonix' rules are loaded again.
+    AllDeletedMeanwhile,
     /// The other qube goes and comes back.
     Vif,
     /// The same while no agent runs.
@@ -75,7 +77,7 @@ enum Cycle {
 
 use Cycle::*;
 
-const CYCLES: [Cycle; 12] = [
+const CYCLES: [Cycle; 13] = [
     Reloaded,
     Unloaded,
     WhonixLater,
@@ -86,6 +88,7 @@ const CYCLES: [Cycle; 12] = [
     TablesDeleted,
     TablesFlushed,
     AllDeleted,
+    AllDeletedMeanwhile,
     Vif,
     VifMeanwhile,
 ];
@@ -188,6 +191,14 @@ impl Scene<'_> {
             TablesDeleted => self.spoil_tables("delete")?,
             TablesFlushed => self.spoil_tables("flush")?,
             AllDeleted => self.spoil(&self.our_tables()?, "delete")?,
+            AllDeletedMeanwhile => {
+                let tables = self.our_tables()?;
+                self.end()?.kill()?;
+                let orders: String =
+                    tables.iter().map(|it| format!("delete table {it}\n")).collect();
+                self.gateway.netvm().nft(&orders)?;
+                self.gateway.load_whonix()?;
+            }
             Vif => self.replace_other()?,
             VifMeanwhile => {
                 self.end()?.kill()?;

@@ -59,21 +59,19 @@ fn shut(family: &'static str, pattern: &str) -> Table {
 }
 
 /// The rules that answer what a program denied, behind that program: an answer of any later chain would
-/// meet Whonix' own chain `output`, and go nowhere. What has a permit was accepted. A fragment that has
-/// none waits for its datagram, and nobody answers what is for many.
+/// meet Whonix' own chain `output`, and go nowhere. The program makes what it denies a frame for another
+/// machine, which the kernel drops behind these chains; it lets no other such frame pass. Nobody
+/// answers what is for many, or a part of something.
 fn answers() -> Vec<Rule> {
-    let permitted = [PERMIT, PERMIT_RELATED];
-    let accepted = permitted.map(|permit| Rule::plain(format!("{} accept", begins(permit))));
     let silent = [
-        "meta pkttype != host accept",
+        "meta pkttype != other accept",
         "ip daddr { 224.0.0.0/4, 255.255.255.255 } accept",
         "ip6 daddr ff00::/8 accept",
         "ip frag-off & 0x3fff != 0 accept",
         "exthdr frag exists accept",
     ];
     let reject = "meta protocol { ip, ip6 } reject with icmpx type admin-prohibited";
-    let others = silent.into_iter().chain([reject]).map(Rule::plain);
-    accepted.into_iter().chain(others).collect()
+    silent.into_iter().chain([reject]).map(Rule::plain).collect()
 }
 
 /// Text that makes exactly these vifs answer, each by a chain of its own.
