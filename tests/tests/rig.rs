@@ -50,6 +50,7 @@ mod rig {
     mod vifs;
     mod waiting;
     mod whonix;
+    mod whonix_keys;
     mod whonix_life;
     mod whonix_matrix;
     mod whonix_same;

@@ -15,6 +15,7 @@ pub mod tables;
 pub mod tor;
 pub mod watch;
 
+use std::fs;
 use std::net::{IpAddr, Ipv6Addr};
 use std::process::{Command, Stdio};
 
@@ -107,6 +108,13 @@ impl Gateway {
     /// Takes them away.
     pub fn unload_whonix(&self) -> Result<()> {
         self.netvm().nft(&tables::without_whonix())
+    }
+
+    /// Has the file there that says "this is a gateway", as the firewall under test finds it.
+    pub fn mark(&self) -> Result<()> {
+        let path = self.rig.directory().join("root").join(MARKER);
+        fs::create_dir_all(path.parent().context("a directory")?)?;
+        Ok(fs::write(path, "")?)
     }
 
     /// The gateway as its qubes know it.

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use crate::packets::family::{Family, PerFamily as _};
 use crate::rig::agent::PATIENCE;
 use crate::whonix::Gateway;
-use crate::whonix::tables::{DNS_PORT, TRANS_PORT};
+use crate::whonix::tables::{DNS_PORT, OWN_DNS_PORT, TRANS_PORT};
 
 /// A Tor that runs. It ends when this is dropped.
 pub struct RealTor {
@@ -46,7 +46,7 @@ impl RealTor {
         let mut text = format!(
             "DataDirectory {own}/data\nControlSocket {own}/control\nLog notice stdout\n\
              SafeLogging 0\nAutomapHostsOnResolve 1\nVirtualAddrNetworkIPv4 10.192.0.0/10\n\
-             UseDefaultFallbackDirs 0\n\
+             UseDefaultFallbackDirs 0\nDNSPort 127.0.0.1:{OWN_DNS_PORT}\n\
              DirAuthority nobody orport=1 127.0.0.1:1 {}\n",
             "F".repeat(40)
         );

@@ -13,6 +13,8 @@ use crate::packets::family::{Family, PerFamily as _};
 pub const TRANS_PORT: u16 = 9040;
 /// Where Tor answers DNS.
 pub const DNS_PORT: u16 = 5300;
+/// Where Tor answers DNS of the gateway itself, on loopback.
+pub const OWN_DNS_PORT: u16 = 5400;
 /// The filter in front of Tor's control port.
 pub const CONTROL_PORT: u16 = 9051;
 /// Ports of SOCKS and HTTP, first and last.
