@@ -50,9 +50,11 @@ mod rig {
     mod vifs;
     mod waiting;
     mod whonix;
+    mod whonix_flows;
     mod whonix_keys;
     mod whonix_life;
     mod whonix_matrix;
+    mod whonix_names;
     mod whonix_same;
     mod whonix_tor;
     mod world;

@@ -367,7 +367,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             reject_rate,
             local_rate,
         };
-        let guard = Guard { private };
+        let guard = Guard { private, onions: gate.mode == Mode::Whonix };
         Ok(Self {
             source,
             socket,

@@ -12,7 +12,7 @@ use super::{Action, Destination, Family, Rule, Ruleset, Service};
 /// Names that no DNS server knows, with the reason.
 const NOWHERE: [(&str, &str); 4] = [
     ("local", "is multicast DNS, which is not asked"),
-    ("onion", "is Tor's own, and no DNS server knows it"),
+    ("onion", "is Tor's own, and only a Whonix gateway knows it"),
     ("invalid", "leads nowhere by definition (RFC 6761)"),
     ("localhost", "is the machine that asks, not one of the network"),
 ];

@@ -21,19 +21,24 @@ use super::whonix_matrix::{dns, put, start};
 use super::world::{PROHIBITED4, PROHIBITED6};
 
 /// A name that Tor believes: this is not looked for.
-const ONION: &str = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion";
+pub const ONION: &str = "duckduckgogg42xjoc72x3sjasowoarfbgcmvfimaftt6twagswzczad.onion";
 /// Networks of which Tor takes addresses in place of onion names.
 const AUTOMAPPED: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 192, 0, 0), 10);
 
+/// A question for the IPv4 addresses of a name, as DNS has it.
+pub fn question(name: &str) -> Result<Vec<u8>> {
+    let mut question = Message::query();
+    question.add_query(Query::query(Name::from_str(&format!("{name}."))?, RecordType::A));
+    Ok(question.to_vec()?)
+}
+
 /// Asks DNS, at any address, for the address of an onion name.
-fn resolve(gateway: &Gateway, qube: usize, at: SocketAddr) -> Result<Ipv4Addr> {
+pub fn resolve(gateway: &Gateway, qube: usize, at: SocketAddr) -> Result<Ipv4Addr> {
     gateway.qubes[qube].namespace().run(|| {
         let socket = UdpSocket::bind("0.0.0.0:0")?;
         socket.connect(at)?;
         socket.set_read_timeout(Some(PATIENCE))?;
-        let mut question = Message::query();
-        question.add_query(Query::query(Name::from_str(&format!("{ONION}."))?, RecordType::A));
-        socket.send(&question.to_vec()?)?;
+        socket.send(&question(ONION)?)?;
         let mut answer = [0; 512];
         let length = socket.recv(&mut answer).context("no answer of Tor")?;
         let answer = Message::from_vec(&answer[..length])?;
