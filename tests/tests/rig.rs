@@ -42,6 +42,7 @@ mod rig {
     mod repair;
     mod scene;
     mod service;
+    mod strict;
     mod traffic;
     mod tunnel;
     mod unread;

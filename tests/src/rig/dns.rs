@@ -182,7 +182,7 @@ impl DnsServer {
         Self::start_at(namespace, SocketAddr::new(address, 53))
     }
 
-    /// Serves another port.
+    /// Serves an address and port.
     pub fn start_at(namespace: &Namespace, address: SocketAddr) -> Result<Self> {
         let bind = || Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?));
         let (udp, listener) = namespace

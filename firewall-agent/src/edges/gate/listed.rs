@@ -9,8 +9,7 @@ use serde_json::{Map, Value};
 
 use super::errors::GateError;
 use super::nft;
-use super::rules::{FAMILIES, GATE, UPLINKS};
-use super::strict::STRICT;
+use super::rules::{FAMILIES, GATE, STRICT, UPLINKS};
 use super::table::{Hook, seal_in};
 
 /// Chains that lead to chains are followed no further.

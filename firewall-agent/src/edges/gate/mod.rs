@@ -39,8 +39,7 @@ pub use self::listed::{is_strict, open_families, uplinks_in_force};
 use self::mending::Difference;
 pub use self::nft::NftError;
 pub use self::redirecting::not_redirected;
-use self::rules::{FAMILIES, GATE, NAT};
-use self::strict::{ANSWERS, STRICT};
+use self::rules::{ANSWERS, FAMILIES, GATE, NAT, STRICT};
 use self::table::{Table, removal};
 use crate::edges::links::Pattern;
 use crate::edges::wait::pace::Changes;
@@ -196,7 +195,7 @@ impl Gate {
     pub async fn answer_denied(vifs: &BTreeSet<String>) -> Result<(), GateError> {
         let there = vifs.iter().filter(|vif| nix::net::if_::if_nametoindex(vif.as_str()).is_ok());
         let vifs: BTreeSet<String> = there.cloned().collect();
-        if let Some(listed) = listed::list("netdev", strict::ANSWERS).await?
+        if let Some(listed) = listed::list("netdev", ANSWERS).await?
             && strict::are_answering(&vifs, &listed)
         {
             return Ok(());

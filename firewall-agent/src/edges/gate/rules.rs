@@ -15,6 +15,10 @@ pub(super) const GATE: &str = "qubes-firewall";
 pub(super) const UPLINKS: &str = "uplinks";
 /// The table of mode standalone.
 pub(super) const NAT: &str = "qubes-firewall-nat";
+/// The table of mode whonix that lets into the gateway what has a permit.
+pub(super) const STRICT: &str = "qubes-firewall-strict";
+/// The table of mode whonix that answers what rules deny.
+pub(super) const ANSWERS: &str = "qubes-firewall-answers";
 /// The gate's chain at its hook.
 pub(super) const FORWARD: &str = "forward";
 /// The gate's chain that users' scripts jump to, and append to.
@@ -114,20 +118,21 @@ pub(super) fn begins(permit: [u8; PERMIT.len()]) -> String {
     format!("@ll,0,32 {:#010x}", u32::from_be_bytes(permit))
 }
 
-/// The rules of a chain that forwards nothing from a vif: first ones, and the last one.
-pub(super) fn forward_nothing(pattern: &str) -> (Vec<Rule>, Option<Rule>) {
+/// The rules of a chain by which nothing comes from a vif, but for what these rules in between let
+/// pass. What others append to it is not asked.
+pub(super) fn closing(pattern: &str, but: impl IntoIterator<Item = Rule>) -> Vec<Rule> {
     let others = Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube");
-    (vec![others], Some(Rule::plain("drop")))
+    [others].into_iter().chain(but).chain([Rule::plain("drop")]).collect()
 }
 
 /// A gate of which every kernel with nf_tables is capable: what comes from a vif goes nowhere.
 pub(super) fn bare(family: Family, pattern: &str) -> Table {
-    let (first, last) = forward_nothing(pattern);
+    let first = closing(pattern, []);
     Table {
         family: family.name,
         name: GATE,
         comment: "The whole gate is not there (yet): `firewall-agent status` says why",
-        chains: vec![Chain { name: FORWARD, hook: Some(FORWARDING), first, last }],
+        chains: vec![Chain { name: FORWARD, hook: Some(FORWARDING), first, last: None }],
     }
 }
 

@@ -7,13 +7,10 @@ use std::collections::BTreeSet;
 use firewall_common::abi::{PERMIT, PERMIT_RELATED};
 
 use super::listed::Listed;
-use super::rules::{FAMILIES, FORWARD, FORWARDING, GATE, USERS, bare, begins, forward_nothing};
+use super::rules::{
+    ANSWERS, FAMILIES, FORWARD, FORWARDING, GATE, STRICT, USERS, bare, begins, closing,
+};
 use super::table::{Chain, Hook, Rule, Table, removal};
-
-/// The table that lets into the gateway what has a permit.
-pub(super) const STRICT: &str = "qubes-firewall-strict";
-/// The table of answers.
-pub(super) const ANSWERS: &str = "qubes-firewall-answers";
 
 /// Right behind conntrack (-200), which puts fragments together and knows errors; in front of where
 /// Whonix leads packets to Tor (-100).
@@ -38,23 +35,21 @@ pub(super) fn bare_gate(pattern: &str) -> Vec<Table> {
     FAMILIES.iter().map(|family| bare(*family, pattern)).chain([entering]).collect()
 }
 
-fn entering(pattern: &str, comment: &'static str, then: Vec<Rule>) -> Table {
-    let others = Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube");
-    let first = [others].into_iter().chain(then).collect();
-    let last = Some(Rule::plain("drop"));
-    let chain = Chain { name: "prerouting", hook: Some(ENTERING), first, last };
+fn entering(pattern: &str, comment: &'static str, but: Vec<Rule>) -> Table {
+    let first = closing(pattern, but);
+    let chain = Chain { name: "prerouting", hook: Some(ENTERING), first, last: None };
     Table { family: "inet", name: STRICT, comment, chains: vec![chain] }
 }
 
 /// The gate as scripts of users expect it, which forwards nothing from a vif.
 fn shut(family: &'static str, pattern: &str) -> Table {
-    let (first, last) = forward_nothing(pattern);
+    let first = closing(pattern, []);
     let users = Chain { name: USERS, hook: None, first: Vec::new(), last: None };
     Table {
         family,
         name: GATE,
         comment: "A Whonix gateway forwards nothing: see `table inet qubes-firewall-strict`",
-        chains: vec![Chain { name: FORWARD, hook: Some(FORWARDING), first, last }, users],
+        chains: vec![Chain { name: FORWARD, hook: Some(FORWARDING), first, last: None }, users],
     }
 }
 
