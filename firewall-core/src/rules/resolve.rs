@@ -58,6 +58,13 @@ impl Surroundings {
         VIRTUAL_RESOLVERS.into_iter().filter(|resolver| self.is_redirected(*resolver))
     }
 
+    /// The virtual resolvers that answer: a Whonix gateway leads DNS to Tor, whatever else becomes of
+    /// these addresses.
+    fn asked_for_dns(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let in_gateway = self.gateway.is_some();
+        VIRTUAL_RESOLVERS.into_iter().filter(move |it| in_gateway || self.is_redirected(*it))
+    }
+
     fn is_redirected(&self, resolver: Ipv4Addr) -> bool {
         self.gateway.is_none() && !self.not_redirected.contains(&resolver)
     }
@@ -331,7 +338,7 @@ pub fn spares_dns(rule: &Rule) -> bool {
 
 /// What is left of destinations and their services without DNS to the virtual resolvers.
 fn sparing_dns(given: &Match, known: &Surroundings) -> Vec<Match> {
-    let all = known.redirected().map(|resolver| Prefix::host(resolver.into()));
+    let all = known.asked_for_dns().map(|resolver| Prefix::host(resolver.into()));
     let is_inside = |host: &Prefix| given.prefixes.iter().any(|it| it.covers(host));
     let prefixes: Vec<Prefix> = all.filter(is_inside).collect();
     let around = given.prefixes.iter().flat_map(|it| it.without(&prefixes)).collect();

@@ -4,7 +4,7 @@
 
 use std::cell::Cell;
 use std::fmt::Write as _;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::status::State;
@@ -22,7 +22,8 @@ use firewall_tests::whonix::tables::{DNS_PORT, TRANS_PORT};
 use firewall_tests::whonix::watch::Delivery;
 
 /// The columns of the table: who judges. `today` is the gateway without us.
-pub const COLUMNS: [&str; 8] = ["today", "all", "none", "host", "port", "dns", "socks", "control"];
+pub const COLUMNS: [&str; 9] =
+    ["today", "all", "none", "host", "port", "dns", "socks", "control", "lan"];
 
 /// A line: what it is; where to; what; what is odd about it; and what becomes of it in each column.
 ///
@@ -37,6 +38,15 @@ pub const COLUMNS: [&str; 8] = ["today", "all", "none", "host", "port", "dns", "
 /// Two with a slash between are those of IPv4 and of IPv6.
 type Line = (&'static str, Place, What, Odd, &'static str);
 
+/// What people close who close their LAN (RFC 1918, RFC 4193). Tor's own ports and onion services are
+/// at such addresses, and so is Qubes' resolver, whose DNS a network of many does not take along.
+const LAN: [(IpAddr, u8); 4] = [
+    (IpAddr::V4(Ipv4Addr::new(10, 0, 0, 0)), 8),
+    (IpAddr::V4(Ipv4Addr::new(172, 16, 0, 0)), 12),
+    (IpAddr::V4(Ipv4Addr::new(192, 168, 0, 0)), 16),
+    (IpAddr::V6(Ipv6Addr::new(0xfc00, 0, 0, 0, 0, 0, 0, 0)), 7),
+];
+
 /// Protocol number of SCTP.
 const SCTP: u8 = 132;
 /// Protocol number of IPv4 in IP.
@@ -44,101 +54,101 @@ const IP_IN_IP: u8 = 4;
 
 #[rustfmt::skip]
 pub const MATRIX: &[Line] = &[
-    //                                                                       today all none host port dns socks control
-    ("tcp to a host",                     Host,       Open(443),     Plain,     "T T x T T x x x"),
-    ("tcp to its other port",             Host,       Open(80),      Plain,     "T T x T x x x x"),
-    ("tcp to another host",               Elsewhere,  Open(443),     Plain,     "T T x x T x x x"),
-    ("tcp to another host's other port",  Elsewhere,  Open(80),      Plain,     "T T x x x x x x"),
-    ("tcp to a LAN",                      Lan,        Open(80),      Plain,     "T T x x x x x x"),
-    ("tcp to a LAN's web",                Lan,        Open(443),     Plain,     "T T x x T x x x"),
-    ("tcp to an onion service",           Onion,      Open(80),      Plain,     "T T x x x x x x"),
-    ("tcp to an onion service's web",     Onion,      Open(443),     Plain,     "T T x x T x x x"),
-    ("tcp with ECN",                      Host,       OpenEcn(443),  Plain,     "T T x T T x x x"),
-    ("tcp to another qube",               Disposable, Open(80),      Plain,     "T T x x x x x x"),
-    ("tcp to the gateway",                Gateway,    Open(80),      Plain,     "T T x x x x x x"),
-    ("tcp to the gateway's web",          Gateway,    Open(443),     Plain,     "T T x x T x x x"),
-    ("tcp to ssh of the gateway",         Gateway,    Open(22),      Plain,     "T T x x x x x x"),
-    ("tcp to Tor's own control port",     Gateway,    Open(9052),    Plain,     "T T x x x x x x"),
-    ("tcp to TransPort itself",           Gateway,    Open(9040),    Plain,     "T T x x x x x x"),
-    ("tcp to TransPort at the vif",       Vif,        Open(9040),    Plain,     "T T x x x x x x"),
-    ("tcp to the uplink's address",       Uplink,     Open(80),      Plain,     "T T x x x x x x"),
-    ("tcp to the uplink's TransPort",     Uplink,     Open(9040),    Plain,     "T T x x x x x x"),
-    ("tcp to loopback",                   Loopback,   Open(9052),    Plain,     "T/- T/- x x x x x x"),
-    ("tcp to port 0",                     Host,       Open(0),       Plain,     "T T x T x x x x"),
+    //                                                                       today all none host port dns socks control lan
+    ("tcp to a host",                     Host,       Open(443),     Plain,     "T T x T T x x x T"),
+    ("tcp to its other port",             Host,       Open(80),      Plain,     "T T x T x x x x T"),
+    ("tcp to another host",               Elsewhere,  Open(443),     Plain,     "T T x x T x x x T"),
+    ("tcp to another host's other port",  Elsewhere,  Open(80),      Plain,     "T T x x x x x x T"),
+    ("tcp to a LAN",                      Lan,        Open(80),      Plain,     "T T x x x x x x x"),
+    ("tcp to a LAN's web",                Lan,        Open(443),     Plain,     "T T x x T x x x x"),
+    ("tcp to an onion service",           Onion,      Open(80),      Plain,     "T T x x x x x x x"),
+    ("tcp to an onion service's web",     Onion,      Open(443),     Plain,     "T T x x T x x x x"),
+    ("tcp with ECN",                      Host,       OpenEcn(443),  Plain,     "T T x T T x x x T"),
+    ("tcp to another qube",               Disposable, Open(80),      Plain,     "T T x x x x x x x"),
+    ("tcp to the gateway",                Gateway,    Open(80),      Plain,     "T T x x x x x x x"),
+    ("tcp to the gateway's web",          Gateway,    Open(443),     Plain,     "T T x x T x x x x"),
+    ("tcp to ssh of the gateway",         Gateway,    Open(22),      Plain,     "T T x x x x x x x"),
+    ("tcp to Tor's own control port",     Gateway,    Open(9052),    Plain,     "T T x x x x x x x"),
+    ("tcp to TransPort itself",           Gateway,    Open(9040),    Plain,     "T T x x x x x x x"),
+    ("tcp to TransPort at the vif",       Vif,        Open(9040),    Plain,     "T T x x x x x x x"),
+    ("tcp to the uplink's address",       Uplink,     Open(80),      Plain,     "T T x x x x x x T"),
+    ("tcp to the uplink's TransPort",     Uplink,     Open(9040),    Plain,     "T T x x x x x x T"),
+    ("tcp to loopback",                   Loopback,   Open(9052),    Plain,     "T/- T/- x x x x x x T/-"),
+    ("tcp to port 0",                     Host,       Open(0),       Plain,     "T T x T x x x x T"),
 
-    ("dns by udp to a host",              Host,       Udp(53),       Plain,     "D D x D x D x x"),
-    ("dns by udp to another host",        Elsewhere,  Udp(53),       Plain,     "D D x x x D x x"),
-    ("dns by udp to the gateway",         Gateway,    Udp(53),       Plain,     "D D x x x D x x"),
-    ("dns by udp to the vif",             Vif,        Udp(53),       Plain,     "D D x x x D x x"),
-    ("dns by udp to Qubes' resolver",     Resolver,   Udp(53),       Plain,     "D D x x x D x x"),
-    ("dns by tcp to a host",              Host,       Open(53),      Plain,     "T T x T x T x x"),
-    ("dns by tcp to another host",        Elsewhere,  Open(53),      Plain,     "T T x x x T x x"),
-    ("dns by tcp to the gateway",         Gateway,    Open(53),      Plain,     "T T x x x T x x"),
-    ("dns by tcp to Qubes' resolver",     Resolver,   Open(53),      Plain,     "T T x x x T x x"),
-    ("dns by udp to everybody",           Broadcast,  Udp(53),       Plain,     "D D - - - D - -"),
-    ("dns by udp to a group",             Group,      Udp(53),       Plain,     "D D - - - D - -"),
-    ("mDNS",                              Group,      Udp(5353),     Plain,     "- - - - - - - -"),
-    ("udp to DNSPort itself",             Gateway,    Udp(5300),     Plain,     "D D x x x x x x"),
-    ("udp to DNSPort at the vif",         Vif,        Udp(5300),     Plain,     "D D x x x x x x"),
-    ("udp to the uplink's DNSPort",       Uplink,     Udp(5300),     Plain,     "D D x x x x x x"),
-    ("udp to a host's 5300",              Host,       Udp(5300),     Plain,     "- - x - x x x x"),
-    ("udp to a host",                     Host,       Udp(443),      Plain,     "- - x - x x x x"),
-    ("udp to TransPort's number",         Gateway,    Udp(9040),     Plain,     "- - x x x x x x"),
-    ("udp to the gateway",                Gateway,    Udp(123),      Plain,     "- - x x x x x x"),
+    ("dns by udp to a host",              Host,       Udp(53),       Plain,     "D D x D x D x x D"),
+    ("dns by udp to another host",        Elsewhere,  Udp(53),       Plain,     "D D x x x D x x D"),
+    ("dns by udp to the gateway",         Gateway,    Udp(53),       Plain,     "D D x x x D x x x"),
+    ("dns by udp to the vif",             Vif,        Udp(53),       Plain,     "D D x x x D x x x"),
+    ("dns by udp to Qubes' resolver",     Resolver,   Udp(53),       Plain,     "D D x x x D x x D"),
+    ("dns by tcp to a host",              Host,       Open(53),      Plain,     "T T x T x T x x T"),
+    ("dns by tcp to another host",        Elsewhere,  Open(53),      Plain,     "T T x x x T x x T"),
+    ("dns by tcp to the gateway",         Gateway,    Open(53),      Plain,     "T T x x x T x x x"),
+    ("dns by tcp to Qubes' resolver",     Resolver,   Open(53),      Plain,     "T T x x x T x x T"),
+    ("dns by udp to everybody",           Broadcast,  Udp(53),       Plain,     "D D - - - D - - D"),
+    ("dns by udp to a group",             Group,      Udp(53),       Plain,     "D D - - - D - - D"),
+    ("mDNS",                              Group,      Udp(5353),     Plain,     "- - - - - - - - -"),
+    ("udp to DNSPort itself",             Gateway,    Udp(5300),     Plain,     "D D x x x x x x x"),
+    ("udp to DNSPort at the vif",         Vif,        Udp(5300),     Plain,     "D D x x x x x x x"),
+    ("udp to the uplink's DNSPort",       Uplink,     Udp(5300),     Plain,     "D D x x x x x x D"),
+    ("udp to a host's 5300",              Host,       Udp(5300),     Plain,     "- - x - x x x x -"),
+    ("udp to a host",                     Host,       Udp(443),      Plain,     "- - x - x x x x -"),
+    ("udp to TransPort's number",         Gateway,    Udp(9040),     Plain,     "- - x x x x x x x"),
+    ("udp to the gateway",                Gateway,    Udp(123),      Plain,     "- - x x x x x x x"),
 
-    ("SOCKS 9050",                        Gateway,    Open(9050),    Plain,     "S S x x x x S x"),
-    ("SOCKS 9100, a first",               Gateway,    Open(9100),    Plain,     "S S x x x x S x"),
-    ("SOCKS 9111, a last",                Gateway,    Open(9111),    Plain,     "S S x x x x S x"),
-    ("no SOCKS 9112",                     Gateway,    Open(9112),    Plain,     "T T x x x x x x"),
-    ("no SOCKS 9113",                     Gateway,    Open(9113),    Plain,     "T T x x x x x x"),
-    ("SOCKS 9114",                        Gateway,    Open(9114),    Plain,     "S S x x x x S x"),
-    ("SOCKS 9115",                        Gateway,    Open(9115),    Plain,     "S S x x x x S x"),
-    ("no SOCKS 9116",                     Gateway,    Open(9116),    Plain,     "T T x x x x x x"),
-    ("SOCKS 9117",                        Gateway,    Open(9117),    Plain,     "S S x x x x S x"),
-    ("SOCKS 9118",                        Gateway,    Open(9118),    Plain,     "S S x x x x S x"),
-    ("no SOCKS 9119",                     Gateway,    Open(9119),    Plain,     "T T x x x x x x"),
-    ("SOCKS 9122, a first",               Gateway,    Open(9122),    Plain,     "S S x x x x S x"),
-    ("SOCKS 9125, a last",                Gateway,    Open(9125),    Plain,     "S S x x x x S x"),
-    ("no SOCKS 9149",                     Gateway,    Open(9149),    Plain,     "T T x x x x x x"),
-    ("SOCKS 9150, Tor Browser's",         Gateway,    Open(9150),    Plain,     "S S x x x x S x"),
-    ("no SOCKS 9151",                     Gateway,    Open(9151),    Plain,     "T T x x x x x x"),
-    ("SOCKS 9152, a first",               Gateway,    Open(9152),    Plain,     "S S x x x x S x"),
-    ("SOCKS 9229, a last",                Gateway,    Open(9229),    Plain,     "S S x x x x S x"),
-    ("no SOCKS 9230",                     Gateway,    Open(9230),    Plain,     "T T x x x x x x"),
-    ("SOCKS at a disposable's address",   Disposable, Open(9050),    Plain,     "S S x x x x S x"),
-    ("SOCKS at the fixed address",        Fixed,      Open(9150),    Plain,     "S S x x x x S x"),
-    ("SOCKS's number at a host",          Host,       Open(9050),    Plain,     "T T x T x x x x"),
-    ("SOCKS's number at another host",    Elsewhere,  Open(9050),    Plain,     "T T x x x x x x"),
-    ("SOCKS's number at the uplink",      Uplink,     Open(9050),    Plain,     "T T x x x x x x"),
-    ("SOCKS's number by udp",             Gateway,    Udp(9050),     Plain,     "- - x x x x x x"),
-    ("the control port",                  Gateway,    Open(9051),    Plain,     "S S x x x x x S"),
-    ("the control port, fixed address",   Fixed,      Open(9051),    Plain,     "S S x x x x x S"),
-    ("the control port's number, a host", Elsewhere,  Open(9051),    Plain,     "T T x x x x x x"),
+    ("SOCKS 9050",                        Gateway,    Open(9050),    Plain,     "S S x x x x S x x"),
+    ("SOCKS 9100, a first",               Gateway,    Open(9100),    Plain,     "S S x x x x S x x"),
+    ("SOCKS 9111, a last",                Gateway,    Open(9111),    Plain,     "S S x x x x S x x"),
+    ("no SOCKS 9112",                     Gateway,    Open(9112),    Plain,     "T T x x x x x x x"),
+    ("no SOCKS 9113",                     Gateway,    Open(9113),    Plain,     "T T x x x x x x x"),
+    ("SOCKS 9114",                        Gateway,    Open(9114),    Plain,     "S S x x x x S x x"),
+    ("SOCKS 9115",                        Gateway,    Open(9115),    Plain,     "S S x x x x S x x"),
+    ("no SOCKS 9116",                     Gateway,    Open(9116),    Plain,     "T T x x x x x x x"),
+    ("SOCKS 9117",                        Gateway,    Open(9117),    Plain,     "S S x x x x S x x"),
+    ("SOCKS 9118",                        Gateway,    Open(9118),    Plain,     "S S x x x x S x x"),
+    ("no SOCKS 9119",                     Gateway,    Open(9119),    Plain,     "T T x x x x x x x"),
+    ("SOCKS 9122, a first",               Gateway,    Open(9122),    Plain,     "S S x x x x S x x"),
+    ("SOCKS 9125, a last",                Gateway,    Open(9125),    Plain,     "S S x x x x S x x"),
+    ("no SOCKS 9149",                     Gateway,    Open(9149),    Plain,     "T T x x x x x x x"),
+    ("SOCKS 9150, Tor Browser's",         Gateway,    Open(9150),    Plain,     "S S x x x x S x x"),
+    ("no SOCKS 9151",                     Gateway,    Open(9151),    Plain,     "T T x x x x x x x"),
+    ("SOCKS 9152, a first",               Gateway,    Open(9152),    Plain,     "S S x x x x S x x"),
+    ("SOCKS 9229, a last",                Gateway,    Open(9229),    Plain,     "S S x x x x S x x"),
+    ("no SOCKS 9230",                     Gateway,    Open(9230),    Plain,     "T T x x x x x x x"),
+    ("SOCKS at a disposable's address",   Disposable, Open(9050),    Plain,     "S S x x x x S x x"),
+    ("SOCKS at the fixed address",        Fixed,      Open(9150),    Plain,     "S S x x x x S x x"),
+    ("SOCKS's number at a host",          Host,       Open(9050),    Plain,     "T T x T x x x x T"),
+    ("SOCKS's number at another host",    Elsewhere,  Open(9050),    Plain,     "T T x x x x x x T"),
+    ("SOCKS's number at the uplink",      Uplink,     Open(9050),    Plain,     "T T x x x x x x T"),
+    ("SOCKS's number by udp",             Gateway,    Udp(9050),     Plain,     "- - x x x x x x x"),
+    ("the control port",                  Gateway,    Open(9051),    Plain,     "S S x x x x x S x"),
+    ("the control port, fixed address",   Fixed,      Open(9051),    Plain,     "S S x x x x x S x"),
+    ("the control port's number, a host", Elsewhere,  Open(9051),    Plain,     "T T x x x x x x T"),
 
-    ("a segment of no connection",        Host,       Segment(443),  Plain,     "- - x - - x x x"),
-    ("a segment to TransPort",            Gateway,    Segment(9040), Plain,     "S S x x x x x x"),
-    ("a segment to SOCKS",                Gateway,    Segment(9050), Plain,     "S S x x x x S x"),
-    ("ping of a host",                    Host,       Echo,          Plain,     "- - x - x x x x"),
-    ("ping of the gateway",               Gateway,    Echo,          Plain,     "- - x x x x x x"),
-    ("GRE",                               Host,       Protocol(GRE), Plain,     "- - x - x x x x"),
-    ("ESP to the gateway",                Gateway,    Protocol(ESP), Plain,     "- - x x x x x x"),
-    ("SCTP",                              Host,       Protocol(SCTP), Plain,    "- - x - x x x x"),
+    ("a segment of no connection",        Host,       Segment(443),  Plain,     "- - x - - x x x -"),
+    ("a segment to TransPort",            Gateway,    Segment(9040), Plain,     "S S x x x x x x x"),
+    ("a segment to SOCKS",                Gateway,    Segment(9050), Plain,     "S S x x x x S x x"),
+    ("ping of a host",                    Host,       Echo,          Plain,     "- - x - x x x x -"),
+    ("ping of the gateway",               Gateway,    Echo,          Plain,     "- - x x x x x x x"),
+    ("GRE",                               Host,       Protocol(GRE), Plain,     "- - x - x x x x -"),
+    ("ESP to the gateway",                Gateway,    Protocol(ESP), Plain,     "- - x x x x x x x"),
+    ("SCTP",                              Host,       Protocol(SCTP), Plain,    "- - x - x x x x -"),
     // The kernel answers only what it can check: nf_reject_verify_csum, include/net/netfilter/nf_reject.h.
-    ("IP in IP",                          Gateway,    Protocol(IP_IN_IP), Plain, "- - - - - - - -"),
+    ("IP in IP",                          Gateway,    Protocol(IP_IN_IP), Plain, "- - - - - - - - -"),
 
-    ("one hop: tcp",                      Elsewhere,  Open(80),      OneHop,    "T T x x x x x x"),
-    ("one hop: SOCKS",                    Gateway,    Open(9050),    OneHop,    "S S x x x x S x"),
-    ("one hop: dns",                      Elsewhere,  Udp(53),       OneHop,    "D D x x x D x x"),
-    ("one hop: udp to DNSPort",           Gateway,    Udp(5300),     OneHop,    "D D x x x x x x"),
-    ("one hop: udp",                      Elsewhere,  Udp(443),      OneHop,    "- - x x x x x x"),
-    ("one hop: ping",                     Elsewhere,  Echo,          OneHop,    "- - x x x x x x"),
-    ("fragments: dns",                    Elsewhere,  Udp(53),       Fragments, "D D - - - D - -"),
-    ("fragments: udp to DNSPort",         Gateway,    Udp(5300),     Fragments, "D D - - - - - -"),
-    ("fragments: ping",                   Elsewhere,  Echo,          Fragments, "- - - - - - - -"),
-    ("the last fragment alone",           Gateway,    Udp(5300),     OnlyLast,  "- - - - - - - -"),
-    ("options: tcp",                      Elsewhere,  Open(80),      Options,   "T T x x x x x x"),
-    ("options: SOCKS",                    Gateway,    Open(9150),    Options,   "S S x x x x S x"),
-    ("options: dns",                      Elsewhere,  Udp(53),       Options,   "D D x x x D x x"),
+    ("one hop: tcp",                      Elsewhere,  Open(80),      OneHop,    "T T x x x x x x T"),
+    ("one hop: SOCKS",                    Gateway,    Open(9050),    OneHop,    "S S x x x x S x x"),
+    ("one hop: dns",                      Elsewhere,  Udp(53),       OneHop,    "D D x x x D x x D"),
+    ("one hop: udp to DNSPort",           Gateway,    Udp(5300),     OneHop,    "D D x x x x x x x"),
+    ("one hop: udp",                      Elsewhere,  Udp(443),      OneHop,    "- - x x x x x x -"),
+    ("one hop: ping",                     Elsewhere,  Echo,          OneHop,    "- - x x x x x x -"),
+    ("fragments: dns",                    Elsewhere,  Udp(53),       Fragments, "D D - - - D - - D"),
+    ("fragments: udp to DNSPort",         Gateway,    Udp(5300),     Fragments, "D D - - - - - - -"),
+    ("fragments: ping",                   Elsewhere,  Echo,          Fragments, "- - - - - - - - -"),
+    ("the last fragment alone",           Gateway,    Udp(5300),     OnlyLast,  "- - - - - - - - -"),
+    ("options: tcp",                      Elsewhere,  Open(80),      Options,   "T T x x x x x x T"),
+    ("options: SOCKS",                    Gateway,    Open(9150),    Options,   "S S x x x x S x x"),
+    ("options: dns",                      Elsewhere,  Udp(53),       Options,   "D D x x x D x x D"),
 ];
 
 /// What becomes of packets of one kind, by its letter.
@@ -275,7 +285,7 @@ fn behind_whonix_each_kind_of_traffic_becomes_what_the_rules_say() -> Result<()>
     let gateway = Gateway::new("whonixrules")?;
     let agent = start(&gateway, &[])?;
     let runner = Runner::new(&gateway);
-    for column in ["none", "all", "host", "port", "dns", "none"] {
+    for column in ["none", "all", "host", "port", "dns", "lan", "none"] {
         for family in Family::BOTH {
             let host = Host.address(family).map(|it| (it, family.bits()));
             let web = Rule { proto: Some(Proto::Tcp), ports: Some((443, 443)), ..Rule::all(true) };
@@ -284,6 +294,11 @@ fn behind_whonix_each_kind_of_traffic_becomes_what_the_rules_say() -> Result<()>
                 "host" => vec![Rule { network: host, ..Rule::all(true) }],
                 "port" => vec![web],
                 "dns" => vec![dns()],
+                "lan" => {
+                    let closed = LAN.iter().filter(|(first, _)| Family::from(*first) == family);
+                    let closed = closed.map(|it| Rule { network: Some(*it), ..Rule::all(false) });
+                    closed.chain([Rule::all(true)]).collect()
+                }
                 _ => Vec::new(),
             };
             let rules = Ruleset { default_accept: false, rules };
