@@ -186,10 +186,11 @@ fn what_others_take_away_of_a_gateways_tables_is_back_at_once() -> Result<()> {
         let mut added = status.agent.added_rules.iter();
         added.any(|rule| rule.table == STRICT && rule.warning == Some(Warning::NeverReached))
     })?;
+    let answers = gateway.table(ANSWERS)?;
     gateway.world.rig.netvm().nft(&format!("delete table {ANSWERS}"))?;
     assert_ne!(gateway.tcp(SERVER4, 80)?, Outcome::Accepted);
+    gateway.wait_for_table(ANSWERS, &answers)?;
     // What Whonix loads anew takes nothing away.
-    let answers = gateway.table(ANSWERS)?;
     gateway.world.rig.netvm().nft(&format!("{RELOAD}{TABLES}"))?;
     ensure!(gateway.table(ANSWERS)? == answers, "a reload takes answers away");
     gateway.check_web("with Whonix' tables loaded anew");
