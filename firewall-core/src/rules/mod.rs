@@ -90,18 +90,24 @@ pub struct Ruleset {
     pub rules: Vec<Rule>,
 }
 
-/// Numbers from here on are none of dom0's: rules that stand behind all of a client's own.
+/// Numbers from here on are none of dom0's: rules that stand behind all of a client's own that say
+/// more than its default.
 pub const IMPLIED: u16 = 10_000;
 
 impl Ruleset {
     /// The rules as they are in a Whonix gateway: where the default is `drop`, each service of Tor
-    /// that qubes may use without a rule has one, behind all others.
+    /// that qubes may use without a rule has one, behind all others. Rules at the end that drop all
+    /// are a default in other words, which Qubes' own tools write for each qube that they limit.
     pub fn in_gateway(&self, services: &tor::Each<tor::Access>) -> Self {
-        let allowed = (IMPLIED..).zip(tor::Service::ALL).filter(|(_, service)| {
-            self.default == Action::Drop && *services.of(*service) == tor::Access::Allow
-        });
+        let says_more = self.rules.iter().rposition(|rule| !rule.drops_all());
+        let (own, last) = self.rules.split_at(says_more.map_or(0, |at| at + 1));
+        let drops = self.default == Action::Drop || !last.is_empty();
+        let allowed = (IMPLIED..)
+            .zip(tor::Service::ALL)
+            .filter(|(_, service)| drops && *services.of(*service) == tor::Access::Allow);
         let implied = allowed.map(|(number, service)| Rule::implied(number, service));
-        Self { default: self.default, rules: self.rules.iter().cloned().chain(implied).collect() }
+        let rules = own.iter().cloned().chain(implied).chain(last.iter().cloned()).collect();
+        Self { default: self.default, rules }
     }
 }
 
@@ -123,6 +129,15 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// Whether this is a bare `action=drop`.
+    fn drops_all(&self) -> bool {
+        let Self { number: _, text: _, action, destination, dns, service } = self;
+        *action == Action::Drop
+            && *destination == Destination::Any
+            && !dns
+            && *service == Service::ANY
+    }
+
     fn implied(number: u16, service: tor::Service) -> Self {
         let ports = service.ports();
         let all = ports.first().zip(ports.last()).map(|(first, last)| *first.start()..=*last.end());

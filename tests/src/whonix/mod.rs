@@ -8,6 +8,7 @@
 //!                    │ eth1: the address that Tor binds to
 //! ```
 
+pub mod flood;
 pub mod kinds;
 pub mod real;
 pub mod sent;

@@ -69,9 +69,11 @@ fn in_a_gateway_dns_is_port_53_of_whatever_address() {
     let near = file("drop", &["action=accept dst4=9.9.9.9/32 specialtarget=dns"]);
     assert!(accepts(&near, &denied, "9.9.9.9", UDP, 53));
     assert!(!accepts(&near, &denied, "10.139.1.1", UDP, 53));
-    // No server is virtual there: who drops the LAN drops DNS to it.
+    // Who drops the LAN does not drop DNS to Qubes' resolver there, as elsewhere.
     let lan = file("accept", &["action=drop dst4=10.0.0.0/8"]);
-    assert!(!accepts(&lan, &denied, "10.139.1.1", UDP, 53));
+    assert!(accepts(&lan, &denied, "10.139.1.1", UDP, 53));
+    assert!(!accepts(&lan, &denied, GATEWAY, UDP, 53));
+    assert!(!accepts(&lan, &denied, "10.139.1.1", UDP, 54));
 }
 
 /// A port of each service, and of neither, at addresses of gateways and elsewhere.

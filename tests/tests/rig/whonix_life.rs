@@ -2,9 +2,7 @@
 //! traffic: nothing that is denied comes to Tor at any moment.
 //! Never counts what a qube gets back: only what was handed to a socket.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::net::IpAddr;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -13,13 +11,11 @@ use anyhow::{Context as _, Result, ensure};
 use firewall_common::abi::ABI_VERSION;
 use firewall_core::told::status::State;
 use firewall_tests::oracle::Ruleset;
-use firewall_tests::packets::{self, TCP, UDP, V4, V6};
 use firewall_tests::rig::agent::{self, Agent, PATIENCE, write_rules};
 use firewall_tests::rig::{CLIENT_INTERFACE, Client};
 use firewall_tests::traffic::frames::Sender;
 use firewall_tests::whonix::Gateway;
-use firewall_tests::whonix::kinds::Place;
-use firewall_tests::whonix::sent::frame;
+use firewall_tests::whonix::flood::{self, ALLOWED};
 use firewall_tests::whonix::tables::VIF_GROUP;
 use firewall_tests::{rounds, seed};
 use rand::rngs::StdRng;
@@ -31,18 +27,6 @@ use super::whonix_matrix::dns;
 
 /// Rounds of packets that meet each state of things.
 const ENOUGH: u64 = 20;
-/// Between two rounds of packets.
-const PAUSE: Duration = Duration::from_micros(500);
-/// Each kind of packet: its name, the port that it comes from, its protocol and destination. Only the
-/// last is allowed. The first needs none of Whonix' rules to come to Tor.
-const KINDS: [(&str, u16, u8, Place, u16); 5] = [
-    ("dnsport", 6001, UDP, Place::Gateway, 5300),
-    ("transport", 6002, TCP, Place::Host, 80),
-    ("socks", 6003, TCP, Place::Gateway, 9050),
-    ("control", 6004, TCP, Place::Gateway, 9051),
-    (ALLOWED, 7001, UDP, Place::Host, 53),
-];
-const ALLOWED: &str = "dns";
 
 /// What can happen to a gateway.
 #[derive(Clone, Copy, Debug)]
@@ -92,57 +76,6 @@ const CYCLES: [Cycle; 13] = [
     Vif,
     VifMeanwhile,
 ];
-
-/// Counts packets of each kind that were handed to a socket, behind all other chains.
-fn counters() -> String {
-    let (mut names, mut rules) = (String::new(), String::new());
-    for (name, port, ..) in KINDS {
-        names += &format!("    counter {name} {{ }}\n");
-        rules += &format!("        iifname \"vif*\" th sport {port} counter name {name}\n");
-    }
-    format!(
-        "table inet counted {{\n{names}    chain delivered {{
-        type filter hook input priority 1001; policy accept;\n{rules}    }}\n}}\n"
-    )
-}
-
-/// A frame of each kind, of both families, from these addresses.
-fn frames(addresses: &[IpAddr]) -> Result<Vec<Vec<u8>>> {
-    let mut frames = Vec::new();
-    for from in addresses {
-        for (name, port, protocol, place, to_port) in KINDS {
-            let to = place.address((*from).into()).context("no such place")?;
-            let payload = match protocol {
-                TCP => packets::tcp(port, to_port),
-                _ => packets::datagram(port, to_port, name.as_bytes()),
-            };
-            let payload = packets::sealed(*from, to, protocol, &payload);
-            frames.push(frame(&match (*from, to) {
-                (IpAddr::V4(from), IpAddr::V4(to)) => {
-                    V4::new(from, to, protocol, &payload).packet()
-                }
-                (IpAddr::V6(from), IpAddr::V6(to)) => {
-                    V6::new(from, to, protocol, &payload).packet()
-                }
-                _ => anyhow::bail!("{from} and {to} are of two families"),
-            }));
-        }
-    }
-    Ok(frames)
-}
-
-/// Sends a frame of each kind, again and again.
-fn send(client: &Client, frames: &[Vec<u8>], done: &AtomicBool, sent: &AtomicU64) -> Result<()> {
-    let sender = Sender::open(client.namespace(), CLIENT_INTERFACE)?;
-    while !done.load(Ordering::Relaxed) {
-        for frame in frames {
-            sender.send(frame)?;
-        }
-        sent.fetch_add(1, Ordering::Relaxed);
-        std::thread::sleep(PAUSE);
-    }
-    Ok(())
-}
 
 struct Scene<'a> {
     gateway: &'a Gateway,
@@ -287,7 +220,7 @@ impl Scene<'_> {
         self.gateway.rig.remove_client(&other)?;
         let other = self.gateway.rig.add_client(&other.spec())?;
         self.gateway.netvm().ip(&["link", "set", other.vif(), "group", VIF_GROUP])?;
-        let frames = frames(&other.spec().addresses())?;
+        let frames = flood::frames(&other.spec().addresses())?;
         let sender = Sender::open(other.namespace(), CLIENT_INTERFACE)?;
         for frame in frames.iter().cycle().take(frames.len() * 10) {
             sender.send(frame)?;
@@ -317,10 +250,10 @@ impl Scene<'_> {
                 agent.wait_for_state(address, State::Live)?;
             }
         }
-        let before = counted(self.gateway)?;
+        let before = self.gateway.counted_kinds()?;
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let now = counted(self.gateway)?;
+            let now = self.gateway.counted_kinds()?;
             let denied = now.iter().filter(|(name, _)| *name != ALLOWED);
             let denied: Vec<_> = denied.filter(|(_, packets)| **packets > 0).collect();
             ensure!(denied.is_empty(), "came to Tor: {denied:?}\n{}", agent.log());
@@ -333,44 +266,12 @@ impl Scene<'_> {
     }
 }
 
-/// How many packets of each kind were handed to a socket.
-fn counted(gateway: &Gateway) -> Result<BTreeMap<String, u64>> {
-    let json = gateway.nft(&["-j", "list", "counters", "table", "inet", "counted"])?;
-    let json: Value = serde_json::from_str(&json)?;
-    let objects = json["nftables"].as_array().into_iter().flatten();
-    let counters = objects.filter_map(|it| {
-        let counter = it.get("counter")?;
-        Some((counter["name"].as_str()?.to_owned(), counter["packets"].as_u64()?))
-    });
-    let counters: BTreeMap<String, u64> = counters.collect();
-    ensure!(counters.len() == KINDS.len(), "{counters:?}");
-    Ok(counters)
-}
-
-/// Without us each kind comes to a socket; so a kind of which nothing comes with us is one that we
-/// stopped.
-fn all_come_without_us(gateway: &Gateway, frames: &[Vec<u8>]) -> Result<()> {
-    let sender = Sender::open(gateway.qubes[0].namespace(), CLIENT_INTERFACE)?;
-    frames.iter().try_for_each(|frame| sender.send(frame))?;
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let counted = counted(gateway)?;
-        // IPv4 and IPv6 of each.
-        if counted.values().all(|packets| *packets >= 2) {
-            gateway.nft(&["reset", "counters", "table", "inet", "counted"])?;
-            return Ok(());
-        }
-        ensure!(Instant::now() < deadline, "not all come without us: {counted:?}");
-        std::thread::yield_now();
-    }
-}
-
 #[test]
 fn whatever_comes_and_goes_behind_whonix_nothing_that_is_denied_comes_to_tor() -> Result<()> {
     let gateway = Gateway::new("whonixlife")?;
-    gateway.netvm().nft(&counters())?;
-    let frames = frames(&gateway.qubes[0].spec().addresses())?;
-    all_come_without_us(&gateway, &frames)?;
+    gateway.count_kinds()?;
+    let frames = flood::frames(&gateway.qubes[0].spec().addresses())?;
+    gateway.all_kinds_come(&gateway.qubes[0], &frames)?;
     let rules = Ruleset { default_accept: false, rules: vec![dns()] };
     for client in gateway.qubes.iter().flat_map(|it| it.spec().addresses()) {
         write_rules(gateway.rig.directory(), client, &rules.file())?;
@@ -382,7 +283,7 @@ fn whatever_comes_and_goes_behind_whonix_nothing_that_is_denied_comes_to_tor() -
     scene.start()?;
     let count = rounds(22, 1000);
     std::thread::scope(|scope| -> Result<()> {
-        let sending = scope.spawn(|| send(&gateway.qubes[0], &frames, &done, &sent));
+        let sending = scope.spawn(|| flood::send(&gateway.qubes[0], &frames, &done, &sent));
         let mut all_rounds = || -> Result<()> {
             scene.settle().context("at first")?;
             for round in 0..count {

@@ -315,11 +315,15 @@ fn behind_whonix_socks_and_the_control_port_are_what_options_say() -> Result<()>
         let gateway = Gateway::new(&format!("whonix{column}"))?;
         let runner = Runner::new(&gateway);
         let clients = gateway.qubes[0].spec().addresses();
-        let none = Ruleset { default_accept: false, rules: Vec::new() };
-        for client in &clients {
-            write_rules(gateway.rig.directory(), *client, &none.file())?;
-        }
-        for (value, column) in [("allow", column), ("deny", "none")] {
+        // As `qvm-firewall` can leave it, and as the tools of Qubes OS do for a qube that they limit.
+        let (bare, limited) = (Vec::new(), vec![Rule::all(false)]);
+        for (value, column, rules) in
+            [("allow", column, &bare), ("allow", column, &limited), ("deny", "none", &limited)]
+        {
+            let rules = Ruleset { default_accept: false, rules: rules.clone() };
+            for client in &clients {
+                write_rules(gateway.rig.directory(), *client, &rules.file())?;
+            }
             let agent = start(&gateway, &[option, value])?;
             for client in &clients {
                 agent.wait_for_state(*client, State::Live)?;
