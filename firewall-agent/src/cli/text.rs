@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::colour::{BAD, Colours};
 use firewall_core::rules::lint::match_first;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
+use firewall_core::rules::socks::BYPASSED;
 use firewall_core::rules::{Family, IMPLIED};
 use firewall_core::told::added::{AddedRule, Warning};
 use firewall_core::told::gateway::GatewayStatus;
@@ -238,12 +239,13 @@ pub fn details(client: &ClientStatus, names: &[NameStatus], colours: Colours) ->
         let _ = writeln!(text, "  because of {}", told(problem));
     }
     for rule in &client.rules {
-        let number =
-            if rule.number < IMPLIED { format!("{:04}", rule.number) } else { "then".into() };
-        let _ = writeln!(text, "  {number}  {}", rule.text);
+        let _ = writeln!(text, "  {}  {}", numbered(rule.number), rule.text);
         if !rule.effective {
             let never = format!("NEVER DECIDES: {}", never(rule));
             let _ = writeln!(text, "        {}", colours.paint(BAD, &never));
+        }
+        if rule.bypassed {
+            let _ = writeln!(text, "        {}", colours.paint(BAD, &BYPASSED.to_uppercase()));
         }
         if let Some(name) = &rule.name {
             let family = Family::from(client.address);
@@ -274,6 +276,11 @@ pub fn details(client: &ClientStatus, names: &[NameStatus], colours: Colours) ->
         );
     }
     text
+}
+
+/// The number of a rule; that of one which stands behind all of dom0's is none.
+pub fn numbered(number: u16) -> String {
+    if number < IMPLIED { format!("{number:04}") } else { "then".to_owned() }
 }
 
 /// The DNS servers that a rule means, or that come with a real one that it accepts.

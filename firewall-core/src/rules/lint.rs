@@ -7,7 +7,8 @@ use ipnet::IpNet;
 
 use super::hidden::{self, Never};
 use super::resolve::{self, Match, Prefix, Surroundings};
-use super::{Action, Destination, Family, Rule, Ruleset, Service};
+use super::{Action, Destination, Family, Rule, Ruleset, Service, compile, socks};
+use crate::tor::{Access, Each};
 
 /// Names that no DNS server knows, with the reason.
 const NOWHERE: [(&str, &str); 4] = [
@@ -50,6 +51,26 @@ pub fn lint(family: Family, ruleset: &Ruleset) -> Vec<Lint> {
         one(family, rule, &mut add);
     }
     found
+}
+
+/// What of a client's rules cannot hold in a Whonix gateway that lets clients do this with Tor's
+/// services, in the order of the rules. Nothing, if the rules cannot be compiled.
+pub fn lint_in_gateway(family: Family, ruleset: &Ruleset, services: &Each<Access>) -> Vec<Lint> {
+    let whole = ruleset.in_gateway(services);
+    let gateway = Some(services.clone());
+    let known = Surroundings { gateway, ..Surroundings::default() };
+    let policy = compile::compile(&resolve::resolve(family, &whole, &known));
+    if !policy.is_ok_and(|policy| socks::is_open(family, &policy)) {
+        return Vec::new();
+    }
+    let bypassed = ruleset.rules.iter().enumerate().filter(|(_, rule)| socks::is_bypassed(rule));
+    let lints = bypassed.map(|(index, rule)| Lint {
+        rule: index,
+        place: 0..rule.text.len(),
+        what: socks::BYPASSED.to_owned(),
+        hint: socks::CLOSE_SOCKS.to_owned(),
+    });
+    lints.collect()
 }
 
 /// What is hidden wherever names lead, and whichever the DNS servers are.

@@ -14,6 +14,7 @@ pub mod problem;
 pub mod question;
 pub mod relevant;
 pub mod resolve;
+pub mod socks;
 pub mod source;
 mod value;
 pub mod wider;

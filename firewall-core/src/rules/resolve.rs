@@ -306,7 +306,7 @@ fn tors(family: Family) -> Vec<Prefix> {
 }
 
 /// Where a service of Tor is, with all of its ports.
-fn of_tor(family: Family, service: tor::Service) -> Vec<Match> {
+pub(super) fn of_tor(family: Family, service: tor::Service) -> Vec<Match> {
     let ports = service.ports().iter().cloned();
     let services = ports.map(|ports| Service { tcp: Some(ports), ..Service::NONE });
     services.map(|service| Match { prefixes: tors(family), service }).collect()

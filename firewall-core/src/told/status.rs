@@ -327,6 +327,9 @@ pub struct RuleStatus {
     /// Numbers of the rules that match all packets of this rule first, if it is not effective: the
     /// first that does alone, or several that do together. Empty if the rule matches nothing.
     pub hidden_by: Vec<u16>,
+    /// In a Whonix gateway: whether the client gets to what the rule drops by SOCKS, where rules
+    /// cannot see it.
+    pub bypassed: bool,
     /// Packets that the rule decided, since the client's rules changed last.
     pub counter: CounterStatus,
     /// How many seconds ago the last packet that the rule decided was seen, to within ten seconds.

@@ -16,7 +16,7 @@ use crate::readings::{ClientCounters, Readings, ReasonCounters};
 use crate::rules::check::ProvedPolicy;
 use crate::rules::hidden::{self, Never};
 use crate::rules::resolve::spares_dns;
-use crate::rules::{Destination, Rule};
+use crate::rules::{Destination, Rule, socks};
 use crate::time::Moment;
 use crate::told::SCHEMA;
 use crate::told::status::{
@@ -114,6 +114,8 @@ impl World {
         let rules = &live.ruleset.rules;
         let resolved = self.standings.resolve(presence.address, &live.ruleset);
         let hidden = hidden::hidden(&resolved.rules);
+        let is_open =
+            self.judges_all() && socks::is_open(presence.address.into(), live.policy.policy());
         let each = rules.iter().zip(resolved.rules).zip(hidden).zip(1..);
         let statuses = each.map(|(((rule, resolved), never), index)| RuleStatus {
             number: rule.number,
@@ -132,6 +134,7 @@ impl World {
                 | Destination::Tor(_) => resolved.networks(),
             },
             effective: never.is_none(),
+            bypassed: is_open && socks::is_bypassed(rule),
             hidden_by: match never {
                 Some(Never::Hidden(by)) => numbers(rules, &by),
                 Some(Never::MatchesNothing) | None => Vec::new(),

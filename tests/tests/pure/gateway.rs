@@ -8,6 +8,7 @@ use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::client::{Links, Vif};
 use firewall_core::events::{Effect, Event, GateLook, Notice, Why};
 use firewall_core::rules::check::{self, PolicyTables};
+use firewall_core::rules::lint::lint_in_gateway;
 use firewall_core::rules::resolve::{self, Surroundings};
 use firewall_core::rules::{Family, IMPLIED, compile};
 use firewall_core::time::Moment;
@@ -330,4 +331,42 @@ fn where_whonix_is_and_the_mode_is_another_that_is_a_problem() {
         (status.agent.gateway, problems(&status_at(&World::default(), Moment::BOOT))),
         (None, 0)
     );
+}
+
+#[test]
+fn a_drop_rule_that_socks_leads_around_is_said_not_to_hold() {
+    use Access::{Allow, Deny};
+    let host = "action=drop dst4=192.0.2.1/32";
+    let check = |default: &str, rules: &[&str], socks: Access, expected: &[usize]| {
+        let text = file(default, rules);
+        let ruleset = rule_files::ruleset(address(CLIENT), &text).expect("rules");
+        let found = lint_in_gateway(Family::V4, &ruleset, &access(socks, Deny));
+        let found: Vec<usize> = found.iter().map(|lint| lint.rule).collect();
+        assert_eq!(found, expected, "{default} {rules:?} {socks:?}");
+        // What runs says the same.
+        let mut world = gateway(Each { socks: Some(socks), control: None });
+        step(&mut world, self::rules(CLIENT, &text));
+        let status = status_at(&world, Moment::BOOT);
+        let rules = status.clients[0].rules.iter().enumerate();
+        let bypassed = rules.filter(|(_, rule)| rule.bypassed).map(|(index, _)| index);
+        assert_eq!(bypassed.collect::<Vec<_>>(), expected, "{default} {text} {socks:?}");
+    };
+    check("drop", &[host], Deny, &[]);
+    check("drop", &[host], Allow, &[0]);
+    check("accept", &[host], Deny, &[0]);
+    // As long as nobody knows where the name leads, all is dropped.
+    check("accept", &["action=drop dsthost=a.example"], Deny, &[]);
+    let named = "action=drop dsthost=a.example proto=tcp dstports=443-443";
+    check("accept", &[named], Deny, &[0]);
+    check("accept", &["action=drop dst4=192.0.2.1/32 proto=udp"], Deny, &[]);
+    check("accept", &["action=drop proto=tcp dstports=9050-9229", host], Deny, &[]);
+    check("accept", &["action=drop proto=tcp dstports=9050-9228", host], Deny, &[1]);
+    let own = ["10.137.0.0/16", "10.138.0.0/16", "10.152.152.10/32"];
+    let own = own.map(|network| format!("action=drop dst4={network} proto=tcp"));
+    let [one, two, three] = own.each_ref().map(String::as_str);
+    check("accept", &[one, two, three, host], Deny, &[]);
+    check("accept", &[one, three, host], Deny, &[2]);
+    let hole = "action=accept dst4=10.137.77.0/24 proto=tcp dstports=9150-9150";
+    check("accept", &[hole, one, two, three, host], Deny, &[4]);
+    check("drop", &["action=accept proto=tcp", host], Deny, &[1]);
 }

@@ -26,6 +26,7 @@ pub fn rule(action: Action, packets: u64) -> RuleStatus {
         name: None,
         destinations: Vec::new(),
         effective: true,
+        bypassed: false,
         hidden_by: Vec::new(),
         last_seconds_ago: None,
         counter: counted(packets),

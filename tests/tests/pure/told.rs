@@ -155,11 +155,12 @@ fn rules_are_shown_with_what_hides_them() {
 fn mistakes_in_a_file_are_told_with_their_place_and_what_to_write() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pure/expected");
     let text = fs::read_to_string(directory.join("mistakes.rules")).expect("a file");
-    let report = check::report(Path::new("mistakes.rules"), address(CLIENT), &text);
+    let report = check::report(Path::new("mistakes.rules"), address(CLIENT), &text, None);
     check("check.txt", &check::rendered(&report, Colours::NONE));
     let json = serde_json::to_string_pretty(&report).expect("JSON");
     check("check.json", &(json + "\n"));
-    let right = check::report(Path::new("right.rules"), address(CLIENT), "policy = drop\ncommit\n");
+    let text = "policy = drop\ncommit\n";
+    let right = check::report(Path::new("right.rules"), address(CLIENT), text, None);
     check("check-right.txt", &check::rendered(&right, Colours::NONE));
 }
 

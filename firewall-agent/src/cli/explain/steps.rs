@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::protocol::{TCP, UDP};
+use firewall_core::rules::IMPLIED;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome};
 use firewall_core::told::status::Mode;
@@ -59,6 +60,7 @@ pub(super) fn steps(it: &Explained) -> Vec<(&'static str, String)> {
 fn firewall(it: &Explained) -> String {
     let Judgement { verdict, reason, generation, .. } = it.judgement;
     let counted = match it.agent.as_ref().and_then(|agent| agent.rule) {
+        Some(number) if number >= IMPLIED => "what this gateway allows".to_owned(),
         Some(number) => format!("rule {number:04}"),
         None => reason.name().to_owned(),
     };

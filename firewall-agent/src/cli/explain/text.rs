@@ -9,6 +9,7 @@ use textwrap::{WordSeparator, WordSplitter};
 use super::steps::steps;
 use super::why::why;
 use crate::cli::colour::{BAD, Colours, GOOD, ODD};
+use crate::cli::text::numbered;
 use firewall_core::protocol::{ICMP, ICMPV6, TCP, UDP};
 use firewall_core::rules::Action;
 use firewall_core::told::explanation::{Explained, Explanation, Judgement, Outcome, PacketStatus};
@@ -124,7 +125,8 @@ fn rules(text: &mut String, agent: &Explanation, all: bool, colours: Colours) {
             }
             continue;
         }
-        let _ = writeln!(text, "    {:04}  {}", rule.number, wrapped(&rule.text, 10));
+        let number = numbered(rule.number);
+        let _ = writeln!(text, "    {number}  {}", wrapped(&rule.text, 10));
         if rule.differs.is_empty() {
             let _ = writeln!(text, "          {}", colours.paint(ODD, "matches: this one decides"));
         } else {

@@ -2,6 +2,7 @@
 //! Never works anything out that is not in the explanation.
 
 use firewall_common::verdict::{Reason, Verdict};
+use firewall_core::rules::IMPLIED;
 use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome};
 
 use super::gateway::gets;
@@ -11,6 +12,7 @@ use crate::cli::text;
 pub(super) fn why(it: &Explained) -> String {
     let Judgement { verdict, reason, .. } = it.judgement;
     let rule = match (it.agent.as_ref().and_then(|agent| agent.rule), it.judgement.rule_index) {
+        (Some(number), _) if number >= IMPLIED => "what this gateway allows".to_owned(),
         (Some(number), _) => format!("rule {number:04}"),
         (None, Some(index)) => format!("the rule with index {index}"),
         (None, None) => "the default".to_owned(),
