@@ -37,6 +37,12 @@ pub trait Tables {
         let _ = address;
         true
     }
+    /// Whether rules judge all that a client sends, on the destination that it wrote: what the
+    /// kernel takes for the netvm's own as well, and what is for many. Only neighbour discovery with
+    /// the netvm needs no rule.
+    fn judges_all(&self) -> bool {
+        false
+    }
     /// Whole seconds since the machine booted.
     fn seconds(&self) -> u64;
     /// What [`answer`] said about a packet like this one, if that is kept and would be the
@@ -45,7 +51,8 @@ pub trait Tables {
         let _ = (client, packet);
         None
     }
-    /// Keeps an answer about a packet that is neither multicast nor for the netvm itself.
+    /// Keeps an answer about a packet that rules judge: of those that are multicast, or for the netvm
+    /// itself, only where rules judge all.
     fn keep(&self, client: &Client, packet: &Packet, answer: &Segment) {
         let _ = (client, packet, answer);
     }
@@ -82,7 +89,9 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
         true => Some(Local::Many),
         false => tables.local(&packet.destination),
     };
-    if let Some(local) = local {
+    if let Some(local) = local
+        && (!tables.judges_all() || packet.is_neighbour_discovery())
+    {
         if packet.protocol == Protocol::Tcp && local == Local::Many {
             // Nobody answers TCP to many (RFC 9293, section 3.9.2.3), and connection tracking keeps
             // a flow of it ten times as long as others.
@@ -119,10 +128,14 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
 }
 
 /// What was decided, where network address translation may take a packet elsewhere that is for the
-/// netvm alone: if rules accept the packet as it was sent, the gate forwards it then.
+/// netvm alone: if rules accept the packet as it was sent, the gate forwards it then. Where rules judge
+/// all, the gate lets in what has a permit and nothing else: what needs no rule has one.
 #[inline(always)]
 pub fn translated(tables: &impl Tables, vif: u32, packet: &Packet, decision: Decision) -> Decision {
     let is_local = decision.verdict == Verdict::Pass && decision.reason == Reason::Local;
+    if is_local && tables.judges_all() {
+        return Decision { verdict: Verdict::Accept, ..decision };
+    }
     if !is_local || packet.fragment.is_later() || packet.destination.is_multicast() {
         return decision;
     }

@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`client`], [`connection`], [`time`] | who is a client, what it has open, when something happens |
 //! | [`protocol`] | numbers of protocols |
+//! | [`tor`] | Tor's ports in a Whonix gateway, and what becomes of packets there |
 //! | [`uplinks`] | the only links by which clients' packets may leave |
 //! | [`rules`] | text to proved policy |
 //! | [`names`] | what is known about host names |
@@ -21,5 +22,6 @@ pub mod readings;
 pub mod rules;
 pub mod time;
 pub mod told;
+pub mod tor;
 pub mod uplinks;
 pub mod world;

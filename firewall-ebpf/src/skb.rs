@@ -16,6 +16,7 @@ use firewall_common::verdict::{Decision, Reason, Verdict};
 use crate::forget::forget;
 use crate::linear;
 use crate::report::{self, Arrival};
+use crate::tables;
 
 /// `skb->pkt_type` of a frame for this machine, and for another one (uapi/linux/if_packet.h).
 const PACKET_HOST: u32 = 0;
@@ -83,6 +84,7 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
                 self.permit(PERMIT, decision.stamp);
             }
             Verdict::Related => self.permit(PERMIT_RELATED, decision.stamp),
+            Verdict::Reject if tables::judges_all() => return self.leave_to_nobody(),
             Verdict::Pass if decision.reason == Reason::Answer => {
                 self.deny(ANSWERING | decision.client);
             }
@@ -90,6 +92,19 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
             Verdict::Drop => return TC_ACT_SHOT,
         }
         TC_ACT_UNSPEC
+    }
+
+    /// Makes a frame one for another machine: whoever answers at the vif can see it, and the kernel
+    /// takes it no further (`ip_rcv_core` in net/ipv4/ip_input.c, `ip6_rcv_core`), whatever becomes of
+    /// tables of nftables. Where a packet could be for the netvm itself, a missing permit does not
+    /// keep it from there.
+    #[inline(always)]
+    fn leave_to_nobody(&self) -> i32 {
+        self.stamp(0);
+        match self.context.change_type(PACKET_OTHERHOST) {
+            Ok(()) => TC_ACT_UNSPEC,
+            Err(_) => TC_ACT_SHOT,
+        }
     }
 
     /// Writes the stamp and the permit. Without a permit, the gate rejects.

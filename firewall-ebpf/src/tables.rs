@@ -24,6 +24,18 @@ const ADDRESS_BITS: u32 = 128;
 #[unsafe(no_mangle)]
 static GUARD_NEIGHBOURS: Global<u32> = Global::new(0);
 
+/// Whether rules judge all that clients send, also to the netvm itself; 0 is no. The agent sets it
+/// before loading, and finds it in the map of this name.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".rodata.strict")]
+static JUDGE_ALL: Global<u32> = Global::new(0);
+
+/// Whether rules judge all that clients send.
+#[inline(always)]
+pub fn judges_all() -> bool {
+    JUDGE_ALL.load() != 0
+}
+
 /// Whether an address belongs to a client, be it there or not.
 #[inline(always)]
 pub fn is_connected(address: &Address) -> bool {
@@ -134,6 +146,11 @@ impl<const CACHED: bool> Tables for KernelMaps<CACHED> {
         if CACHED {
             cache::keep_answer(self.epoch, client, packet, answer);
         }
+    }
+
+    #[inline(always)]
+    fn judges_all(&self) -> bool {
+        judges_all()
     }
 
     #[inline(always)]

@@ -25,6 +25,7 @@ pub mod program;
 pub mod rig;
 pub mod stock;
 pub mod traffic;
+pub mod whonix;
 
 /// How often a random test goes round: `normally`, or as often as `soak` says where
 /// `cargo xtask test --soak` asks for patience.

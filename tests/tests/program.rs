@@ -14,6 +14,7 @@ mod program {
     mod neighbours;
     mod odd;
     mod random;
+    mod strict;
     mod swap;
     mod verdicts;
     mod weight;

@@ -7,6 +7,7 @@ mod pure {
     mod explained;
     mod feed;
     mod files;
+    mod gateway;
     mod handled;
     mod layers;
     mod manual;

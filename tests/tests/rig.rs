@@ -43,6 +43,7 @@ mod rig {
     mod repair;
     mod scene;
     mod service;
+    mod strict;
     mod traffic;
     mod tunnel;
     mod unread;
@@ -50,6 +51,14 @@ mod rig {
     mod uplinks_life;
     mod vifs;
     mod waiting;
+    mod whonix;
+    mod whonix_flows;
+    mod whonix_keys;
+    mod whonix_life;
+    mod whonix_matrix;
+    mod whonix_names;
+    mod whonix_same;
+    mod whonix_tor;
     mod without;
     mod world;
 }

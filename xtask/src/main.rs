@@ -7,6 +7,7 @@ mod run;
 mod setup;
 mod suites;
 mod sum;
+mod tor;
 mod vm;
 
 use std::process::ExitCode;

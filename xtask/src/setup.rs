@@ -9,6 +9,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::run::{output_of, run, say, which};
+use crate::tor;
 
 /// The eBPF target: little endian, as every machine Qubes OS runs on.
 pub const TARGET: &str = "bpfel-unknown-none";
@@ -41,6 +42,7 @@ pub fn everything() -> Result<Toolchain> {
     for_rig()?;
     for_packages()?;
     for_machines()?;
+    tor::find_or_fetch();
     Ok(toolchain)
 }
 

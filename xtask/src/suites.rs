@@ -1,6 +1,7 @@
 //! Builds and runs what a person asks for: the agent, the demo, the tests, the benches.
 //! Never knows what they do.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -9,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::run::{output_of, root, run, say};
 use crate::sum::Sum;
-use crate::{ebpf, setup};
+use crate::{ebpf, setup, tor};
 
 /// Options of `demo`.
 #[derive(clap::Args)]
@@ -31,6 +32,11 @@ pub struct Test {
     /// Repeat a random run that printed this seed.
     #[arg(long)]
     seed: Option<u64>,
+    /// Have the kernel blind the constants of all programs meanwhile, as Whonix and others do
+    /// (net.core.bpf_jit_harden=2). It is one setting for the whole machine, and what was there
+    /// before comes back at the end.
+    #[arg(long)]
+    hardened: bool,
 }
 
 /// Options of `bench`.
@@ -66,7 +72,9 @@ pub fn test(options: &Test) -> Result<()> {
     prepare("the tests")?;
     setup::for_packages()?;
     setup::for_machines()?;
+    tor::find_or_fetch();
     cargo(&["build", "--locked"])?;
+    let _hardened = if options.hardened { Some(Hardened::new()?) } else { None };
     say("running the tests");
     let mut tests = Command::new("cargo");
     tests.current_dir(root()).args(["test", "--locked", "--no-fail-fast"]);
@@ -106,6 +114,30 @@ fn add_up(tests: &mut Command, sum: &mut Sum) -> Result<bool> {
         sum.add(&line);
     }
     Ok(tests.wait()?.success())
+}
+
+/// Constants of programs are blinded as long as this is there.
+struct Hardened {
+    before: String,
+}
+
+impl Hardened {
+    const SETTING: &str = "/proc/sys/net/core/bpf_jit_harden";
+
+    fn new() -> Result<Self> {
+        let before = fs::read_to_string(Self::SETTING)?;
+        say(&format!("net.core.bpf_jit_harden=2 meanwhile; it was {}", before.trim()));
+        fs::write(Self::SETTING, "2")?;
+        Ok(Self { before })
+    }
+}
+
+impl Drop for Hardened {
+    fn drop(&mut self) {
+        if let Err(error) = fs::write(Self::SETTING, &self.before) {
+            say(&format!("{} stays 2: {error}", Self::SETTING));
+        }
+    }
 }
 
 /// Measures.

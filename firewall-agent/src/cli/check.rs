@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::str::FromStr as _;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use anyhow::{Context as _, Result};
@@ -14,12 +15,13 @@ use super::EXIT_PROBLEM;
 use super::ask::print;
 use super::colour::Colours;
 use crate::edges::sources::rule_files;
-use firewall_core::rules::lint::{Lint, lint};
+use firewall_core::rules::lint::{Lint, lint, lint_in_gateway};
 use firewall_core::rules::parse::{Entry, Parsed, parse};
 use firewall_core::rules::problem::RulesetError;
 use firewall_core::rules::{Family, Ruleset};
 use firewall_core::told::SCHEMA;
 use firewall_core::told::report::{Finding, Report, Severity};
+use firewall_core::tor::{self, Access, Each};
 
 /// What to check.
 #[derive(Debug, Args)]
@@ -30,13 +32,17 @@ pub struct Check {
     /// The client that the rules are for, by its address; by default the name of the file.
     #[arg(long, value_name = "ADDRESS")]
     pub client: Option<IpAddr>,
+    /// Check them as those of a Whonix gateway whose option of that name says this; where this is
+    /// one, `deny` by default.
+    #[arg(long, value_name = "ACCESS", value_parser = Access::from_str)]
+    pub tor_socks: Option<Access>,
     /// Print JSON instead of text; docs/json.md describes it.
     #[arg(long)]
     pub json: bool,
 }
 
 /// Runs `check`: prints all that was found in a file of rules.
-pub fn check(Check { file, client, json }: &Check) -> Result<ExitCode> {
+pub fn check(Check { file, client, tor_socks, json }: &Check) -> Result<ExitCode> {
     let by_name = || file.file_name()?.to_str()?.parse().ok();
     let client = client.or_else(by_name).with_context(|| {
         format!(
@@ -46,7 +52,9 @@ pub fn check(Check { file, client, json }: &Check) -> Result<ExitCode> {
     })?;
     let text =
         rule_files::read_text(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let report = report(file, client, &text);
+    let is_gateway = || Path::new("/").join(tor::MARKER).exists();
+    let in_gateway = tor_socks.or_else(|| is_gateway().then(Access::default));
+    let report = report(file, client, &text, in_gateway);
     let text = if *json {
         serde_json::to_string_pretty(&report)? + "\n"
     } else {
@@ -56,8 +64,9 @@ pub fn check(Check { file, client, json }: &Check) -> Result<ExitCode> {
     Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
 }
 
-/// All that is to be found in the text of a file with the rules of a client.
-pub fn report(file: &Path, client: IpAddr, text: &str) -> Report {
+/// All that is to be found in the text of a file with the rules of a client; in a Whonix gateway, with
+/// what clients may do there with SOCKS.
+pub fn report(file: &Path, client: IpAddr, text: &str, in_gateway: Option<Access>) -> Report {
     let family = Family::from(client);
     let (entries, mut errors) = rule_files::entries(text);
     let Parsed { default, rules, errors: of_rules } = parse(family, &entries);
@@ -67,7 +76,11 @@ pub fn report(file: &Path, client: IpAddr, text: &str) -> Report {
     // Without a default, what the rules leave is of no interest here.
     let default = default.unwrap_or(firewall_core::rules::Action::Drop);
     let ruleset = Ruleset { default, rules: rules.into_values().collect() };
-    let lints = lint(family, &ruleset);
+    let mut lints = lint(family, &ruleset);
+    if let Some(socks) = in_gateway {
+        let services = Each { socks, control: Access::Deny };
+        lints.extend(lint_in_gateway(family, &ruleset, &services));
+    }
     findings.extend(lints.into_iter().map(|lint| of_lint(lint, &ruleset, &entries, &lines)));
     findings.sort_by_key(|it| (it.line.unwrap_or(usize::MAX), it.place.start));
     let count = |severity| findings.iter().filter(|it| it.severity == severity).count();

@@ -18,6 +18,7 @@ pub mod top;
 use std::collections::BTreeSet;
 use std::num::NonZeroU64;
 use std::path::{Path, PathBuf};
+use std::str::FromStr as _;
 
 use anyhow::{Result, ensure};
 use clap::{Args, Parser, Subcommand};
@@ -30,6 +31,7 @@ use crate::edges::resolv_conf;
 use crate::edges::sources::Place;
 use firewall_core::names::rebinding::Guard;
 use firewall_core::rules::resolve::Surroundings;
+use firewall_core::tor::{self, Access, Each};
 use firewall_core::uplinks::{LinkName, Uplinks};
 
 /// Exit code when the agent runs but something needs attention.
@@ -58,7 +60,7 @@ pub enum Command {
     /// Close the gate, then run the administrator's scripts; the service does this first.
     ///
     /// Mounts a BPF file system for pins if there is none, and loads the nftables rules that
-    /// forward nothing from clients yet. In mode `qubes` it then runs, in this order, the
+    /// forward nothing from clients yet. In modes `qubes` and `whonix` it then runs, in this order, the
     /// executables of /etc/qubes/qubes-firewall.d and of /rw/config/qubes-firewall.d, and
     /// /rw/config/qubes-firewall-user-script; not those in /rw if the service custom-persist
     /// is on.
@@ -164,7 +166,8 @@ pub struct Prepare {
     /// Interfaces that lead to clients: a name, or the beginning of names and `*`.
     #[arg(long, value_name = "PATTERN", default_value = "vif*")]
     pub vifs: Pattern,
-    /// Who translates addresses; by default `qubes` in a qube and `standalone` elsewhere.
+    /// Who translates addresses; by default `whonix` in a Whonix gateway, `qubes` in another qube and
+    /// `standalone` elsewhere.
     #[arg(long)]
     pub mode: Option<Mode>,
     /// The only links by which clients' packets may leave, say a tunnel; can be given more than once.
@@ -231,6 +234,15 @@ pub struct Run {
     /// collector of node_exporter takes it if its name ends in `.prom`.
     #[arg(long, value_name = "FILE")]
     pub metrics: Option<PathBuf>,
+    /// In mode `whonix`: what qubes whose default is `drop` may do with Tor's SOCKS and HTTP ports,
+    /// which no rule of dom0's names: deny (by default) or allow. Tor is told in the stream where to
+    /// go, so with `allow` no rule for a host holds. In a qube, dom0 can say so as well
+    /// (`vm-config.firewall-tor-socks`); whoever denies wins. Rules always come first.
+    #[arg(long, value_name = "ACCESS", value_parser = Access::from_str)]
+    pub tor_socks: Option<Access>,
+    /// The same of the filter in front of Tor's control port (`vm-config.firewall-tor-control`).
+    #[arg(long, value_name = "ACCESS", value_parser = Access::from_str)]
+    pub tor_control: Option<Access>,
     /// At SIGTERM remove the gate and the programs, so that EVERYTHING is forwarded, as
     /// today's qubes-firewall does when it is stopped. Only in mode `qubes`.
     #[arg(long)]
@@ -260,9 +272,17 @@ impl Prepare {
         self.root.join(QUBES_MARKER).exists()
     }
 
+    fn is_gateway(&self) -> bool {
+        self.root.join(tor::MARKER).exists()
+    }
+
     fn mode(&self) -> Mode {
-        let by_default = || if self.is_qube() { Mode::Qubes } else { Mode::Standalone };
-        self.mode.unwrap_or_else(by_default)
+        match self.mode {
+            Some(mode) => mode,
+            None if self.is_gateway() => Mode::Whonix,
+            None if self.is_qube() => Mode::Qubes,
+            None => Mode::Standalone,
+        }
     }
 
     /// The gate, with what is known about resolvers now.
@@ -308,6 +328,7 @@ impl TryFrom<Run> for crate::daemon::Options {
 
     fn try_from(run: Run) -> Result<Self> {
         let gate = run.prepare.gate();
+        let is_gateway = run.prepare.is_gateway();
         let source = run.source();
         let Run {
             prepare: Prepare { pins, vifs, mode: _, uplinks: _, resolv_conf, root: _ },
@@ -322,8 +343,19 @@ impl TryFrom<Run> for crate::daemon::Options {
             reject_rate,
             local_rate,
             metrics,
+            tor_socks: socks,
+            tor_control: control,
             open_on_stop,
         } = run;
+        let tor_services = Each { socks, control };
+        ensure!(
+            gate.mode == Mode::Whonix || tor_services == Each::default(),
+            "--tor-socks and --tor-control go with mode whonix only: elsewhere rules name ports"
+        );
+        ensure!(
+            gate.mode != Mode::Whonix || gate.uplinks.is_none(),
+            "--uplinks does not go with mode whonix: nothing of a client leaves by any link there"
+        );
         ensure!(
             !open_on_stop || gate.mode == Mode::Qubes,
             "--open-on-stop goes with mode qubes only: elsewhere nothing would translate addresses"
@@ -333,11 +365,12 @@ impl TryFrom<Run> for crate::daemon::Options {
             attach,
             xdp,
             guard_neighbours,
+            judge_all: gate.mode == Mode::Whonix,
             caches: dataplane::may_cache(),
             reject_rate,
             local_rate,
         };
-        let guard = Guard { private };
+        let guard = Guard { private, onions: gate.mode == Mode::Whonix };
         Ok(Self {
             source,
             socket,
@@ -346,6 +379,8 @@ impl TryFrom<Run> for crate::daemon::Options {
             guard,
             vifs,
             gate,
+            is_gateway,
+            tor_services,
             metrics,
             open_on_stop,
             dataplane,

@@ -20,6 +20,10 @@ use firewall_core::told::remains::{
 };
 use firewall_core::told::status::CounterStatus;
 use firewall_core::told::words::Named;
+use firewall_core::tor;
+
+/// How the gate of a Whonix gateway is named among what is open.
+const ENTERING: &str = "inet";
 
 /// Looks at the gate, and at the tables of all programs that are attached. `why` is why no agent
 /// tells; `rules` is where files of rules may be; of clients all are told, or the one given.
@@ -46,14 +50,23 @@ pub fn remains(
         }
     });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let (gate, gate_problem) = match runtime.block_on(gate::open_families()) {
+    let look = async {
+        let is_gateway = gate::is_strict().await?;
+        // Where Whonix is and that gate is not, rules are not enforced.
+        let is_marked = Path::new("/").join(tor::MARKER).exists();
+        let open = gate::open_families(is_gateway || is_marked).await?;
+        Ok::<_, gate::GateError>((is_gateway, open))
+    };
+    let looked = runtime.block_on(look);
+    let gateway = looked.as_ref().is_ok_and(|(is_gateway, _)| *is_gateway);
+    let (gate, gate_problem) = match looked.map(|(_, open)| open) {
         Ok(open) if open.is_empty() => (GateState::Closed, None),
         Ok(open) => (GateState::Open, Some(open.join(", "))),
         Err(error) => (GateState::Unknown, Some(error.to_string())),
     };
     let schema = SCHEMA;
     let vifs = vifs.collect();
-    Ok(Remains { schema, agent_problem: why, gate, gate_problem, programs_problem, vifs })
+    Ok(Remains { schema, agent_problem: why, gate, gateway, gate_problem, programs_problem, vifs })
 }
 
 fn clients(
@@ -111,6 +124,11 @@ pub fn text(remains: &Remains) -> String {
     let problem = remains.gate_problem.as_deref().unwrap_or_default();
     let _ = match remains.gate {
         GateState::Closed => Ok(()),
+        GateState::Open if problem.contains(ENTERING) => writeln!(
+            text,
+            "OPEN: the gate is not there ({problem}), so WHATEVER clients send GETS TO TOR, but for \
+             what a program drops.\nStart the service, or run `firewall-agent prepare`, to close it."
+        ),
         GateState::Open => writeln!(
             text,
             "OPEN: the gate is not there ({problem}), so WHATEVER clients send IS FORWARDED, but \
@@ -123,12 +141,19 @@ pub fn text(remains: &Remains) -> String {
         let _ = writeln!(text, "Which programs are attached is NOT KNOWN: {problem}");
         return text;
     }
-    let end = if remains.is_closed() {
+    let end = if remains.is_closed() && remains.gateway {
+        "; nothing else of clients gets to Tor"
+    } else if remains.is_closed() {
         "; nothing else is forwarded but answers to connections towards clients"
     } else {
         ""
     };
     let _ = match remains.vifs.len() {
+        0 if remains.is_closed() && remains.gateway => writeln!(
+            text,
+            "No program is attached either, and the gate is closed, so nothing of any client gets to \
+             Tor."
+        ),
         0 if remains.is_closed() => writeln!(
             text,
             "No program is attached either, and the gate is closed, so nothing is forwarded from \

@@ -7,15 +7,18 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::colour::{BAD, Colours};
-use firewall_core::rules::Family;
 use firewall_core::rules::lint::match_first;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
+use firewall_core::rules::socks::BYPASSED;
+use firewall_core::rules::{Family, IMPLIED};
 use firewall_core::told::added::{AddedRule, Warning};
+use firewall_core::told::gateway::GatewayStatus;
 use firewall_core::told::passage::Loss;
 use firewall_core::told::status::{
-    ClientStatus, CounterStatus, FailingStatus, NameStatus, ProblemStatus, RuleStatus, State,
+    ClientStatus, CounterStatus, FailingStatus, Mode, NameStatus, ProblemStatus, RuleStatus, State,
     Status, UplinkStatus, UplinksFrom, UplinksStatus,
 };
+use firewall_core::tor::{DNS_SERVER, Service};
 use firewall_core::uplinks::KEY;
 
 const AUDITED: &str = "what its rules deny passes";
@@ -31,9 +34,22 @@ pub fn summary(status: &Status) -> String {
         agent.source
     );
     // Writing to a String cannot fail.
+    if agent.gateway.as_ref().is_some_and(|gateway| !gateway.enforced) {
+        let _ = writeln!(
+            text,
+            "PROBLEM: THIS IS A WHONIX GATEWAY, and rules are NOT ENFORCED in mode {}: what clients \
+             send gets to Tor whatever rules say. Run it in mode whonix (without --mode, it does)",
+            agent.mode.name()
+        );
+    }
     let resolvers: Vec<String> = agent.resolvers.iter().map(IpAddr::to_string).collect();
     let resolvers = if resolvers.is_empty() { "none".to_owned() } else { resolvers.join(", ") };
-    let _ = writeln!(text, "resolvers: {resolvers}");
+    if agent.mode != Mode::Whonix {
+        let _ = writeln!(text, "resolvers: {resolvers}");
+    }
+    if let Some(gateway) = agent.gateway.as_ref().filter(|gateway| gateway.enforced) {
+        let _ = writeln!(text, "{}", gateways(gateway));
+    }
     if let Some(uplinks) = &agent.uplinks {
         let _ = writeln!(text, "{}", leaving(uplinks));
     }
@@ -109,6 +125,9 @@ pub fn summary(status: &Status) -> String {
              before"
         );
     }
+    for problem in agent.gateway.iter().flat_map(|gateway| &gateway.problems) {
+        let _ = writeln!(text, "PROBLEM: {problem}");
+    }
     if let Some(problem) = &agent.gate_problem {
         let _ = writeln!(text, "PROBLEM: the gate could not be loaded: {problem}");
     }
@@ -154,6 +173,20 @@ pub fn lost(Loss { accepted_frames, left_frames, seconds, .. }: &Loss) -> String
     format!(
         "rules accepted {accepted_frames} frames in the last {seconds} s, and {left_frames} left; \
          others' chains, a missing route or a full queue may be why"
+    )
+}
+
+/// What is in force in a Whonix gateway.
+fn gateways(GatewayStatus { services, silent, .. }: &GatewayStatus) -> String {
+    let each = Service::ALL.map(|it| format!("{} {}", it.name(), services.of(it)));
+    let answer = match silent {
+        None => "what rules deny is answered with an ICMP error".to_owned(),
+        Some(why) => format!("what rules deny ends silently ({why})"),
+    };
+    format!(
+        "rules judge all that clients send, in front of Tor; {answer}\nwithout a rule, where the \
+         default is drop: {}\nnames in rules are asked of Tor at {DNS_SERVER}",
+        each.join(", ")
     )
 }
 
@@ -221,16 +254,19 @@ pub fn details(client: &ClientStatus, names: &[NameStatus], colours: Colours) ->
         let _ = writeln!(text, "  because of {}", told(problem));
     }
     for rule in &client.rules {
-        let _ = writeln!(text, "  {:04}  {}", rule.number, rule.text);
+        let _ = writeln!(text, "  {}  {}", numbered(rule.number), rule.text);
         if !rule.effective {
             let never = format!("NEVER DECIDES: {}", never(rule));
             let _ = writeln!(text, "        {}", colours.paint(BAD, &never));
+        }
+        if rule.bypassed {
+            let _ = writeln!(text, "        {}", colours.paint(BAD, &BYPASSED.to_uppercase()));
         }
         if let Some(name) = &rule.name {
             let family = Family::from(client.address);
             let known = names.iter().find(|it| it.name == *name && it.family == family);
             let _ = writeln!(text, "        {name}: {}", known.map_or(NO_MATTER.to_owned(), leads));
-        } else if rule.destinations.len() > 1 {
+        } else if rule.destinations.len() > 1 && rule.number < IMPLIED {
             let _ = writeln!(text, "        {}", servers(rule));
         }
         let _ = writeln!(text, "        {}", hits(&rule.counter, rule.last_seconds_ago));
@@ -255,6 +291,11 @@ pub fn details(client: &ClientStatus, names: &[NameStatus], colours: Colours) ->
         );
     }
     text
+}
+
+/// The number of a rule; that of one which stands behind all of dom0's is none.
+pub fn numbered(number: u16) -> String {
+    if number < IMPLIED { format!("{number:04}") } else { "then".to_owned() }
 }
 
 /// The DNS servers that a rule means, or that come with a real one that it accepts.

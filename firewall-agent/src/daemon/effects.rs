@@ -7,6 +7,7 @@ use tracing::{info, warn};
 use super::{Daemon, notices};
 use crate::edges::conntrack::Wanted;
 use crate::edges::dataplane::maps::Maps;
+use crate::edges::gate::Gate;
 use crate::edges::memory;
 use firewall_core::events::{Effect, Event, Notice, Task, Why};
 use firewall_core::names::answer::Remembered;
@@ -38,6 +39,9 @@ impl Daemon {
                 self.dns.ask_by(uplinks.as_ref());
                 self.gate.uplinks = uplinks;
                 None
+            }
+            Effect::AnswerDenied(vifs) => {
+                Some(Event::AnswersDenied(Gate::answer_denied(&vifs).await.map_err(Why::of)))
             }
             Effect::LoadGate => Some(Event::GateLoaded(self.gate.mend().await.map_err(Why::of))),
             Effect::Put { client, installation, generation, settles } => {

@@ -35,6 +35,7 @@ use crate::edges::systemd::Service;
 use crate::edges::wait::pace::Changes;
 use firewall_core::events::{Effect, Event, GateLook, Why};
 use firewall_core::names::rebinding::Guard;
+use firewall_core::tor::{Access, Each};
 use firewall_core::uplinks::Uplinks;
 use firewall_core::world::{Settings, World};
 
@@ -63,6 +64,10 @@ pub struct Options {
     pub vifs: Pattern,
     /// The gate, as it is to be at first.
     pub gate: Gate,
+    /// Whether this machine is a Whonix gateway, whatever the mode.
+    pub is_gateway: bool,
+    /// What clients whose default is `drop` may do with Tor's services there.
+    pub tor_services: Each<Option<Access>>,
     /// File that metrics are written to; `None`: they are not written.
     pub metrics: Option<PathBuf>,
     /// Whether the end of the agent opens the firewall.
@@ -185,6 +190,8 @@ impl Daemon {
             guards_neighbours: options.dataplane.guard_neighbours,
             uplinks: options.gate.uplinks.clone(),
             uplinks_before,
+            is_gateway: options.is_gateway,
+            tor_services: options.tor_services.clone(),
         });
         let mut dns = Dns::default();
         dns.ask_by(gate.uplinks.as_ref());
@@ -211,6 +218,9 @@ impl Daemon {
         let mode = daemon.gate.mode.name();
         let verified_instructions = daemon.dataplane.verified_instructions();
         info!(rules = %place, mode, verified_instructions, "running");
+        if daemon.options.is_gateway && daemon.gate.mode != gate::Mode::Whonix {
+            error!(mode, "{}", notices::UNENFORCED);
+        }
         Ok(daemon)
     }
 
@@ -220,14 +230,18 @@ impl Daemon {
             if held > 0 {
                 warn!(held, "programs end with this agent: there is no place to pin them");
             }
-            match gate::open_families().await {
+            match self.gate.open().await {
+                Ok(open) if open.is_empty() && self.gate.mode == gate::Mode::Whonix => info!(
+                    "stopped; the policies in force stay in force, and nothing else of clients gets \
+                     to Tor"
+                ),
                 Ok(open) if open.is_empty() => info!(
                     "stopped; the policies in force stay in force, and nothing else is forwarded but \
                      answers to connections towards clients"
                 ),
                 Ok(open) => error!(
                     families = open.join(", "),
-                    "stopped OPEN: the gate is not there, whatever no program drops is forwarded"
+                    "stopped OPEN: the gate is not there, whatever no program drops passes"
                 ),
                 Err(error) => error!(%error, "stopped; whether the gate is there is NOT KNOWN"),
             }

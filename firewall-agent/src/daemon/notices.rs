@@ -10,9 +10,14 @@ use firewall_core::events::Notice;
 use firewall_core::rules::question::Question;
 use firewall_core::told::added::{AddedRule, Warning};
 use firewall_core::told::passage::Loss;
+use firewall_core::tor::Each;
 
 /// Most addresses, names or rules of others in one line of the log.
 const MOST_SHOWN: usize = 8;
+
+/// What is so where this machine is a Whonix gateway, and the mode is another.
+pub(super) const UNENFORCED: &str = "THIS IS A WHONIX GATEWAY, and rules of qubes are NOT ENFORCED \
+     in this mode: what they send gets to Tor whatever rules say; mode whonix enforces them";
 
 /// Writes a line.
 pub(super) fn log(notice: &Notice) {
@@ -74,6 +79,24 @@ pub(super) fn log(notice: &Notice) {
             error!(why, "nothing leaves by a link by which it did not before");
         }
         Notice::UplinksProblem(None) => info!("the list of uplinks is as it should be again"),
+        Notice::TorServices(Each { socks, control }) => info!(
+            tor_socks = %socks,
+            tor_control = %control,
+            "what clients whose default is drop may do with Tor's services"
+        ),
+        Notice::TorProblems(problems) if problems.is_empty() => {
+            info!("what the keys say of Tor's services is as it should be again");
+        }
+        Notice::TorProblems(problems) => {
+            error!(
+                problems = problems.join("; "),
+                "what a key says of Tor's services is not clear"
+            );
+        }
+        Notice::Silent(Some(why)) => {
+            warn!(why, "what rules deny ends silently: it cannot be answered with an ICMP error");
+        }
+        Notice::Silent(None) => info!("what rules deny is answered with an ICMP error"),
         Notice::Unanswered { client, names } => {
             let shown = names.iter().take(MOST_SHOWN).map(|question| question.name.as_str());
             let names = few(&shown.collect::<Vec<_>>(), names.len());

@@ -34,8 +34,8 @@ const CUSTOM_PERSIST: &str = "run/qubes-service/custom-persist";
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Mounts a BPF file system for pins if there is none, makes their directory, loads the gate, with
-/// what QubesDB behind a socket says of it, and in mode `qubes` runs the administrator's scripts below `root`. An error if there is no place for
-/// pins, or no gate; scripts that fail are told of in the log, and hinder nothing.
+/// what QubesDB behind a socket says of it, and in modes `qubes` and `whonix` runs the administrator's
+/// scripts below `root`. An error if there is no place for pins, or no gate; scripts that fail are told of in the log, and hinder nothing.
 pub async fn prepare(
     mut gate: Gate,
     qubesdb: Option<&Path>,
@@ -50,13 +50,14 @@ pub async fn prepare(
     // The sandbox of the service lets nothing be written beside it.
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(pins);
     made.with_context(|| format!("cannot make {}", pins.display()))?;
-    if let Some(socket) = qubesdb {
+    // Nothing leaves a Whonix gateway.
+    if let Some(socket) = qubesdb.filter(|_| gate.mode != Mode::Whonix) {
         let of_key = uplinks(socket).await?;
         gate.uplinks = Uplinks::both(gate.uplinks.as_ref(), of_key.as_ref());
     }
     gate.load().await.context("cannot load the gate")?;
     info!(mode = gate.mode.name(), "the gate is closed");
-    if gate.mode == Mode::Qubes {
+    if gate.mode != Mode::Standalone {
         scripts(root).iter().for_each(|script| run(script));
     }
     Ok(())

@@ -10,7 +10,7 @@ mod way;
 
 use std::collections::{HashMap, VecDeque};
 use std::future::pending;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -28,10 +28,13 @@ use self::way::Way;
 use firewall_core::names::answer::{Answer, Failure, Outcome};
 use firewall_core::rules::Family;
 use firewall_core::rules::question::Question;
+use firewall_core::tor::DNS_SERVER;
 use firewall_core::uplinks::{LinkName, Uplinks};
 
 use self::bound::Sockets;
 
+/// Port of DNS.
+const DNS: u16 = 53;
 /// How long one server has to answer, repetitions included.
 const SERVER_PATIENCE: Duration = Duration::from_secs(3);
 /// How long a question may take, whatever servers do.
@@ -40,6 +43,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MOST_AT_ONCE: usize = 32;
 /// What to do about a server that nobody hears of.
 const OTHER_SERVERS: &str = " (`run --resolv-conf FILE` names other servers)";
+/// What to do about Tor's, which is the only one in a Whonix gateway.
+const ONLY_TOR: &str = " (this is Tor's DNSPort, and nobody else is asked: is Tor up?)";
 /// Most aliases in a row.
 const MOST_ALIASES: usize = 16;
 /// How long "no address" may be used if the server does not say (RFC 2308 leaves that open).
@@ -63,7 +68,7 @@ pub struct Dns {
 impl Dns {
     /// Asks these servers from now on, each when those before it fail, as resolv.conf(5)
     /// wants it. What was asked before is forgotten: the old servers' answers do not come.
-    pub fn set_servers(&mut self, servers: &[IpAddr]) {
+    pub fn set_servers(&mut self, servers: &[SocketAddr]) {
         let links = self.links.take();
         let ways = servers.iter().flat_map(|address| ways(*address, links.as_ref()));
         let servers = ways.filter_map(|(address, link)| {
@@ -121,8 +126,8 @@ impl Dns {
 }
 
 /// By which links a server is asked. One on this machine is asked here: what it asks itself is its own.
-fn ways(address: IpAddr, links: Option<&Uplinks>) -> Vec<(IpAddr, Option<LinkName>)> {
-    match links.filter(|_| !address.is_loopback()) {
+fn ways(address: SocketAddr, links: Option<&Uplinks>) -> Vec<(SocketAddr, Option<LinkName>)> {
+    match links.filter(|_| !address.ip().is_loopback()) {
         Some(Uplinks(links)) => links.iter().map(|link| (address, Some(link.clone()))).collect(),
         None => vec![(address, None)],
     }
@@ -153,7 +158,7 @@ async fn ask_each(servers: &[Server], question: &Question, nobody: &str) -> Outc
 /// One server. Each is asked by itself: the library would ask several at a time, and take
 /// the first error of any of them for the outcome.
 struct Server {
-    address: IpAddr,
+    address: SocketAddr,
     /// The only link by which the server is asked; `None`: any.
     link: Option<LinkName>,
     sockets: Sockets,
@@ -161,11 +166,12 @@ struct Server {
 }
 
 impl Server {
-    fn new(address: IpAddr, link: Option<LinkName>) -> Result<Self, NetError> {
+    fn new(address: SocketAddr, link: Option<LinkName>) -> Result<Self, NetError> {
         let mut options = ResolverOpts::default();
         options.timeout = SERVER_PATIENCE;
         let context = Arc::new(PoolContext::new(options, TlsConfig::new()?));
-        let server = NameServerConfig::udp_and_tcp(address);
+        let mut server = NameServerConfig::udp_and_tcp(address.ip());
+        server.connections.iter_mut().for_each(|connection| connection.port = address.port());
         let sockets = Sockets::by(link.clone());
         let pool = NameServerPool::from_config([server], context, sockets.clone());
         Ok(Self { address, link, sockets, pool })
@@ -174,7 +180,11 @@ impl Server {
     /// The server as people are told of it.
     fn name(&self) -> String {
         let Self { address, link, .. } = self;
-        link.as_ref().map_or_else(|| address.to_string(), |link| format!("{address} by {link}"))
+        let address = match address.port() {
+            DNS => address.ip().to_string(),
+            _ => address.to_string(),
+        };
+        link.as_ref().map_or_else(|| address.clone(), |link| format!("{address} by {link}"))
     }
 
     /// Follows aliases, where a message does not lead to their end.
@@ -235,15 +245,16 @@ impl Server {
     /// What the server did instead of answering. Nothing is tried by another link than the only one.
     fn told(&self, error: &NetError) -> String {
         let way = || Way::to(self.address);
+        let others = if self.address == DNS_SERVER { ONLY_TOR } else { OTHER_SERVERS };
         match error {
             NetError::Dns(DnsError::ResponseCode(code)) => says(*code),
             NetError::Timeout if self.link.is_some() => "does not answer".to_owned(),
-            NetError::Timeout => way().tell(None) + OTHER_SERVERS,
+            NetError::Timeout => way().tell(None) + others,
             // The library says so when it has given up for whatever reason.
             NetError::NoConnections if self.link.is_some() => format!("cannot be asked: {error}"),
             NetError::Io(error) if self.link.is_some() => format!("cannot be asked: {error}"),
-            NetError::NoConnections => way().tell(Some(error)) + OTHER_SERVERS,
-            NetError::Io(error) => way().tell(Some(error)) + OTHER_SERVERS,
+            NetError::NoConnections => way().tell(Some(error)) + others,
+            NetError::Io(error) => way().tell(Some(error)) + others,
             error => format!("cannot be used: {error}"),
         }
     }

@@ -2,7 +2,7 @@
 //! Never says what came of it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use firewall_common::abi::Local;
 
@@ -93,7 +93,7 @@ pub enum Effect {
         names: BTreeMap<String, BTreeSet<IpAddr>>,
     },
     /// Ask these DNS servers from now on, and forget what was asked before.
-    SetServers(Vec<IpAddr>),
+    SetServers(Vec<SocketAddr>),
     /// Ask DNS this question.
     Ask(Question),
     /// Find out which connections lead to these addresses.
@@ -129,6 +129,8 @@ pub enum Effect {
     Prepare,
     /// Load the gate.
     LoadGate,
+    /// In a Whonix gateway: have denied packets that come by these vifs answered, by their names.
+    AnswerDenied(BTreeSet<String>),
     /// A packet was denied: tell whoever listens.
     Denied(Box<Denied>),
     /// Tell the service manager that everything is being read again.

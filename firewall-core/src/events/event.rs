@@ -18,6 +18,7 @@ use crate::rules::source::SourceError;
 use crate::told::added::AddedRule;
 use crate::told::passage::BaseChain;
 use crate::told::status::Attachment;
+use crate::tor::Keys;
 use crate::uplinks::{BadUplinks, Uplinks};
 
 /// Something happened outside.
@@ -39,6 +40,9 @@ pub enum Event {
     /// By which links alone clients' packets may leave, as the netvm's own key says; `None` if there
     /// is no such key, or it is empty.
     Uplinks(Result<Option<Uplinks>, BadUplinks>),
+    /// What qubes whose default is `drop` may do with Tor's services, as the own keys of a Whonix
+    /// gateway say.
+    TorServices(Keys),
     /// Why the source of rules cannot be read; what it said before stays. `None`: it can be read
     /// again.
     Source(Option<String>),
@@ -126,6 +130,8 @@ pub enum Event {
     Passage([u64; 2]),
     /// What else in nftables packets of clients come by ([`Effect::LookBetween`](super::Effect::LookBetween)).
     Between(Result<Vec<BaseChain>, Why>),
+    /// What came of [`Effect::AnswerDenied`](super::Effect::AnswerDenied).
+    AnswersDenied(Result<(), Why>),
     /// What came of [`Effect::LoadGate`](super::Effect::LoadGate).
     GateLoaded(Result<(), Why>),
     /// Packets were denied.

@@ -10,6 +10,7 @@ use crate::rules::question::Question;
 use crate::told::added::AddedRule;
 use crate::told::passage::Loss;
 use crate::told::status::Attachment;
+use crate::tor::{Access, Each};
 use crate::uplinks::Uplinks;
 
 /// News worth a line in the log.
@@ -118,6 +119,12 @@ pub enum Notice {
     Uplinks(Option<Uplinks>),
     /// What is wrong with the key that lists them; `None`: nothing any more.
     UplinksProblem(Option<String>),
+    /// What clients whose default is `drop` may do now with Tor's services.
+    TorServices(Each<Access>),
+    /// What is wrong with the keys that say so; none: nothing any more.
+    TorProblems(Vec<String>),
+    /// Why denied packets are not answered; `None`: they are, now.
+    Silent(Option<String>),
     /// A client's rules count as handled, though there is no answer about some names yet.
     Unanswered {
         /// The client's address.

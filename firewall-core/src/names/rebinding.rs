@@ -35,11 +35,17 @@ const OWN_V4: [(Ipv4Addr, u8); 6] = [
     (Ipv4Addr::new(192, 0, 0, 0), 24),
 ];
 
+/// Where Tor in a Whonix gateway puts onion services that it is asked for (`VirtualAddrNetworkIPv4`
+/// in anon-gw-anonymizer-config): each name has one address as long as Tor runs, the same for all.
+const ONIONS: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 192, 0, 0), 10);
+
 /// Which names may lead into private networks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Guard {
     /// Names, and all names under them, whose owner is trusted with the private network.
     pub private: Vec<String>,
+    /// Whether names are asked of Tor, which alone gives onion services addresses.
+    pub onions: bool,
 }
 
 impl Guard {
@@ -47,7 +53,7 @@ impl Guard {
     pub fn allows(&self, name: &str, address: IpAddr) -> bool {
         match place(address) {
             Place::Public => true,
-            Place::Own => self.is_private(name),
+            Place::Own => self.is_private(name) || self.is_onion(name, address),
             Place::Nowhere => false,
         }
     }
@@ -56,6 +62,14 @@ impl Guard {
     /// networks.
     pub fn would_allow(&self, address: IpAddr) -> bool {
         place(address) != Place::Nowhere
+    }
+
+    /// Whether this is an onion service, where Tor says that it is.
+    fn is_onion(&self, name: &str, address: IpAddr) -> bool {
+        let (network, length) = ONIONS;
+        let IpAddr::V4(v4) = address else { return false };
+        let is_there = Ipv4Net::new(network, length).is_ok_and(|network| network.contains(&v4));
+        self.onions && is_there && name.ends_with(".onion")
     }
 
     fn is_private(&self, name: &str) -> bool {
@@ -140,8 +154,27 @@ mod tests {
     use super::*;
 
     #[test]
+    fn onion_names_lead_to_tors_addresses_where_tor_is_asked_and_nowhere_else() {
+        let check = |onions: bool, name: &str, address: &str, expected: bool| {
+            let guard = Guard { private: Vec::new(), onions };
+            let address = address.parse().expect("an address");
+            assert_eq!(guard.allows(name, address), expected, "{name} {address}");
+        };
+        check(true, "a.onion", "10.192.0.0", true);
+        check(true, "www.a.onion", "10.255.255.255", true);
+        check(true, "a.onion", "10.191.255.255", false);
+        check(true, "a.onion", "11.0.0.0", true);
+        check(true, "a.onion", "192.168.1.1", false);
+        check(true, "a.onion", "fd00::1", false);
+        check(true, "a.onion.example", "10.192.0.1", false);
+        check(true, "nonion.example", "10.192.0.1", false);
+        check(false, "a.onion", "10.192.0.1", false);
+    }
+
+    #[test]
     fn public_names_do_not_lead_into_private_networks() {
-        let guard = Guard { private: vec!["office.example".to_owned()] };
+        let private = vec!["office.example".to_owned()];
+        let guard = Guard { private, onions: false };
         let check = |name: &str, address: &str, expected: bool| {
             let address = address.parse().expect("an address");
             assert_eq!(guard.allows(name, address), expected, "{name} {address}");

@@ -96,6 +96,7 @@ fn destination(rule: &Rule, matches: &[Match], packet: &Packet) -> String {
     match &rule.destination {
         Destination::Any => format!("{to} is of another family"),
         Destination::Network(network) => format!("{to} is not in {network}"),
+        Destination::Tor(service) => format!("{} is not at {to}", service.name()),
         Destination::Name(name) if hosts.is_empty() => match rule.action {
             Action::Accept => format!("{name} leads to no address that this rule may accept"),
             Action::Drop => format!("{name} has no address of this family"),

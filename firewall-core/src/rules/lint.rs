@@ -7,12 +7,13 @@ use ipnet::IpNet;
 
 use super::hidden::{self, Never};
 use super::resolve::{self, Match, Prefix, Surroundings};
-use super::{Action, Destination, Family, Rule, Ruleset, Service};
+use super::{Action, Destination, Family, Rule, Ruleset, Service, compile, socks};
+use crate::tor::{Access, Each};
 
 /// Names that no DNS server knows, with the reason.
 const NOWHERE: [(&str, &str); 4] = [
     ("local", "is multicast DNS, which is not asked"),
-    ("onion", "is Tor's own, and no DNS server knows it"),
+    ("onion", "is Tor's own, and only a Whonix gateway knows it"),
     ("invalid", "leads nowhere by definition (RFC 6761)"),
     ("localhost", "is the machine that asks, not one of the network"),
 ];
@@ -52,6 +53,26 @@ pub fn lint(family: Family, ruleset: &Ruleset) -> Vec<Lint> {
     found
 }
 
+/// What of a client's rules cannot hold in a Whonix gateway that lets clients do this with Tor's
+/// services, in the order of the rules. Nothing, if the rules cannot be compiled.
+pub fn lint_in_gateway(family: Family, ruleset: &Ruleset, services: &Each<Access>) -> Vec<Lint> {
+    let whole = ruleset.in_gateway(services);
+    let gateway = Some(services.clone());
+    let known = Surroundings { gateway, ..Surroundings::default() };
+    let policy = compile::compile(&resolve::resolve(family, &whole, &known));
+    if !policy.is_ok_and(|policy| socks::is_open(family, &policy)) {
+        return Vec::new();
+    }
+    let bypassed = ruleset.rules.iter().enumerate().filter(|(_, rule)| socks::is_bypassed(rule));
+    let lints = bypassed.map(|(index, rule)| Lint {
+        rule: index,
+        place: 0..rule.text.len(),
+        what: socks::BYPASSED.to_owned(),
+        hint: socks::CLOSE_SOCKS.to_owned(),
+    });
+    lints.collect()
+}
+
 /// What is hidden wherever names lead, and whichever the DNS servers are.
 fn hidden_in_any_case(family: Family, ruleset: &Ruleset) -> Vec<Option<Never>> {
     let least = resolve::resolve(family, ruleset, &Surroundings::default()).rules;
@@ -59,7 +80,8 @@ fn hidden_in_any_case(family: Family, ruleset: &Ruleset) -> Vec<Option<Never>> {
     for ((rule, least), most) in ruleset.rules.iter().zip(&mut least).zip(&mut most) {
         let (is_name, at_most) = match &rule.destination {
             Destination::Name(_) => (true, Prefix::whole(family)),
-            Destination::Any => (false, Prefix::whole(family)),
+            // No file has rules for services of Tor.
+            Destination::Any | Destination::Tor(_) => (false, Prefix::whole(family)),
             Destination::Network(network) => (false, Prefix::from(*network)),
         };
         if is_name {

@@ -14,6 +14,7 @@ pub mod problem;
 pub mod question;
 pub mod relevant;
 pub mod resolve;
+pub mod socks;
 pub mod source;
 mod value;
 pub mod wider;
@@ -25,6 +26,8 @@ use std::ops::RangeInclusive;
 use ipnet::IpNet;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::tor;
 
 /// IPv4 or IPv6. A client's address decides the family of all its rules.
 #[derive(
@@ -88,10 +91,31 @@ pub struct Ruleset {
     pub rules: Vec<Rule>,
 }
 
+/// Numbers from here on are none of dom0's: rules that stand behind all of a client's own that say
+/// more than its default.
+pub const IMPLIED: u16 = 10_000;
+
+impl Ruleset {
+    /// The rules as they are in a Whonix gateway: where the default is `drop`, each service of Tor
+    /// that qubes may use without a rule has one, behind all others. Rules at the end that drop all
+    /// are a default in other words, which Qubes' own tools write for each qube that they limit.
+    pub fn in_gateway(&self, services: &tor::Each<tor::Access>) -> Self {
+        let says_more = self.rules.iter().rposition(|rule| !rule.drops_all());
+        let (own, last) = self.rules.split_at(says_more.map_or(0, |at| at + 1));
+        let drops = self.default == Action::Drop || !last.is_empty();
+        let allowed = (IMPLIED..)
+            .zip(tor::Service::ALL)
+            .filter(|(_, service)| drops && *services.of(*service) == tor::Access::Allow);
+        let implied = allowed.map(|(number, service)| Rule::implied(number, service));
+        let rules = own.iter().cloned().chain(implied).chain(last.iter().cloned()).collect();
+        Self { default: self.default, rules }
+    }
+}
+
 /// One line that dom0 wrote. A packet must match all of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
-    /// Number of the key, 0 to 9999. Gaps are normal.
+    /// Number of the key, 0 to 9999. Gaps are normal. From [`IMPLIED`] on, no key.
     pub number: u16,
     /// The line as dom0 wrote it.
     pub text: String,
@@ -105,6 +129,30 @@ pub struct Rule {
     pub service: Service,
 }
 
+impl Rule {
+    /// Whether this is a bare `action=drop`.
+    fn drops_all(&self) -> bool {
+        let Self { number: _, text: _, action, destination, dns, service } = self;
+        *action == Action::Drop
+            && *destination == Destination::Any
+            && !dns
+            && *service == Service::ANY
+    }
+
+    fn implied(number: u16, service: tor::Service) -> Self {
+        let ports = service.ports();
+        let all = ports.first().zip(ports.last()).map(|(first, last)| *first.start()..=*last.end());
+        Self {
+            number,
+            text: format!("action=accept {} (allowed in this gateway)", service.name()),
+            action: Action::Accept,
+            destination: Destination::Tor(service),
+            dns: false,
+            service: Service { tcp: all, ..Service::NONE },
+        }
+    }
+}
+
 /// The destination of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Destination {
@@ -114,6 +162,8 @@ pub enum Destination {
     Network(IpNet),
     /// `dsthost=`, lower case, without a dot at the end.
     Name(String),
+    /// A service of Tor in a Whonix gateway: no rule of dom0's says so.
+    Tor(tor::Service),
 }
 
 /// Protocols with ports or types. `None` is "not this protocol".

@@ -13,6 +13,7 @@ use ipnet::IpNet;
 use super::{Action, Destination, Family, Rule, Ruleset, Service};
 use crate::rules::question::Addresses;
 use crate::rules::question::Question;
+use crate::tor;
 
 /// The addresses that Qubes gives to every client as its DNS servers (`net.py` of qubes-core-admin;
 /// QubesDB's `/qubes-primary-dns` and `/qubes-secondary-dns` in the client).
@@ -30,6 +31,9 @@ pub struct Surroundings {
     /// Virtual resolvers that no rule of nftables leads elsewhere: to today's agent, which judges
     /// behind such rules, they are hosts like others.
     pub not_redirected: BTreeSet<Ipv4Addr>,
+    /// Whether this is a Whonix gateway: DNS to whatever address is DNS there, no server is virtual,
+    /// and Tor has [services](tor::Service), with what qubes whose default is `drop` may do with each.
+    pub gateway: Option<tor::Each<tor::Access>>,
     /// Addresses of names; a name that is absent is unresolved.
     pub names: BTreeMap<Question, Addresses>,
 }
@@ -46,16 +50,30 @@ impl Surroundings {
         });
         let real: Vec<Ipv4Addr> = real.collect();
         let pairs = VIRTUAL_RESOLVERS.into_iter().zip(real.iter().copied().cycle());
-        pairs.filter(|(resolver, _)| !self.not_redirected.contains(resolver)).collect()
+        pairs.filter(|(resolver, _)| self.is_redirected(*resolver)).collect()
     }
 
     /// The virtual resolvers that are led elsewhere.
     fn redirected(&self) -> impl Iterator<Item = Ipv4Addr> {
-        VIRTUAL_RESOLVERS.into_iter().filter(|resolver| !self.not_redirected.contains(resolver))
+        VIRTUAL_RESOLVERS.into_iter().filter(|resolver| self.is_redirected(*resolver))
+    }
+
+    /// The virtual resolvers that answer: a Whonix gateway leads DNS to Tor, whatever else becomes of
+    /// these addresses.
+    fn asked_for_dns(&self) -> impl Iterator<Item = Ipv4Addr> {
+        let in_gateway = self.gateway.is_some();
+        VIRTUAL_RESOLVERS.into_iter().filter(move |it| in_gateway || self.is_redirected(*it))
+    }
+
+    fn is_redirected(&self, resolver: Ipv4Addr) -> bool {
+        self.gateway.is_none() && !self.not_redirected.contains(&resolver)
     }
 
     /// Every address that `specialtarget=dns` means for a family.
     fn dns_prefixes(&self, family: Family) -> Vec<Prefix> {
+        if self.gateway.is_some() {
+            return vec![Prefix::whole(family)];
+        }
         let virtual_resolvers = self.redirected().map(IpAddr::from);
         let all = virtual_resolvers.chain(self.resolvers.iter().copied());
         let mut prefixes: Vec<Prefix> =
@@ -235,6 +253,9 @@ pub fn resolve(family: Family, ruleset: &Ruleset, known: &Surroundings) -> Resol
 }
 
 fn matches(family: Family, rule: &Rule, known: &Surroundings) -> Vec<Match> {
+    if let Destination::Tor(service) = rule.destination {
+        return of_tor(family, service);
+    }
     let mut prefixes = destinations(family, rule, known);
     if rule.dns {
         let resolvers = known.dns_prefixes(family);
@@ -248,6 +269,9 @@ fn matches(family: Family, rule: &Rule, known: &Surroundings) -> Vec<Match> {
         return sparing_dns(&given, known);
     }
     let mut matches = vec![given];
+    if rule.dns && rule.action == Action::Drop && known.gateway.is_some() {
+        matches.extend(tors_own_dns(&matches[0]));
+    }
     if rule.action == Action::Accept && !rule.dns && family == Family::V4 {
         matches.extend(virtual_match(&matches[0], known));
     }
@@ -271,7 +295,29 @@ fn destinations(family: Family, rule: &Rule, known: &Surroundings) -> Vec<Prefix
                 (Action::Drop, None) => vec![Prefix::whole(family)],
             }
         }
+        Destination::Tor(_) => tors(family),
     }
+}
+
+/// Where ports of Tor are Tor's.
+fn tors(family: Family) -> Vec<Prefix> {
+    let own = tor::ADDRESSES.into_iter().filter(|(first, _)| Family::from(*first) == family);
+    own.filter_map(|(first, bits)| IpNet::new(first, bits).ok()).map(Prefix::from).collect()
+}
+
+/// Where a service of Tor is, with all of its ports.
+pub(super) fn of_tor(family: Family, service: tor::Service) -> Vec<Match> {
+    let ports = service.ports().iter().cloned();
+    let services = ports.map(|ports| Service { tcp: Some(ports), ..Service::NONE });
+    services.map(|service| Match { prefixes: tors(family), service }).collect()
+}
+
+/// A rule that drops DNS drops it at the gateway's own port for it as well, to which a qube could
+/// send without the gateway leading it there.
+fn tors_own_dns(given: &Match) -> Option<Match> {
+    let udp = given.service.udp.as_ref().map(|_| tor::DNS_PORT..=tor::DNS_PORT);
+    let service = Service { udp: Some(udp?), ..Service::NONE };
+    Some(Match { prefixes: given.prefixes.clone(), service })
 }
 
 /// Whether a rule drops a local network, and leaves out DNS to the virtual resolvers in it: users who
@@ -292,7 +338,7 @@ pub fn spares_dns(rule: &Rule) -> bool {
 
 /// What is left of destinations and their services without DNS to the virtual resolvers.
 fn sparing_dns(given: &Match, known: &Surroundings) -> Vec<Match> {
-    let all = known.redirected().map(|resolver| Prefix::host(resolver.into()));
+    let all = known.asked_for_dns().map(|resolver| Prefix::host(resolver.into()));
     let is_inside = |host: &Prefix| given.prefixes.iter().any(|it| it.covers(host));
     let prefixes: Vec<Prefix> = all.filter(is_inside).collect();
     let around = given.prefixes.iter().flat_map(|it| it.without(&prefixes)).collect();

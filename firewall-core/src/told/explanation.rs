@@ -12,9 +12,11 @@ use serde::{Deserialize, Serialize};
 use crate::protocol::protocol;
 use crate::rules::Action;
 use crate::rules::explain::Aspect;
+use crate::told::gateway::PacketInGateway;
 use crate::told::passage::Loss;
 use crate::told::status::{Mode, ProblemStatus, State};
 use crate::told::words::{self, Named};
+use crate::tor::Fate;
 
 /// What rules can see of a packet.
 #[derive(
@@ -181,6 +183,8 @@ pub struct Explanation {
     pub uplinks: Option<Vec<String>>,
     /// The real DNS server behind the virtual one that the packet is for.
     pub redirected_to: Option<IpAddr>,
+    /// In a Whonix gateway, what becomes of the packet there; nothing elsewhere.
+    pub gateway: Option<PacketInGateway>,
 }
 
 /// A rule that was tried.
@@ -216,6 +220,8 @@ pub struct Explained {
     pub packet: Option<PacketStatus>,
     /// What becomes of the packet.
     pub outcome: Outcome,
+    /// In a Whonix gateway, what becomes of the packet there; nothing elsewhere.
+    pub gateway: Option<PacketInGateway>,
     /// What decides: the agent's judgement, or the kernel's if no agent runs.
     pub judgement: Judgement,
     /// What the agent says, or a file of rules; nothing if neither does.
@@ -251,6 +257,8 @@ impl Explained {
 pub enum Outcome {
     /// The gate forwards the packet.
     Forwarded,
+    /// In a Whonix gateway: Tor gets the packet, at the port that `gateway` tells.
+    Tor,
     /// The packet is for the netvm itself, whose own input rules decide.
     Local,
     /// Connection tracking decides: the gate forwards an ICMP error about a connection that is
@@ -295,6 +303,27 @@ impl Outcome {
             (Verdict::Reject, _) => Self::Rejected,
             (Verdict::Pass, _) => Self::Local,
             (Verdict::Drop, _) => Self::Dropped,
+        }
+    }
+
+    /// What a Whonix gateway makes of a verdict.
+    pub fn in_gateway(
+        judgement: &Judgement,
+        PacketInGateway { fate, silent }: PacketInGateway,
+        is_first_fragment: bool,
+    ) -> Self {
+        match (judgement.verdict, judgement.reason) {
+            (Verdict::Accept | Verdict::Audit, _) => match fate {
+                Fate::TransPort | Fate::DnsPort | Fate::Socks | Fate::Control => Self::Tor,
+                Fate::Neighbour => Self::Local,
+                Fate::Related => Self::Related,
+                Fate::Dropped => Self::Dropped,
+            },
+            (Verdict::Related, _) => Self::Related,
+            (Verdict::Reject, _) if silent || is_first_fragment => Self::Dropped,
+            (Verdict::Reject, _) => Self::Rejected,
+            (Verdict::Pass, Reason::Fragment) | (Verdict::Drop, _) => Self::Dropped,
+            (Verdict::Pass, _) => Self::Local,
         }
     }
 }

@@ -4,6 +4,7 @@
 pub mod added;
 pub mod explanation;
 pub mod failure;
+pub mod gateway;
 pub mod news;
 pub mod passage;
 pub mod remains;

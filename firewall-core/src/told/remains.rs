@@ -20,7 +20,11 @@ pub struct Remains {
     pub agent_problem: String,
     /// Whether the gate is there.
     pub gate: GateState,
-    /// Families (`ip`, `ip6`) in which nothing closes, or why nobody knows.
+    /// Whether this is a Whonix gateway in mode `whonix`: there the gate stands in front of Tor, and
+    /// nothing is forwarded.
+    pub gateway: bool,
+    /// Families (`ip`, `ip6`) in which nothing closes, or why nobody knows. Of a Whonix gateway,
+    /// `inet` is what enters it.
     pub gate_problem: Option<String>,
     /// Why the kernel does not tell which programs are attached.
     pub programs_problem: Option<String>,

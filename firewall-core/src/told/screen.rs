@@ -11,7 +11,7 @@ pub fn on_screen(notice: &Notice, mode: Mode) -> Option<String> {
         return None;
     };
     match mode {
-        Mode::Qubes => Some(format!("{client} is blocked: {why}")),
+        Mode::Qubes | Mode::Whonix => Some(format!("{client} is blocked: {why}")),
         Mode::Standalone => None,
     }
 }

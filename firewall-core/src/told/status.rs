@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::rules::{Action, Family};
 use crate::told::added::AddedRule;
+use crate::told::gateway::GatewayStatus;
 use crate::told::passage::Loss;
 use crate::told::words::Named;
 
@@ -58,6 +59,8 @@ pub struct AgentStatus {
     pub uplinks: Option<UplinksStatus>,
     /// What is wrong with the key that lists them; nothing if it is as it should be.
     pub uplinks_problem: Option<String>,
+    /// Of a Whonix gateway, what is in force there; nothing on every other machine.
+    pub gateway: Option<GatewayStatus>,
     /// Why the last attempt to load the gate failed; nothing if it did not.
     pub gate_problem: Option<String>,
     /// Why it cannot be read which virtual resolvers somebody leads to a real one, so that what was
@@ -137,6 +140,9 @@ pub enum Mode {
     Qubes,
     /// The agent translates addresses.
     Standalone,
+    /// Nobody does, because nothing is forwarded: this is a Whonix gateway, which leads what clients
+    /// send to Tor.
+    Whonix,
 }
 
 impl Mode {
@@ -145,6 +151,7 @@ impl Mode {
         match self {
             Self::Qubes => "qubes",
             Self::Standalone => "standalone",
+            Self::Whonix => "whonix",
         }
     }
 }
@@ -311,6 +318,9 @@ pub struct RuleStatus {
     /// Numbers of the rules that match all packets of this rule first, if it is not effective: the
     /// first that does alone, or several that do together. Empty if the rule matches nothing.
     pub hidden_by: Vec<u16>,
+    /// In a Whonix gateway: whether the client gets to what the rule drops by SOCKS, where rules
+    /// cannot see it.
+    pub bypassed: bool,
     /// Packets that the rule decided, since the client's rules changed last.
     pub counter: CounterStatus,
     /// How many seconds ago the last packet that the rule decided was seen, to within ten seconds.

@@ -113,9 +113,12 @@ pub fn problems(status: &Status) -> usize {
         Some(Warning::OpensAll) => true,
         Some(Warning::NeverReached | Warning::SeesOnlyDenied) | None => false,
     };
+    // Where Whonix is and the mode is another, nothing of the rules is enforced.
+    let gateway = status.agent.gateway.as_ref();
+    let gateway = gateway.map_or(0, |it| it.problems.len() + usize::from(!it.enforced));
     let added = status.agent.added_rules.iter().filter(|rule| opens(rule.warning)).count();
     let agent = agent.into_iter().flatten().count();
-    clients + vifs + uplinks + names + unpinned + failing + added + agent
+    clients + vifs + uplinks + names + unpinned + failing + added + agent + gateway
 }
 
 impl AddAssign for CounterStatus {

@@ -22,7 +22,11 @@ impl World {
         let names = destination.into_iter().flat_map(|it| self.standings.names_of(it));
         // The program writes no others; one that did would contradict itself.
         let reason = Reason::from_index(record.reason).unwrap_or(Reason::Inconsistent);
-        let verdict = Verdict::from_index(record.verdict).unwrap_or(Verdict::Drop);
+        let verdict = match Verdict::from_index(record.verdict).unwrap_or(Verdict::Drop) {
+            // What nobody answers ends silently.
+            Verdict::Reject if !self.is_answered(record.destination) => Verdict::Drop,
+            verdict => verdict,
+        };
         Denied {
             time_ms,
             vif: name.to_owned(),
@@ -39,6 +43,11 @@ impl World {
             generation: (generation != 0).then_some(generation),
             suppressed,
         }
+    }
+
+    /// Whether a packet that the program hands on to be rejected is answered.
+    pub(super) fn is_answered(&self, destination: Address) -> bool {
+        !self.judges_all() || self.gate.silence().is_none() && !destination.is_multicast()
     }
 
     /// A rule by its index, if the generation that has it is in force.

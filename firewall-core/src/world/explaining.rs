@@ -17,8 +17,10 @@ use crate::rules::check::PolicyTables;
 use crate::rules::resolve::Surroundings;
 use crate::time::Moment;
 use crate::told::explanation::{Explanation, Judgement};
+use crate::told::gateway::PacketInGateway;
 use crate::told::status::UplinksStatus;
 use crate::told::tried::{is_judged_by_rules, number, tried};
+use crate::tor::Fate;
 
 impl World {
     /// What becomes of a packet that a client sends, for each vif that leads to the client; or as
@@ -52,12 +54,23 @@ impl World {
                 mode: Some(self.gate.mode()),
                 added_rules: self.gate.added().len(),
                 lost: self.passage.lost().cloned(),
-                to_client: self.connected.contains(packet.destination.into()),
+                // Nothing is forwarded in a Whonix gateway, also not to a client.
+                to_client: !self.judges_all() && self.connected.contains(packet.destination.into()),
                 uplinks: self.uplinks_status().map(UplinksStatus::names),
                 redirected_to: redirected(self.standings.surroundings(), packet),
+                gateway: self.judges_all().then(|| self.in_gateway(packet)),
             }
         });
         explanations.collect()
+    }
+}
+
+impl World {
+    /// What becomes of a packet in a Whonix gateway.
+    fn in_gateway(&self, packet: &Packet) -> PacketInGateway {
+        let is_own = self.links.local(packet.destination.into()) == Some(Local::One);
+        let silent = !self.is_answered(packet.destination);
+        PacketInGateway { fate: Fate::of(packet, is_own), silent }
     }
 }
 
@@ -123,7 +136,11 @@ impl Tables for Known<'_> {
     }
 
     fn asks_others(&self) -> bool {
-        !self.world.gate.added().is_empty()
+        self.world.gate.asks_others()
+    }
+
+    fn judges_all(&self) -> bool {
+        self.world.judges_all()
     }
 
     fn is_connected(&self, address: &Address) -> bool {

@@ -23,6 +23,10 @@ pub(super) struct Gate {
     added: Vec<AddedRule>,
     /// Why it cannot be read where others lead DNS.
     resolvers_problem: Option<String>,
+    /// Names of the vifs by which clients send.
+    vifs: BTreeSet<String>,
+    /// Why denied packets are not answered.
+    silence: Option<String>,
 }
 
 impl Gate {
@@ -33,6 +37,12 @@ impl Gate {
 
     /// Takes in how the gate was found. Without it, everything is forwarded: it is loaded again.
     pub(super) fn looked(&mut self, look: GateLook) -> Vec<Effect> {
+        let mut effects = self.look(look);
+        effects.extend(self.answer());
+        effects
+    }
+
+    fn look(&mut self, look: GateLook) -> Vec<Effect> {
         let notice = match look {
             GateLook::Whole(added) => {
                 self.problem = None;
@@ -71,7 +81,7 @@ impl Gate {
         let is_other = self.redirections != redirections;
         self.redirections.clone_from(&redirections);
         let is_loaded = match self.mode {
-            Mode::Qubes => false,
+            Mode::Qubes | Mode::Whonix => false,
             Mode::Standalone => is_other,
         };
         let load = is_loaded.then_some(Effect::LoadGate);
@@ -93,7 +103,43 @@ impl Gate {
 
     /// What sources that are no clients meet: others' rules, if there are any.
     pub(super) fn leave_effect(&self) -> Effect {
-        Effect::LeaveToOthers(!self.added.is_empty())
+        Effect::LeaveToOthers(self.asks_others())
+    }
+
+    /// Whether others' rules are asked about what has no permit. In a Whonix gateway it does not come
+    /// to them.
+    pub(super) fn asks_others(&self) -> bool {
+        match self.mode {
+            Mode::Qubes | Mode::Standalone => !self.added.is_empty(),
+            Mode::Whonix => false,
+        }
+    }
+
+    /// Takes in which vifs there are. Returns what to do if these are others than before.
+    pub(super) fn see(&mut self, vifs: BTreeSet<String>) -> Option<Effect> {
+        let before = std::mem::replace(&mut self.vifs, vifs);
+        self.answer().filter(|_| self.vifs != before)
+    }
+
+    /// Has denied packets answered, in a Whonix gateway: elsewhere the gate itself does.
+    fn answer(&self) -> Option<Effect> {
+        match self.mode {
+            Mode::Qubes | Mode::Standalone => None,
+            Mode::Whonix => Some(Effect::AnswerDenied(self.vifs.clone())),
+        }
+    }
+
+    /// Takes in whether denied packets are answered.
+    pub(super) fn answers(&mut self, outcome: Result<(), Why>) -> Option<Effect> {
+        let silence = outcome.err().map(|Why(why)| why);
+        let is_other = silence != self.silence;
+        self.silence = silence;
+        is_other.then(|| Effect::Tell(Notice::Silent(self.silence.clone())))
+    }
+
+    /// Why denied packets are not answered.
+    pub(super) fn silence(&self) -> Option<&str> {
+        self.silence.as_deref()
     }
 
     /// Rules that others added.

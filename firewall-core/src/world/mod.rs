@@ -12,6 +12,7 @@
 //! | `naming`, `commits` | names in rules; rules that wait for a first answer |
 //! | `passage` | whether what rules accept leaves |
 //! | `gate` | whether the gate is in force, and where it leads DNS |
+//! | `gateway` | in a Whonix gateway, who may use Tor's services without a rule |
 //! | `uplinks` | the only links by which clients' packets may leave |
 //! | `hits`, `denials` | when rules decided last; how many denied packets were told |
 //! | `retries`, `rest` | what did not work; when maps are put in order |
@@ -27,6 +28,7 @@ use crate::events::{Effect, Event, Notice, Task};
 use crate::names::rebinding::Guard;
 use crate::time::Moment;
 use crate::told::status::Mode;
+use crate::tor::{Access, Each};
 use crate::uplinks::Uplinks;
 
 mod answering;
@@ -39,6 +41,7 @@ mod denials;
 mod denying;
 mod explaining;
 mod gate;
+mod gateway;
 mod hits;
 mod installed;
 mod judging;
@@ -46,6 +49,7 @@ mod links;
 mod naming;
 mod passage;
 mod presence;
+mod resolvers;
 mod rest;
 mod retries;
 mod retrying;
@@ -63,6 +67,7 @@ use self::commits::Commits;
 use self::connected::Connected;
 use self::denials::Denials;
 use self::gate::Gate;
+use self::gateway::Gateway;
 use self::hits::Hits;
 use self::links::KnownLinks;
 use self::naming::Naming;
@@ -89,6 +94,10 @@ pub struct Settings {
     pub uplinks: Option<Uplinks>,
     /// What of that an earlier agent left in force, if the netvm's own key is to be read.
     pub uplinks_before: Option<Uplinks>,
+    /// Whether this machine is a Whonix gateway, whatever the mode.
+    pub is_gateway: bool,
+    /// What clients whose default is `drop` may do with Tor's services there.
+    pub tor_services: Each<Option<Access>>,
 }
 
 /// All memory of the agent.
@@ -104,6 +113,7 @@ pub struct World {
     naming: Naming,
     commits: Commits,
     gate: Gate,
+    gateway: Gateway,
     limit: Limit,
     passage: Passage,
     hits: Hits,
@@ -118,7 +128,14 @@ impl World {
         let Settings { guard, mode, redirections, guards_neighbours, .. } = settings;
         let limit = Limit::new(settings.uplinks, settings.uplinks_before);
         let (naming, gate) = (Naming::new(guard), Gate::new(mode, redirections));
-        Self { guards_neighbours, naming, gate, limit, ..Self::default() }
+        let gateway = Gateway::new(settings.is_gateway, settings.tor_services);
+        let mut world = Self { guards_neighbours, naming, gate, gateway, limit, ..Self::default() };
+        if world.judges_all() {
+            // No client has rules yet, so nothing changes by that.
+            let _ = world.standings.set_gateway(world.gateway.in_force());
+            world.limit = Limit::default();
+        }
+        world
     }
 
     /// Takes in what happened and answers what to do, in this order.
@@ -134,6 +151,7 @@ impl World {
                 one(self.connect())
             }
             Event::Uplinks(key) => self.uplinks(key),
+            Event::TorServices(keys) => self.tor_services(&keys),
             Event::Source(problem) => one(self.source.set_problem(problem)),
             Event::Servers { of_clients, own } => self.servers(of_clients, own),
             Event::Remembered(names) => {
@@ -178,12 +196,15 @@ impl World {
                 prepare.into_iter().chain(self.source.ready()).collect()
             }
             Event::Gate(look) => self.gate.looked(look),
+            // What rules accept there is for Tor, and does not leave.
+            Event::Passage(_) if self.judges_all() => Vec::new(),
             Event::Passage(frames) => {
                 let is_watched = self.links.unguarded().is_empty();
                 one(self.passage.look(frames, is_watched, now))
             }
             Event::Between(between) => one(self.passage.between(between)),
             Event::NotRedirected(resolvers) => self.not_redirected(resolvers),
+            Event::AnswersDenied(outcome) => one(self.gate.answers(outcome)),
             Event::GateLoaded(outcome) => one(self.gate.loaded(outcome)),
             Event::Denied { records, time_ms } => {
                 records.iter().for_each(|record| self.denials.count(record));
@@ -269,6 +290,8 @@ impl World {
             }
         }
         effects.extend(self.connect());
+        let vifs = links.vifs.iter().map(|vif| vif.name.clone());
+        effects.extend(self.gate.see(vifs.collect()));
         effects.extend(self.links.police(links.vifs));
         effects
     }
@@ -334,22 +357,6 @@ impl World {
     fn put(&mut self, client: ClientId, is_wider: bool) -> Vec<Effect> {
         let installation = self.standings.installation(client.address);
         self.clients.put(client, installation, is_wider, &mut self.retries)
-    }
-
-    fn servers(&mut self, of_clients: Vec<IpAddr>, own: Vec<IpAddr>) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        let are_others = self.standings.surroundings().resolvers != of_clients;
-        // Behind a stub that stays the same, servers may be other ones now.
-        if are_others || self.naming.asks_others(&own) {
-            effects.push(self.naming.ask_others(own));
-        }
-        if are_others {
-            let changes = self.standings.set_resolvers(of_clients);
-            let redirections = self.standings.surroundings().redirections();
-            effects.extend(self.gate.redirect(redirections));
-            effects.extend(self.follow_changes(changes));
-        }
-        effects
     }
 
     fn time(&mut self, now: Moment) -> Vec<Effect> {

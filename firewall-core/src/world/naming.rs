@@ -3,7 +3,7 @@
 //! Never knows a rule.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::connection::Flow;
 use crate::events::{Effect, Notice};
@@ -32,7 +32,7 @@ struct Look {
 pub(super) struct Naming {
     names: Names,
     /// DNS servers that the agent asks.
-    servers: Vec<IpAddr>,
+    servers: Vec<SocketAddr>,
     /// Whether other names may matter now.
     are_names_old: bool,
     /// Whether a later agent would not find what is known now.
@@ -57,12 +57,12 @@ impl Naming {
     }
 
     /// Whether other DNS servers are asked than these.
-    pub(super) fn asks_others(&self, servers: &[IpAddr]) -> bool {
+    pub(super) fn asks_others(&self, servers: &[SocketAddr]) -> bool {
         self.servers != servers
     }
 
     /// Other DNS servers are asked from now on, about all names.
-    pub(super) fn ask_others(&mut self, servers: Vec<IpAddr>) -> Effect {
+    pub(super) fn ask_others(&mut self, servers: Vec<SocketAddr>) -> Effect {
         self.servers = servers;
         self.ask_all()
     }

@@ -2,6 +2,7 @@
 //! rules that cannot be used: blocked; else a policy.
 //! Never knows who is there, or what the kernel has in force.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use crate::rules::resolve::{self, ResolvedRuleset, Surroundings};
 use crate::rules::source::SourceError;
 use crate::rules::{Destination, Family, Ruleset, relevant, wider};
 use crate::told::status::ProblemStatus;
+use crate::tor::{Access, Each};
 
 /// What a source says of a client's rules.
 pub(super) type Read = Result<Ruleset, SourceError>;
@@ -127,6 +129,24 @@ impl Standings {
         }
     }
 
+    /// In a Whonix gateway: takes in what qubes whose default is `drop` may do with Tor's services.
+    pub(super) fn set_gateway(&mut self, services: Each<Access>) -> Vec<Change> {
+        let services = Some(services);
+        if self.surroundings.gateway == services {
+            return Vec::new();
+        }
+        self.surroundings.gateway = services;
+        self.reconsider(|_, _| true)
+    }
+
+    /// A client's rules, with those that stand behind them in a Whonix gateway.
+    fn whole<'a>(&self, ruleset: &'a Ruleset) -> Cow<'a, Ruleset> {
+        match &self.surroundings.gateway {
+            Some(services) => Cow::Owned(ruleset.in_gateway(services)),
+            None => Cow::Borrowed(ruleset),
+        }
+    }
+
     /// Works out anew what uses one of these names.
     pub(super) fn names_changed(&mut self, changed: &BTreeSet<Question>) -> Vec<Change> {
         self.reconsider(|client, rules| uses(client, rules, changed))
@@ -184,19 +204,19 @@ impl Standings {
                     reason: error.problem.to_string(),
                 });
             }
-            Some(Ok(ruleset)) => ruleset,
+            Some(Ok(ruleset)) => self.whole(ruleset),
         };
         let blocked = |reason: String| {
             let origin = format!("rules of {client}");
             Standing::Blocked(ProblemStatus { origin, line: None, text: String::new(), reason })
         };
-        let resolved = self.resolve(client, ruleset);
+        let resolved = self.resolve(client, &ruleset);
         let policy = match compile::compile(&resolved) {
             Ok(policy) => policy,
             Err(error) => return blocked(error.to_string()),
         };
         match check::prove(&resolved, policy) {
-            Ok(policy) => Standing::Live(Arc::new(Live { ruleset: ruleset.clone(), policy })),
+            Ok(policy) => Standing::Live(Arc::new(Live { ruleset: ruleset.into_owned(), policy })),
             Err(error) => blocked(error.to_string()),
         }
     }
@@ -246,8 +266,10 @@ impl Standings {
         let usable = rulesets.filter_map(|(client, rules)| Some((client, rules.as_ref().ok()?)));
         let names = usable.flat_map(|(client, rules)| {
             let family = Family::from(*client);
-            let names = relevant::names(rules).into_iter();
-            names.map(move |name| Question { name: name.to_owned(), family })
+            let rules = self.whole(rules);
+            let names = relevant::names(&rules).into_iter();
+            let questions = names.map(|name| Question { name: name.to_owned(), family });
+            questions.collect::<Vec<_>>()
         });
         names.collect()
     }
@@ -260,7 +282,7 @@ impl Standings {
             let rules = rules.as_ref().ok()?.rules.iter();
             let using = rules.filter(|rule| match &rule.destination {
                 Destination::Name(name) => *name == question.name,
-                Destination::Any | Destination::Network(_) => false,
+                Destination::Any | Destination::Network(_) | Destination::Tor(_) => false,
             });
             let numbers: Vec<u16> = using.map(|rule| rule.number).collect();
             (!numbers.is_empty()).then_some((*client, numbers))
@@ -298,6 +320,6 @@ fn uses(client: IpAddr, rules: &Ruleset, changed: &BTreeSet<Question>) -> bool {
 fn names(rules: &Ruleset) -> impl Iterator<Item = &str> {
     rules.rules.iter().filter_map(|rule| match &rule.destination {
         Destination::Name(name) => Some(name.as_str()),
-        Destination::Any | Destination::Network(_) => None,
+        Destination::Any | Destination::Network(_) | Destination::Tor(_) => None,
     })
 }

@@ -16,7 +16,7 @@ use crate::readings::{ClientCounters, Readings, ReasonCounters};
 use crate::rules::check::ProvedPolicy;
 use crate::rules::hidden::{self, Never};
 use crate::rules::resolve::spares_dns;
-use crate::rules::{Destination, Rule};
+use crate::rules::{Destination, Rule, socks};
 use crate::time::Moment;
 use crate::told::SCHEMA;
 use crate::told::status::{
@@ -64,6 +64,7 @@ impl World {
             resolvers: self.standings.surroundings().resolvers.clone(),
             uplinks: self.uplinks_status(),
             uplinks_problem: self.limit.problem().map(str::to_owned),
+            gateway: self.gateway_status(),
             gate_problem: self.gate.problem().map(str::to_owned),
             resolvers_problem: self.gate.resolvers_problem().map(str::to_owned),
             added_rules: self.gate.added().to_vec(),
@@ -114,6 +115,8 @@ impl World {
         let rules = &live.ruleset.rules;
         let resolved = self.standings.resolve(presence.address, &live.ruleset);
         let hidden = hidden::hidden(&resolved.rules);
+        let is_open =
+            self.judges_all() && socks::is_open(presence.address.into(), live.policy.policy());
         let each = rules.iter().zip(resolved.rules).zip(hidden).zip(1..);
         let statuses = each.map(|(((rule, resolved), never), index)| RuleStatus {
             number: rule.number,
@@ -121,16 +124,18 @@ impl World {
             action: rule.action,
             name: match &rule.destination {
                 Destination::Name(name) => Some(name.clone()),
-                Destination::Any | Destination::Network(_) => None,
+                Destination::Any | Destination::Network(_) | Destination::Tor(_) => None,
             },
             destinations: match &rule.destination {
                 // Its prefixes are cut around the virtual resolvers.
                 Destination::Network(network) if spares_dns(rule) => vec![*network],
-                Destination::Any | Destination::Network(_) | Destination::Name(_) => {
-                    resolved.networks()
-                }
+                Destination::Any
+                | Destination::Network(_)
+                | Destination::Name(_)
+                | Destination::Tor(_) => resolved.networks(),
             },
             effective: never.is_none(),
+            bypassed: is_open && socks::is_bypassed(rule),
             hidden_by: match never {
                 Some(Never::Hidden(by)) => numbers(rules, &by),
                 Some(Never::MatchesNothing) | None => Vec::new(),

@@ -79,6 +79,10 @@ impl Limit {
 impl World {
     /// Takes in what the netvm's own key says. Names are asked by other links then.
     pub(super) fn uplinks(&mut self, key: Result<Option<Uplinks>, BadUplinks>) -> Vec<Effect> {
+        // Nothing of a client leaves a Whonix gateway, by whatever link.
+        if self.judges_all() {
+            return Vec::new();
+        }
         let mut effects = self.limit.read(key);
         if effects.iter().any(|effect| matches!(effect, Effect::LimitUplinks(_))) {
             effects.push(self.naming.ask_all());

@@ -86,21 +86,32 @@ impl Program {
 
     /// Loads the object without its caches, as on a machine that does not keep their promises.
     pub fn load_without_caches() -> Result<Self> {
-        Self::load_as(REJECT_RATE, false, false)
+        Self::load_as(REJECT_RATE, false, false, false)
     }
 
     /// Loads the object with another budget for denied packets of a client in a second, and with
     /// or without the guard of neighbours.
     pub fn load_with(reject_rate: NonZeroU64, guard_neighbours: bool) -> Result<Self> {
-        Self::load_as(reject_rate, guard_neighbours, true)
+        Self::load_as(reject_rate, guard_neighbours, true, false)
     }
 
-    fn load_as(reject_rate: NonZeroU64, guard_neighbours: bool, caches: bool) -> Result<Self> {
+    /// Loads the object as a Whonix gateway does: rules judge all.
+    pub fn load_strict() -> Result<Self> {
+        Self::load_as(REJECT_RATE, false, true, true)
+    }
+
+    fn load_as(
+        reject_rate: NonZeroU64,
+        guard_neighbours: bool,
+        caches: bool,
+        judge_all: bool,
+    ) -> Result<Self> {
         let options = Options {
             pins: PathBuf::new(),
             attach: Attach::Auto,
             xdp: true,
             guard_neighbours,
+            judge_all,
             caches,
             reject_rate,
             local_rate: LOCAL_RATE,

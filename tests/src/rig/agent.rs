@@ -18,6 +18,7 @@ use nix::unistd::Pid;
 
 use crate::oracle::Ruleset;
 use crate::rig::Rig;
+use crate::whonix::MARKER;
 
 /// How long anything that the agent does may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -47,7 +48,9 @@ pub fn command(rig: &Rig, name: &str, arguments: &[&str]) -> Result<Command> {
     }
     let mut command = Command::new(binary()?);
     command.arg(name);
-    if !arguments.contains(&"--mode") {
+    // Where files say what the machine is, the agent is to see it by itself.
+    let is_marked = directory.join("root").join(MARKER).exists();
+    if !arguments.contains(&"--mode") && !is_marked {
         command.args(["--mode", "standalone"]);
     }
     command

@@ -179,7 +179,11 @@ pub struct DnsServer {
 impl DnsServer {
     /// Serves port 53 of an address.
     pub fn start(namespace: &Namespace, address: IpAddr) -> Result<Self> {
-        let address = SocketAddr::new(address, 53);
+        Self::start_at(namespace, SocketAddr::new(address, 53))
+    }
+
+    /// Serves an address and port.
+    pub fn start_at(namespace: &Namespace, address: SocketAddr) -> Result<Self> {
         let bind = || Ok((UdpSocket::bind(address)?, TcpListener::bind(address)?));
         let (udp, listener) = namespace
             .run(bind)

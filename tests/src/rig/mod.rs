@@ -19,7 +19,7 @@ pub mod manager;
 pub mod namespace;
 pub mod qubesdb;
 pub mod server;
-mod shared;
+pub(crate) mod shared;
 
 use std::fmt::Write as _;
 use std::fs::{self, DirBuilder};

@@ -5,15 +5,15 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 /// A state, and news of it.
 #[derive(Default)]
-pub(super) struct Shared<T> {
+pub(crate) struct Shared<T> {
     state: Mutex<T>,
     /// Told after each change that somebody may wait for.
-    pub(super) changed: Condvar,
+    pub(crate) changed: Condvar,
 }
 
 impl<T> Shared<T> {
     /// The state, whatever became of a thread that had it before.
-    pub(super) fn lock(&self) -> MutexGuard<'_, T> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,7 +2,7 @@
 //! Never asserts but what a test gives it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use firewall_agent::edges::sources::rule_files;
@@ -55,7 +55,7 @@ pub struct Stage {
     /// What stands in the log about names.
     pub told: Vec<String>,
     /// Servers that were set, each time.
-    pub servers: Vec<Vec<IpAddr>>,
+    pub servers: Vec<Vec<SocketAddr>>,
     /// Clients whose rules count as handled, each time.
     pub handled: Vec<IpAddr>,
     pub now: Moment,

@@ -94,6 +94,7 @@ fn told(world: &World, packet: &PacketStatus, connection: Option<Connection>) ->
         name: None,
         packet: Some(*packet),
         outcome: Outcome::of(&agent.judgement, connection, agent.to_client, packet.first_fragment),
+        gateway: None,
         judgement: agent.judgement.clone(),
         kernel: Some(agent.judgement.clone()),
         agent: Some(agent),
@@ -194,11 +195,12 @@ fn rules_are_shown_with_what_hides_them() {
 fn mistakes_in_a_file_are_told_with_their_place_and_what_to_write() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/pure/expected");
     let text = fs::read_to_string(directory.join("mistakes.rules")).expect("a file");
-    let report = check::report(Path::new("mistakes.rules"), address(CLIENT), &text);
+    let report = check::report(Path::new("mistakes.rules"), address(CLIENT), &text, None);
     check("check.txt", &check::rendered(&report, Colours::NONE));
     let json = serde_json::to_string_pretty(&report).expect("JSON");
     check("check.json", &(json + "\n"));
-    let right = check::report(Path::new("right.rules"), address(CLIENT), "policy = drop\ncommit\n");
+    let text = "policy = drop\ncommit\n";
+    let right = check::report(Path::new("right.rules"), address(CLIENT), text, None);
     check("check-right.txt", &check::rendered(&right, Colours::NONE));
 }
 
@@ -298,7 +300,7 @@ fn a_word_of_json_is_the_one_that_people_read() {
     for it in [State::Live, State::Blocked, State::Waiting, State::Absent] {
         check(it, it.name());
     }
-    for it in [Mode::Qubes, Mode::Standalone] {
+    for it in [Mode::Qubes, Mode::Standalone, Mode::Whonix] {
         check(it, it.name());
     }
     for it in [Action::Accept, Action::Drop] {

@@ -64,5 +64,6 @@ fn of_text(subject: &Subject, text: &str) -> Result<Explanation> {
         to_client: false,
         uplinks: None,
         redirected_to: None,
+        gateway: None,
     })
 }

@@ -10,6 +10,8 @@ use firewall_common::verdict::Reason;
 use firewall_core::connection::Flow;
 use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome, PacketStatus};
 
+use firewall_core::told::gateway::PacketInGateway;
+
 use super::subject::Subject;
 use crate::edges::conntrack::{self, Wanted};
 use crate::edges::dataplane::inspect::{self, Inspection};
@@ -21,13 +23,18 @@ pub(super) fn by_kernel(
     vif: Option<u32>,
     guards_neighbours: bool,
     frame: &Result<Frame, Reason>,
-) -> Result<Judgement, String> {
+) -> Result<(Judgement, Option<PacketInGateway>), String> {
     let vif = vif.ok_or("no vif leads to this client, so the kernel knows nothing about it")?;
     let decided = Inspection::of_vif(pins, vif).and_then(|mut tables| {
         tables.guards_neighbours = guards_neighbours;
-        tables.decide(vif, frame)
+        let decision = tables.decide(vif, frame)?;
+        let gateway = match frame {
+            Ok(Frame::Ip(packet)) => tables.in_gateway(packet),
+            Ok(Frame::Arp { .. }) | Err(_) => None,
+        };
+        Ok((Judgement::from(&decision), gateway))
     });
-    decided.map(|decision| Judgement::from(&decision)).map_err(|error| error.to_string())
+    decided.map_err(|error| error.to_string())
 }
 
 /// The vifs behind which the kernel's tables have a client at home.
@@ -68,13 +75,18 @@ pub(super) fn behind_gate(
     mut it: Explained,
     gate: Option<&Result<Vec<&'static str>, String>>,
 ) -> Explained {
-    let family = if it.client.is_ipv4() { "ip" } else { "ip6" };
+    let family = match it.gateway {
+        Some(_) => "inet",
+        None if it.client.is_ipv4() => "ip",
+        None => "ip6",
+    };
     let note = match gate {
         Some(Ok(open)) if open.contains(&family) => {
             if it.outcome == Outcome::Rejected {
-                it.outcome = Outcome::Forwarded;
+                let is_gateway = it.gateway.is_some();
+                it.outcome = if is_gateway { Outcome::Tor } else { Outcome::Forwarded };
             }
-            "OPEN: the gate is not there, so what rules reject is forwarded".to_owned()
+            "OPEN: the gate is not there, so what rules reject passes".to_owned()
         }
         Some(Err(why)) => format!("whether the gate is there is NOT KNOWN: {why}"),
         Some(Ok(_)) | None => return it,
@@ -87,5 +99,6 @@ pub(super) fn behind_gate(
 pub(super) fn open_families() -> Result<Vec<&'static str>, String> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| error.to_string())?;
-    runtime.block_on(gate::open_families()).map_err(|error| error.to_string())
+    let open = async { gate::open_families(gate::is_strict().await?).await };
+    runtime.block_on(open).map_err(|error| error.to_string())
 }

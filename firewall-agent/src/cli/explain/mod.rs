@@ -4,6 +4,7 @@
 mod arguments;
 pub mod capture;
 mod file;
+mod gateway;
 mod kernel;
 mod running;
 mod steps;
@@ -40,7 +41,7 @@ pub fn explain(arguments: &Explain) -> Result<ExitCode> {
         texts.collect::<Vec<_>>().join("\n")
     })?;
     let passes = |it: &Explained| match it.outcome {
-        Outcome::Forwarded | Outcome::Local | Outcome::Related => true,
+        Outcome::Forwarded | Outcome::Tor | Outcome::Local | Outcome::Related => true,
         Outcome::Rejected | Outcome::Dropped => false,
     };
     Ok(if explained.iter().any(|it| it.agree == Some(false)) {

@@ -5,11 +5,13 @@ use std::net::IpAddr;
 
 use firewall_common::verdict::{Reason, Verdict};
 use firewall_core::protocol::{TCP, UDP};
+use firewall_core::rules::IMPLIED;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome};
 use firewall_core::told::passage::Loss;
 use firewall_core::told::status::Mode;
 
+use super::gateway;
 use crate::cli::text;
 
 /// Port of DNS.
@@ -17,12 +19,22 @@ const DNS: u16 = 53;
 
 /// What happens where.
 pub(super) fn steps(it: &Explained) -> Vec<(&'static str, String)> {
-    let mut steps = vec![("firewall", firewall(it)), ("gate", gate(it))];
-    steps.extend(others(it).map(|text| ("others", text)));
-    steps.push(("NAT", nat(it)));
+    let mut steps = vec![("firewall", firewall(it))];
+    if let Some(in_gateway) = it.gateway {
+        steps.push(("gate", gateway::gate(it, in_gateway)));
+        steps.push(("gateway", gateway::gateway(it, in_gateway)));
+    } else {
+        steps.push(("gate", gate(it)));
+        steps.extend(others(it).map(|text| ("others", text)));
+        steps.push(("NAT", nat(it)));
+    }
     steps.extend(it.lost().map(|loss| ("lost", lost(it, loss))));
     let connection = match (it.connection, &it.connection_problem) {
         (Some(Connection::Opened), _) => "the client has such a connection open".to_owned(),
+        (Some(Connection::Answers), _) if it.gateway.is_some() => {
+            "one was opened towards the client, and this answers; rules judge it all the same"
+                .to_owned()
+        }
         (Some(Connection::Answers), _) => {
             "one was opened towards the client, and this answers; such answers pass whatever \
              the client's rules say"
@@ -51,6 +63,7 @@ pub(super) fn steps(it: &Explained) -> Vec<(&'static str, String)> {
 fn firewall(it: &Explained) -> String {
     let Judgement { verdict, reason, generation, .. } = it.judgement;
     let counted = match it.agent.as_ref().and_then(|agent| agent.rule) {
+        Some(number) if number >= IMPLIED => "what this gateway allows".to_owned(),
         Some(number) => format!("rule {number:04}"),
         None => reason.name().to_owned(),
     };
@@ -72,7 +85,7 @@ fn firewall(it: &Explained) -> String {
         Verdict::Accept => "hands it on with the permit",
         Verdict::Audit => "hands it on with the permit, because the client is audited",
         Verdict::Related => "hands it on with the permit, as an ICMP error",
-        Verdict::Reject if it.outcome == Outcome::Dropped => {
+        Verdict::Reject if it.packet.is_some_and(|packet| packet.first_fragment) => {
             "ends it at the vif, because it is a fragment"
         }
         Verdict::Reject | Verdict::Pass => "hands it on without the permit",
@@ -187,6 +200,7 @@ fn nat(it: &Explained) -> String {
         (Some(Mode::Qubes), false, _) => {
             "is Qubes': the netvm's own address on its way out (masquerade)".to_owned()
         }
+        (Some(Mode::Whonix), _, _) => "is Whonix'".to_owned(),
         (None, _, _) => "unknown: only a running agent knows who translates".to_owned(),
     }
 }

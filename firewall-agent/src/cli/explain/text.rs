@@ -9,6 +9,7 @@ use textwrap::{WordSeparator, WordSplitter};
 use super::steps::steps;
 use super::why::why;
 use crate::cli::colour::{BAD, Colours, GOOD, ODD};
+use crate::cli::text::numbered;
 use firewall_core::protocol::{ICMP, ICMPV6, TCP, UDP};
 use firewall_core::rules::Action;
 use firewall_core::told::explanation::{Explained, Explanation, Judgement, Outcome, PacketStatus};
@@ -84,6 +85,7 @@ fn outcome(it: &Explained, colours: Colours) -> String {
         Outcome::Local if it.judgement.reason == Reason::Local => {
             colours.paint(GOOD, "for the netvm itself, or NAT")
         }
+        Outcome::Tor => colours.paint(GOOD, "to Tor"),
         Outcome::Local => colours.paint(GOOD, "for the netvm itself"),
         Outcome::Related => {
             "forwarded if connection tracking knows the connection that it is about, else dropped"
@@ -126,7 +128,8 @@ fn rules(text: &mut String, agent: &Explanation, all: bool, colours: Colours) {
             }
             continue;
         }
-        let _ = writeln!(text, "    {:04}  {}", rule.number, wrapped(&rule.text, 10));
+        let number = numbered(rule.number);
+        let _ = writeln!(text, "    {number}  {}", wrapped(&rule.text, 10));
         if rule.differs.is_empty() {
             let _ = writeln!(text, "          {}", colours.paint(ODD, "matches: this one decides"));
         } else {

@@ -6,6 +6,7 @@ use firewall_common::verdict::{Decision, Reason, Verdict};
 use firewall_core::connection::Flow;
 use firewall_core::told::SCHEMA;
 use firewall_core::told::explanation::{Explained, Explanation, Judgement, Outcome};
+use firewall_core::told::gateway::PacketInGateway;
 
 use super::kernel::connection;
 use super::subject::Subject;
@@ -15,7 +16,7 @@ pub(super) fn whole(
     subject: &Subject,
     agent: Option<Explanation>,
     agent_problem: Option<&str>,
-    kernel: Result<Judgement, String>,
+    kernel: Result<(Judgement, Option<PacketInGateway>), String>,
     flows: &Result<Vec<Flow>, String>,
 ) -> Explained {
     let packet = subject.packet();
@@ -25,10 +26,11 @@ pub(super) fn whole(
         Ok(Frame::Arp { .. }) => Decision::stray(Verdict::Pass, Reason::Arp),
         Ok(Frame::Ip(_)) => Decision::stray(Verdict::Drop, Reason::UnknownSource),
     };
-    let (kernel, kernel_problem) = match kernel {
-        Ok(judgement) => (Some(judgement), None),
-        Err(why) => (None, Some(why)),
+    let (kernel, gateway, kernel_problem) = match kernel {
+        Ok((judgement, gateway)) => (Some(judgement), gateway, None),
+        Err(why) => (None, None, Some(why)),
     };
+    let gateway = agent.as_ref().map_or(gateway, |it| it.gateway);
     let judgement = agent.as_ref().map(|it| &it.judgement).or(kernel.as_ref());
     let judgement = judgement.cloned().unwrap_or_else(|| Judgement::from(&by_itself));
     let (connection, connection_problem) = match (flows, &packet) {
@@ -45,7 +47,11 @@ pub(super) fn whole(
         client: subject.client,
         name: subject.name.clone(),
         packet,
-        outcome: Outcome::of(&judgement, connection, to_client, is_first_fragment),
+        outcome: match gateway {
+            Some(gateway) => Outcome::in_gateway(&judgement, gateway, is_first_fragment),
+            None => Outcome::of(&judgement, connection, to_client, is_first_fragment),
+        },
+        gateway,
         judgement,
         agent,
         agent_problem: agent_problem.map(str::to_owned),

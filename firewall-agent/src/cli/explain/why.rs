@@ -2,8 +2,10 @@
 //! Never works anything out that is not in the explanation.
 
 use firewall_common::verdict::{Reason, Verdict};
+use firewall_core::rules::IMPLIED;
 use firewall_core::told::explanation::{Connection, Explained, Judgement, Outcome};
 
+use super::gateway::gets;
 use crate::cli::text;
 
 /// The answer in one sentence; and another one, if what is accepted does not all leave.
@@ -18,6 +20,7 @@ pub(super) fn why(it: &Explained) -> String {
 fn because(it: &Explained) -> String {
     let Judgement { verdict, reason, .. } = it.judgement;
     let rule = match (it.agent.as_ref().and_then(|agent| agent.rule), it.judgement.rule_index) {
+        (Some(number), _) if number >= IMPLIED => "what this gateway allows".to_owned(),
         (Some(number), _) => format!("rule {number:04}"),
         (None, Some(index)) => format!("the rule with index {index}"),
         (None, None) => "the default".to_owned(),
@@ -35,18 +38,24 @@ fn because(it: &Explained) -> String {
             it.packet.map_or(String::new(), |packet| packet.destination.to_string())
         );
     }
-    if it.connection == Some(Connection::Answers) && verdict == Verdict::Reject {
+    let is_in_gateway = it.gateway.is_some();
+    if it.connection == Some(Connection::Answers) && verdict == Verdict::Reject && !is_in_gateway {
         return "Because it answers a connection that was opened towards the client. Its rules \
                 would deny it, but are about what the client opens itself."
             .to_owned();
     }
     match reason {
-        Reason::Rule => format!("Because {rule} is the first that matches, and {does}."),
-        Reason::Default => format!("Because no rule matches, and the default {does}."),
+        Reason::Rule => {
+            format!("Because {rule} is the first that matches, and {does}.{}", but(it))
+        }
+        Reason::Default => format!("Because no rule matches, and the default {does}.{}", but(it)),
         Reason::Blocked => blocked(it),
         Reason::Waiting => "Because no rules are known for this client yet: everything is \
                             dropped until dom0 writes some."
             .to_owned(),
+        Reason::Local if is_in_gateway => {
+            "It is neighbour discovery with the gateway, which needs no rule.".to_owned()
+        }
         Reason::Local => {
             let gate = match verdict {
                 Verdict::Accept => "forwards it, because rules of the client accept it",
@@ -98,6 +107,21 @@ fn because(it: &Explained) -> String {
         | Reason::Outdated
         | Reason::Inconsistent => {
             format!("Because of what it is, whatever rules say: {}.", meaning(reason))
+        }
+    }
+}
+
+/// What becomes in a Whonix gateway of what rules accept.
+fn but(it: &Explained) -> String {
+    match (it.gateway, it.judgement.verdict) {
+        (Some(gateway), Verdict::Accept | Verdict::Audit) => {
+            let gets = gets(gateway.fate);
+            let (first, rest) = gets.split_at(1);
+            format!(" {}{rest}.", first.to_uppercase())
+        }
+        (None, _)
+        | (Some(_), Verdict::Reject | Verdict::Drop | Verdict::Pass | Verdict::Related) => {
+            String::new()
         }
     }
 }

@@ -19,9 +19,11 @@ use firewall_common::abi::{
     ABI_VERSION, Address, Class, Client, ClientKey, Counter, DEFAULT_RULE, Local, NO_CLASS,
     Segment, Span,
 };
-use firewall_common::packet::Frame;
+use firewall_common::packet::{Frame, Packet};
 use firewall_common::policy::{Tables, judge};
 use firewall_common::verdict::{Decision, Reason, reason_counter, rule_counter};
+use firewall_core::told::gateway::PacketInGateway;
+use firewall_core::tor::Fate;
 use nix::libc::EINVAL;
 use nix::time::{ClockId, clock_gettime};
 use thiserror::Error;
@@ -149,6 +151,7 @@ pub struct Inspection {
     locals: HashMap<MapData, Plain<Address>, u8>,
     others: Array<MapData, u32>,
     connected: HashMap<MapData, Plain<Address>, u8>,
+    judge_all: Array<MapData, u32>,
     /// Whether IPv6 neighbour discovery is judged. That is built into the program, where it
     /// cannot be read: whoever knows has to say so.
     pub guards_neighbours: bool,
@@ -186,6 +189,7 @@ impl Inspection {
             locals: take(&mut maps, "LOCALS")?,
             others: take(&mut maps, ".data.others")?,
             connected: take(&mut maps, "CONNECTED")?,
+            judge_all: take(&mut maps, ".rodata.strict")?,
             guards_neighbours: false,
             failure: RefCell::default(),
         })
@@ -204,6 +208,14 @@ impl Inspection {
             Err(_) => ClientKey::default(),
         };
         self.steadily(key, || judge(self, vif, frame))
+    }
+
+    /// In a Whonix gateway, what becomes of a packet there.
+    pub fn in_gateway(&self, packet: &Packet) -> Option<PacketInGateway> {
+        let is_own = self.local(&packet.destination) == Some(Local::One);
+        let fate = Fate::of(packet, is_own);
+        self.judges_all()
+            .then(|| PacketInGateway { fate, silent: packet.destination.is_multicast() })
     }
 
     /// Reads something about a client while what is in force for it does not change.
@@ -332,6 +344,10 @@ impl Tables for Inspection {
 
     fn is_connected(&self, address: &Address) -> bool {
         self.note("CONNECTED", self.connected.get(&Plain(*address), 0)).is_some()
+    }
+
+    fn judges_all(&self) -> bool {
+        self.note(".rodata.strict", self.judge_all.get(&0, 0)).is_some_and(|all| all != 0)
     }
 
     fn seconds(&self) -> u64 {

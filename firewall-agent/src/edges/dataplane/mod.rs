@@ -72,6 +72,8 @@ pub struct Options {
     pub xdp: bool,
     /// Whether IPv6 neighbour discovery of clients is judged.
     pub guard_neighbours: bool,
+    /// Whether rules judge all that clients send, also to the netvm itself.
+    pub judge_all: bool,
     /// Whether the program keeps answers; [`may_cache`] says where it may.
     pub caches: bool,
     /// Denied packets of one client in a second that are handed on to be rejected.
@@ -240,6 +242,7 @@ pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
         .map_max_entries("CLIENT_CACHE", entries(CACHED_CLIENTS))
         .map_max_entries("ANSWER_CACHE", entries(CACHED_ANSWERS))
         .btf(None)
+        .override_global("JUDGE_ALL", &u32::from(options.judge_all), true)
         .override_global("GUARD_NEIGHBOURS", &guard, true)
         .override_global("CACHES", &u32::from(options.caches), true)
         .override_global("REJECT_INTERVAL", &interval(options.reject_rate), true)

@@ -18,8 +18,6 @@ use tokio::time::timeout;
 
 /// How long a TCP connection may take if nobody says so, as in the library's own sockets.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Port of DNS.
-const DNS: u16 = 53;
 
 type Later<T> = Pin<Box<dyn Send + Future<Output = io::Result<T>>>>;
 
@@ -38,18 +36,18 @@ impl Sockets {
 
     /// An error if nothing can be sent to a server by the link now, say because the link is down. The
     /// library would not say why.
-    pub(super) fn try_way(&self, server: IpAddr) -> io::Result<()> {
+    pub(super) fn try_way(&self, server: SocketAddr) -> io::Result<()> {
         let Some(link) = &self.link else {
             return Ok(());
         };
         let any: IpAddr = match server {
-            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         let socket = std::net::UdpSocket::bind((any, 0))?;
         bind(&socket, link)?;
         // Looks for a way, and sends nothing.
-        socket.connect((server, DNS))
+        socket.connect(server)
     }
 }
 

@@ -3,13 +3,10 @@
 //! Never asks a question.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
-
-/// Port of DNS.
-const PORT: u16 = 53;
 
 /// A way to a server.
 pub(super) struct Way {
@@ -23,14 +20,14 @@ pub(super) struct Way {
 
 impl Way {
     /// Tries it with a datagram in which there is nothing.
-    pub(super) fn to(server: IpAddr) -> Self {
-        let any = match server {
+    pub(super) fn to(server: SocketAddr) -> Self {
+        let any = match server.ip() {
             IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
             IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
         };
         let connected = UdpSocket::bind((any, 0)).and_then(|socket| {
             socket.set_nonblocking(true)?;
-            socket.connect((server, PORT))?;
+            socket.connect(server)?;
             let own = socket.local_addr()?.ip();
             Ok((socket, own))
         });

@@ -8,7 +8,7 @@ use firewall_core::told::added::{AddedRule, Warning};
 
 use super::listed::Listed;
 use super::listing::{Rule, Says};
-use super::rules::{FORWARD, GATE, USERS};
+use super::rules::{FORWARD, GATE, STRICT, USERS};
 use super::table::Table;
 
 /// What `nft -a` prints in front of the number of a rule, a chain or a set.
@@ -36,14 +36,16 @@ fn of_chain(
     let ours = wanted.chains.iter().find(|it| it.name == chain).map(|it| it.first.len());
     let (mut behind, mut is_over, mut added) = (0, false, Vec::new());
     for rule in listed.rules.iter().filter(|rule| rule.chain == chain) {
+        let says_all = !rule.has_condition();
         if rule.seal().is_some() {
             behind += 1;
+            is_over |= says_all && rule.says() == Says::Denies;
             continue;
         }
         // What is asked about here had no permit: `qubes-forward` is jumped to behind the rule of
         // `forward` that looks for it.
         let is_late = chain == USERS || (chain == FORWARD && ours.is_some_and(|it| behind >= it));
-        let is_gate = *name == GATE && (chain == USERS || chain == FORWARD);
+        let is_gate = *name == STRICT || *name == GATE && (chain == USERS || chain == FORWARD);
         added.push(AddedRule {
             table: format!("{family} {name}"),
             chain: chain.to_owned(),
@@ -54,7 +56,7 @@ fn of_chain(
                 false => None,
             },
         });
-        is_over |= !rule.has_condition()
+        is_over |= says_all
             && match rule.says() {
                 Says::Accepts | Says::Denies | Says::Leaves => true,
                 Says::Jumps | Says::Nothing => false,

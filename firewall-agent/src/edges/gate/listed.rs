@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::errors::GateError;
 use super::listing::{Chain, Listing, Rule};
 use super::nft;
-use super::rules::{FAMILIES, GATE, UPLINKS};
+use super::rules::{FAMILIES, GATE, STRICT, UPLINKS};
 
 /// Chains that lead to chains are followed no further.
 const DEEPEST: usize = 8;
@@ -53,11 +53,11 @@ impl Listed {
         }
     }
 
-    /// Whether the table lets nothing be forwarded but what a rule with a condition takes out:
+    /// Whether the table lets nothing pass at a hook but what a rule with a condition takes out:
     /// packets with a permit, packets of others, answers.
-    pub fn is_closed(&self) -> bool {
+    pub fn is_closed(&self, hook: &str) -> bool {
         let mut hooked = self.chains.iter().filter(|chain| {
-            chain.hook.as_deref() == Some("forward") && chain.kind.as_deref() == Some("filter")
+            chain.hook.as_deref() == Some(hook) && chain.kind.as_deref() == Some("filter")
         });
         !self.is_asleep
             && hooked.any(|chain| match self.end(&chain.name, 0) {
@@ -161,16 +161,25 @@ pub(super) async fn list(family: &str, name: &str) -> Result<Option<Listed>, Gat
 }
 
 /// The families (`ip`, `ip6`) in which nothing of this firewall stops what clients send; none, if
-/// the gate is closed.
-pub async fn open_families() -> Result<Vec<&'static str>, GateError> {
+/// the gate is closed. In a Whonix gateway, `inet` is one more: what enters the gateway.
+pub async fn open_families(is_gateway: bool) -> Result<Vec<&'static str>, GateError> {
     let mut open = Vec::new();
     for family in FAMILIES {
         let table = list(family.name, GATE).await?;
-        if !table.is_some_and(|table| table.is_closed()) {
+        if !table.is_some_and(|table| table.is_closed("forward")) {
             open.push(family.name);
         }
     }
+    let entering = if is_gateway { list("inet", STRICT).await? } else { None };
+    if is_gateway && !entering.is_some_and(|table| table.is_closed("prerouting")) {
+        open.push("inet");
+    }
     Ok(open)
+}
+
+/// Whether the gate of a Whonix gateway is there, closed or not.
+pub async fn is_strict() -> Result<bool, GateError> {
+    Ok(list("inet", STRICT).await?.is_some())
 }
 
 /// The only links by which clients' packets may leave as it is in force, in both families; `None` if
@@ -233,10 +242,10 @@ mod tests {
                 rules.iter().map(|(chain, all)| (*chain, all.join(", "))).collect();
             let rules: Vec<(&str, &str)> =
                 joined.iter().map(|(chain, all)| (*chain, all.as_str())).collect();
-            assert_eq!(table(policy, "", &rules).is_closed(), expected, "{name}");
+            assert_eq!(table(policy, "", &rules).is_closed("forward"), expected, "{name}");
             // A table that is asleep stops nothing.
             let asleep = table(policy, r#", "flags": "dormant""#, &rules);
-            assert!(!asleep.is_closed(), "{name}, asleep");
+            assert!(!asleep.is_closed("forward"), "{name}, asleep");
         };
         let (f, o) = ("forward", "other");
         check("no rules", "accept", &[], false);

@@ -36,12 +36,14 @@ pub(super) struct Chain {
     pub hook: Option<String>,
     pub prio: Option<i32>,
     pub policy: Option<String>,
+    /// The device at which the kernel comes to the chain, if it is one of a device.
+    pub dev: Option<String>,
 }
 
 impl Chain {
     /// Whether the kernel comes to the chain where it should, whatever the policy.
     pub fn is_at(&self, hook: Option<Hook>) -> bool {
-        let Self { family: _, table: _, name: _, kind, hook: at, prio, policy: _ } = self;
+        let Self { family: _, table: _, name: _, kind, hook: at, prio, policy: _, dev: _ } = self;
         match hook {
             None => at.is_none(),
             Some(Hook { kind: of, hook, priority, policy: _ }) => {

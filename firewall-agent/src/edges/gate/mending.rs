@@ -126,8 +126,9 @@ fn strays<'a>(wanted: &Table, listed: &'a Listed) -> impl Iterator<Item = &'a st
 
 /// Whether our rules, or others with their comments, do not close what they are to close.
 fn is_opened(wanted: &Table, listed: &Listed) -> bool {
-    let closes = |hook: Hook| hook.hook == "forward" && hook.policy == "drop";
-    wanted.chains.iter().any(|chain| chain.hook.is_some_and(closes)) && !listed.own().is_closed()
+    let closing = wanted.chains.iter().filter_map(|chain| chain.hook);
+    let mut closing = closing.filter(|hook| hook.policy == "drop");
+    closing.any(|Hook { hook, .. }| !listed.own().is_closed(hook))
 }
 
 /// The numbers of rules of others that are in front of ours.

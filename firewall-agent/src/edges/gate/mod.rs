@@ -18,6 +18,7 @@ mod mending;
 mod nft;
 mod redirecting;
 mod rules;
+mod strict;
 mod table;
 
 use std::collections::BTreeSet;
@@ -35,12 +36,12 @@ use tracing::warn;
 
 pub use self::between::between;
 pub use self::errors::{GateError, Refusal};
-pub use self::listed::{open_families, uplinks_in_force};
+pub use self::listed::{is_strict, open_families, uplinks_in_force};
 use self::listing::Chain;
 use self::mending::Difference;
 pub use self::nft::NftError;
 use self::redirecting::not_redirected;
-use self::rules::{FAMILIES, GATE, NAT};
+use self::rules::{ANSWERS, FAMILIES, GATE, NAT, STRICT};
 use self::table::{Table, removal};
 use crate::edges::links::Pattern;
 use crate::edges::wait::pace::Changes;
@@ -64,6 +65,9 @@ pub enum Mode {
     /// The agent does, in a table of its own: masquerade, DNS redirection, and no new
     /// connections towards clients.
     Standalone,
+    /// Nobody, because nothing is forwarded: this is a Whonix gateway. Rules decide what of its
+    /// qubes gets to Tor.
+    Whonix,
 }
 
 impl Mode {
@@ -78,6 +82,7 @@ impl From<Mode> for firewall_core::told::status::Mode {
         match mode {
             Mode::Qubes => Self::Qubes,
             Mode::Standalone => Self::Standalone,
+            Mode::Whonix => Self::Whonix,
         }
     }
 }
@@ -151,7 +156,7 @@ impl Gate {
     /// closes stays until then, and if nothing does, the bare gate comes first. The error says
     /// what is in force instead.
     pub async fn load(&self) -> Result<(), GateError> {
-        let before = open_families().await.map(|open| open.is_empty());
+        let before = self.open().await.map(|open| open.is_empty());
         if let Ok(false) = before {
             self.load_bare().await?;
         }
@@ -165,19 +170,29 @@ impl Gate {
         let modules = lacking::modules(&text).await;
         let is_lacking = !modules.is_empty();
         let why = if is_lacking { Refusal::Modules(modules) } else { Refusal::Other(error) };
-        let closed = match before {
-            Ok(true) => FROM_BEFORE,
-            Ok(false) | Err(_) => "nothing is forwarded from clients",
+        let closed = match (before, self.mode) {
+            (Ok(true), _) => FROM_BEFORE,
+            (Ok(false) | Err(_), Mode::Whonix) => "nothing of clients gets to Tor",
+            (Ok(false) | Err(_), Mode::Qubes | Mode::Standalone) => {
+                "nothing is forwarded from clients"
+            }
         };
         Err(GateError::Closed { why: Box::new(why), closed })
     }
 
     async fn load_bare(&self) -> Result<(), GateError> {
-        let text = FAMILIES.map(|family| rules::bare(family, self.pattern.as_str()).text());
-        let Err(error) = nft::load(&text.concat()).await else {
+        let pattern = self.pattern.as_str();
+        let tables = match self.mode {
+            Mode::Qubes | Mode::Standalone => {
+                FAMILIES.map(|family| rules::bare(family, pattern)).into()
+            }
+            Mode::Whonix => strict::bare_gate(pattern),
+        };
+        let text: String = tables.iter().map(Table::text).collect();
+        let Err(error) = nft::load(&text).await else {
             return Ok(());
         };
-        Err(match open_families().await {
+        Err(match self.open().await {
             Ok(open) if open.is_empty() => {
                 GateError::Closed { why: Box::new(Refusal::Other(error)), closed: FROM_BEFORE }
             }
@@ -186,28 +201,51 @@ impl Gate {
         })
     }
 
-    /// Looks at nftables, once: at the agent's tables, and in mode qubes, where there may be a stray
-    /// one and others lead DNS, at the chains of all.
+    /// Looks at nftables, once: at the agent's tables, and at the chains of all, among which may be
+    /// strays, and, in mode qubes, others that lead DNS.
     pub async fn look(&mut self) -> Look {
-        let chains = match self.mode {
-            Mode::Qubes => Some(listing::chains().await),
-            Mode::Standalone => None,
-        };
-        let is_stray = |it: &Chain| it.family == "inet" && it.table == NAT;
-        let has_stray = matches!(&chains, Some(Ok(chains)) if chains.iter().any(is_stray));
-        let gate = match self.look_at_own().await {
-            Ok(GateLook::Whole(_) | GateLook::Appended(_)) if has_stray => {
-                GateLook::Changed(format!("table inet {NAT}: it belongs to mode standalone"))
+        let chains = listing::chains().await;
+        let stray = chains.as_ref().ok().and_then(|chains| self.stray_in(chains));
+        let gate = match (self.look_at_own().await, stray) {
+            (Ok(GateLook::Whole(_) | GateLook::Appended(_)), Some(stray)) => {
+                GateLook::Changed(stray)
             }
-            Ok(look) => look,
-            Err(error) => GateLook::Unknown(Why::of(error)),
+            (Ok(look), _) => look,
+            (Err(error), _) => GateLook::Unknown(Why::of(error)),
         };
-        let not_redirected = match chains {
-            None => None,
-            Some(Ok(chains)) => Some(not_redirected(&chains).await.map_err(Why::of)),
-            Some(Err(error)) => Some(Err(Why::of(error))),
+        let not_redirected = match (self.mode, chains) {
+            (Mode::Standalone | Mode::Whonix, _) => None,
+            (Mode::Qubes, Ok(chains)) => Some(not_redirected(&chains).await.map_err(Why::of)),
+            (Mode::Qubes, Err(error)) => Some(Err(Why::of(error))),
         };
         Look { gate, not_redirected }
+    }
+
+    /// How a table of another mode is told that is there.
+    fn stray_in(&self, chains: &[Chain]) -> Option<String> {
+        let has = |family: &str, name: &str| {
+            chains.iter().any(|chain| chain.family == family && chain.table == name)
+        };
+        let (family, name, mode) = self.strays().into_iter().find(|it| has(it.0, it.1))?;
+        Some(format!("table {family} {name}: it belongs to mode {}", mode.name()))
+    }
+
+    /// Where nothing of this firewall stops what clients send: `ip`, `ip6`, and in a Whonix gateway
+    /// `inet`.
+    pub async fn open(&self) -> Result<Vec<&'static str>, GateError> {
+        open_families(self.mode == Mode::Whonix).await
+    }
+
+    /// Makes exactly these vifs answer what programs denied. Those that are gone have nothing to answer.
+    pub async fn answer_denied(vifs: &BTreeSet<String>) -> Result<(), GateError> {
+        let there = vifs.iter().filter(|vif| nix::net::if_::if_nametoindex(vif.as_str()).is_ok());
+        let vifs: BTreeSet<String> = there.cloned().collect();
+        if let Some(listed) = listed::list("netdev", ANSWERS).await?
+            && strict::are_answering(&vifs, &listed)
+        {
+            return Ok(());
+        }
+        Ok(nft::load(&strict::answers_text(&vifs)).await?)
     }
 
     /// How what is to be in force is found. What users add to the tables is theirs.
@@ -250,12 +288,19 @@ impl Gate {
         self.stray() + &self.tables().iter().map(Table::text).collect::<String>()
     }
 
-    /// Text that removes the table of the other mode.
+    /// Text that removes the tables of other modes.
     fn stray(&self) -> String {
-        match self.mode {
-            Mode::Qubes => removal("inet", NAT),
-            Mode::Standalone => String::new(),
-        }
+        self.strays().iter().map(|(family, name, _)| removal(family, name)).collect()
+    }
+
+    /// Tables of other modes than this one.
+    fn strays(&self) -> Vec<(&'static str, &'static str, Mode)> {
+        let all = [
+            ("inet", NAT, Mode::Standalone),
+            ("inet", STRICT, Mode::Whonix),
+            ("netdev", ANSWERS, Mode::Whonix),
+        ];
+        all.into_iter().filter(|(_, _, mode)| *mode != self.mode).collect()
     }
 
     fn tables(&self) -> Vec<Table> {
@@ -265,15 +310,19 @@ impl Gate {
         let nat = match mode {
             Mode::Qubes => None,
             Mode::Standalone => Some(rules::nat(pattern, redirections)),
+            Mode::Whonix => return strict::gate(pattern),
         };
         gates.chain(nat).collect()
     }
 }
 
-/// Puts tables in the place of the gate that forward nothing, and removes NAT.
+/// Puts tables in the place of the gate that forward nothing, and removes NAT. In a Whonix gateway,
+/// which forwards nothing, what enters it is Whonix' business again, as without this firewall.
 pub async fn close() -> Result<(), GateError> {
     let tables = FAMILIES.map(|family| rules::closed(family).text());
-    nft::load(&(removal("inet", NAT) + &tables.concat())).await?;
+    let others = [("inet", NAT), ("inet", STRICT), ("netdev", ANSWERS)];
+    let others = others.map(|(family, name)| removal(family, name));
+    nft::load(&(others.concat() + &tables.concat())).await?;
     // By now the policy is in force.
     let bare = FAMILIES.map(|family| format!("flush chain {} {GATE} forward\n", family.name));
     Ok(nft::load(&bare.concat()).await?)

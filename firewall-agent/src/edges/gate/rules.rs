@@ -15,12 +15,17 @@ pub(super) const GATE: &str = "qubes-firewall";
 pub(super) const UPLINKS: &str = "uplinks";
 /// The table of mode standalone.
 pub(super) const NAT: &str = "qubes-firewall-nat";
+/// The table of mode whonix that lets into the gateway what has a permit.
+pub(super) const STRICT: &str = "qubes-firewall-strict";
+/// The table of mode whonix that answers what rules deny.
+pub(super) const ANSWERS: &str = "qubes-firewall-answers";
 /// The gate's chain at its hook.
 pub(super) const FORWARD: &str = "forward";
 /// The gate's chain that users' scripts jump to, and append to.
 pub(super) const USERS: &str = "qubes-forward";
 
-const FORWARDING: Hook = Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
+pub(super) const FORWARDING: Hook =
+    Hook { kind: "filter", hook: "forward", priority: 0, policy: "drop" };
 /// Before every chain that could say otherwise, or have what it sees forwarded past all of them
 /// (`flow add`).
 const LEAVING: Hook = Hook { priority: -300, policy: "accept", ..FORWARDING };
@@ -53,8 +58,6 @@ pub(super) const FAMILIES: [Family; 2] =
 /// `related`, in the direction of the packet that met them.
 pub(super) fn gate(family: Family, pattern: &str, uplinks: Option<&Uplinks>) -> Table {
     let Family { name, icmp } = family;
-    // The hardware address, without the condition on the kind of link that `ether daddr` brings.
-    let begins = |permit| format!("@ll,0,32 {:#010x}", u32::from_be_bytes(permit));
     let permitted = Rule::told(format!("{} accept", begins(PERMIT)), "accepted by a qube's rules");
     let errors = Rule::told(
         format!("{} ct state related accept", begins(PERMIT_RELATED)),
@@ -109,12 +112,22 @@ fn leaving(Uplinks(links): &Uplinks, pattern: &str, reject: &Rule) -> Chain {
     Chain { name: UPLINKS, hook: Some(LEAVING), first, last: None }
 }
 
+/// The condition that a packet has a permit: the hardware address, without the condition on the kind
+/// of link that `ether daddr` brings.
+pub(super) fn begins(permit: [u8; PERMIT.len()]) -> String {
+    format!("@ll,0,32 {:#010x}", u32::from_be_bytes(permit))
+}
+
+/// The rules of a chain by which nothing comes from a vif, but for what these rules in between let
+/// pass. What others append to it is not asked.
+pub(super) fn closing(pattern: &str, but: impl IntoIterator<Item = Rule>) -> Vec<Rule> {
+    let others = Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube");
+    [others].into_iter().chain(but).chain([Rule::plain("drop")]).collect()
+}
+
 /// A gate of which every kernel with nf_tables is capable: what comes from a vif goes nowhere.
 pub(super) fn bare(family: Family, pattern: &str) -> Table {
-    let first = vec![
-        Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube"),
-        Rule::plain("drop"),
-    ];
+    let first = closing(pattern, []);
     Table {
         family: family.name,
         name: GATE,

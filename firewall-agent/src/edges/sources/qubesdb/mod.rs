@@ -25,6 +25,7 @@ use self::client::{ClientError, Connection};
 pub use self::uplinks_key::UplinksKey;
 use self::wire::{NotAPath, Path};
 use firewall_core::events::Event;
+use firewall_core::tor::{Access, Each, Keys, Service};
 use firewall_core::uplinks::{BadUplinks, KEY as UPLINKS, Uplinks};
 
 /// How patient the source is.
@@ -74,6 +75,15 @@ pub async fn uplinks(
 async fn read_uplinks(from: &mut Connection) -> Result<Result<Option<Uplinks>, BadUplinks>, Ended> {
     let value = from.read(&Path::new(UPLINKS)?).await?.unwrap_or_default();
     Ok(Uplinks::parse(&String::from_utf8_lossy(&value)))
+}
+
+/// What the own keys of a Whonix gateway say of Tor's services.
+async fn read_tor_services(from: &mut Connection) -> Result<Keys, Ended> {
+    let mut of = async |service: Service| {
+        let value = from.read(&Path::new(service.key())?).await?.unwrap_or_default();
+        Ok::<_, Ended>(Access::parse(&String::from_utf8_lossy(&value)))
+    };
+    Ok(Each { socks: of(Service::Socks).await?, control: of(Service::Control).await? })
 }
 
 /// What the task is asked to do.

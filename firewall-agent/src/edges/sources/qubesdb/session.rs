@@ -15,11 +15,12 @@ use tracing::warn;
 use super::client::{ClientError, Connection, OwnKey, OwnTree};
 use super::trees::{RULES, Rules, read_rules, read_trees};
 use super::wire::Path;
-use super::{Ended, Order, Patience, read_uplinks};
+use super::{Ended, Order, Patience, read_tor_services, read_uplinks};
 use crate::edges::sources::client_of;
 use firewall_core::events::Event;
 use firewall_core::rules::Family;
-use firewall_core::uplinks::{BadUplinks, KEY as UPLINKS, Uplinks};
+use firewall_core::tor::Service;
+use firewall_core::uplinks::KEY as UPLINKS;
 
 const CONNECTED: [&str; 2] = ["/connected-ips", "/connected-ips6"];
 const DEFAULT_USER: &str = "/default-user";
@@ -39,6 +40,7 @@ pub struct Task {
     unread: BTreeSet<IpAddr>,
     are_connected_unread: bool,
     are_uplinks_unread: bool,
+    are_services_unread: bool,
     /// What is told about names, by client.
     published: BTreeMap<IpAddr, BTreeMap<String, BTreeSet<IpAddr>>>,
 }
@@ -63,6 +65,7 @@ impl Task {
             unread: BTreeSet::new(),
             are_connected_unread: false,
             are_uplinks_unread: false,
+            are_services_unread: false,
             published: BTreeMap::new(),
         }
     }
@@ -115,7 +118,8 @@ impl Task {
         self.unread.clear();
         self.published.clear();
         let mut watches = Connection::open(&self.socket, self.patience.answer).await?;
-        for path in [&[RULES, UPLINKS], &CONNECTED[..]].concat() {
+        let services = Service::ALL.map(Service::key);
+        for path in [&[RULES, UPLINKS], &services[..], &CONNECTED[..]].concat() {
             watches.watch(&Path::new(path)?).await?;
         }
         // Events come on a connection of their own; commands have their answers for themselves.
@@ -147,6 +151,7 @@ impl Task {
             self.are_connected_unread = true;
         }
         self.are_uplinks_unread |= path == UPLINKS;
+        self.are_services_unread |= Service::ALL.map(Service::key).contains(&path);
         let Some(path) = path.strip_prefix(RULES) else {
             return;
         };
@@ -192,6 +197,10 @@ impl Task {
             let uplinks = read_uplinks(commands).await?;
             self.tell(Event::Uplinks(uplinks)).await?;
         }
+        if std::mem::take(&mut self.are_services_unread) {
+            let services = read_tor_services(commands).await?;
+            self.tell(Event::TorServices(services)).await?;
+        }
         while let Some(client) = self.unread.pop_first() {
             let rules = read_rules(commands, client).await?;
             // What changed while it was read is told by now: then another commit will come.
@@ -216,7 +225,7 @@ impl Task {
         commands: &mut Connection,
     ) -> Result<(), Ended> {
         let connected = self.read_connected(commands).await?;
-        let uplinks = read_uplinks(commands).await?;
+        let keys = read_keys(commands).await?;
         let mut rules = read_trees(commands).await?;
         self.note_waiting(watches)?;
         for client in &self.in_writing {
@@ -225,7 +234,7 @@ impl Task {
                 None => rules.remove(client),
             };
         }
-        self.tell_everything(connected, uplinks, rules).await
+        self.tell_everything(connected, keys, rules).await
     }
 
     /// Reads everything again, as it stands there, committed or not: whoever asks for that gets what
@@ -233,22 +242,24 @@ impl Task {
     /// writing is told once more when it is committed.
     async fn reread_everything(&mut self, commands: &mut Connection) -> Result<(), Ended> {
         let connected = self.read_connected(commands).await?;
-        let uplinks = read_uplinks(commands).await?;
+        let keys = read_keys(commands).await?;
         let rules = read_trees(commands).await?;
-        self.tell_everything(connected, uplinks, rules).await
+        self.tell_everything(connected, keys, rules).await
     }
 
     async fn tell_everything(
         &mut self,
         connected: BTreeSet<IpAddr>,
-        uplinks: Result<Option<Uplinks>, BadUplinks>,
+        keys: [Event; 2],
         rules: BTreeMap<IpAddr, Rules>,
     ) -> Result<(), Ended> {
         self.committed.clone_from(&rules);
         self.tell(Event::Source(None)).await?;
         self.tell(Event::Connected(connected)).await?;
-        // Before the rules: nothing may be in force that leaves by another link.
-        self.tell(Event::Uplinks(uplinks)).await?;
+        // Before the rules: nothing may be in force that leaves by another link, or gets to a service.
+        for key in keys {
+            self.tell(key).await?;
+        }
         self.tell(Event::AllRules(rules)).await
     }
 
@@ -307,6 +318,12 @@ impl Task {
         self.published.insert(client, names);
         Ok(())
     }
+}
+
+/// What the netvm's own keys say.
+async fn read_keys(from: &mut Connection) -> Result<[Event; 2], Ended> {
+    let uplinks = Event::Uplinks(read_uplinks(from).await?);
+    Ok([uplinks, Event::TorServices(read_tor_services(from).await?)])
 }
 
 /// A refusal of the daemon hinders nothing else.

@@ -1,0 +1,99 @@
+//! The rules of the gate in a Whonix gateway, where nothing is forwarded: what comes from a vif and has
+//! no permit comes no further than conntrack, and what a program denied is answered at its vif.
+//! Never loads them, and never knows Whonix' own tables.
+
+use std::collections::BTreeSet;
+
+use firewall_common::abi::{PERMIT, PERMIT_RELATED};
+
+use super::listed::Listed;
+use super::rules::{
+    ANSWERS, FAMILIES, FORWARD, FORWARDING, GATE, STRICT, USERS, bare, begins, closing,
+};
+use super::table::{Chain, Hook, Rule, Table, removal};
+
+/// Right behind conntrack (-200), which puts fragments together and knows errors; in front of where
+/// Whonix leads packets to Tor (-100).
+const ENTERING: Hook = Hook { kind: "filter", hook: "prerouting", priority: -199, policy: "drop" };
+
+/// All tables that close.
+pub(super) fn gate(pattern: &str) -> Vec<Table> {
+    let related = Rule::told(
+        format!("{} ct state related accept", begins(PERMIT_RELATED)),
+        "errors about a known connection",
+    );
+    let permitted = Rule::told(format!("{} accept", begins(PERMIT)), "accepted by a qube's rules");
+    let comment = "The rules of qubes are not here but in eBPF: run `firewall-agent show`";
+    let entering = entering(pattern, comment, vec![permitted, related]);
+    FAMILIES.iter().map(|family| shut(family.name, pattern)).chain([entering]).collect()
+}
+
+/// The same of which every kernel with nf_tables is capable: nothing comes in from a vif.
+pub(super) fn bare_gate(pattern: &str) -> Vec<Table> {
+    let comment = "The whole gate is not there (yet): `firewall-agent status` says why";
+    let entering = entering(pattern, comment, Vec::new());
+    FAMILIES.iter().map(|family| bare(*family, pattern)).chain([entering]).collect()
+}
+
+fn entering(pattern: &str, comment: &'static str, but: Vec<Rule>) -> Table {
+    let first = closing(pattern, but);
+    let chain = Chain { name: "prerouting", hook: Some(ENTERING), first, last: None };
+    Table { family: "inet", name: STRICT, comment, chains: vec![chain] }
+}
+
+/// The gate as scripts of users expect it, which forwards nothing from a vif.
+fn shut(family: &'static str, pattern: &str) -> Table {
+    let first = closing(pattern, []);
+    let users = Chain { name: USERS, hook: None, first: Vec::new(), last: None };
+    Table {
+        family,
+        name: GATE,
+        comment: "A Whonix gateway forwards nothing: see `table inet qubes-firewall-strict`",
+        chains: vec![Chain { name: FORWARD, hook: Some(FORWARDING), first, last: None }, users],
+    }
+}
+
+/// The rules that answer what a program denied, behind that program: an answer of any later chain would
+/// meet Whonix' own chain `output`, and go nowhere. The program makes what it denies a frame for another
+/// machine, which the kernel drops behind these chains; it lets no other such frame pass. Nobody
+/// answers what is for many, or a part of something.
+fn answers() -> Vec<Rule> {
+    let silent = [
+        "meta pkttype != other accept",
+        "ip daddr { 224.0.0.0/4, 255.255.255.255 } accept",
+        "ip6 daddr ff00::/8 accept",
+        "ip frag-off & 0x3fff != 0 accept",
+        "exthdr frag exists accept",
+    ];
+    let reject = "meta protocol { ip, ip6 } reject with icmpx type admin-prohibited";
+    silent.into_iter().chain([reject]).map(Rule::plain).collect()
+}
+
+/// Text that makes exactly these vifs answer, each by a chain of its own.
+pub(super) fn answers_text(vifs: &BTreeSet<String>) -> String {
+    let mut text = removal("netdev", ANSWERS);
+    text += &format!("table netdev {ANSWERS} {{\n");
+    // What a link may be called is more than what a chain may be.
+    for (number, vif) in vifs.iter().enumerate() {
+        text += &format!("\tchain answer{number} {{\n\t\ttype filter hook ingress device ");
+        text += &format!("\"{vif}\" priority 0; policy accept;\n");
+        text.extend(answers().iter().map(|rule| format!("\t\t{rule}\n")));
+        text += "\t}\n";
+    }
+    text + "}\n"
+}
+
+/// Whether exactly these vifs answer, as far as the table tells.
+pub(super) fn are_answering(vifs: &BTreeSet<String>, listed: &Listed) -> bool {
+    let seals: Vec<String> = answers().iter().map(Rule::seal).collect();
+    let is_whole = |name: &str| {
+        let rules = listed.rules.iter().filter(|rule| rule.chain == name);
+        rules.map(|rule| rule.seal().map(str::to_owned)).eq(seals.iter().cloned().map(Some))
+    };
+    let chains = || listed.chains.iter();
+    let devices: Vec<&str> = chains().filter_map(|chain| chain.dev.as_deref()).collect();
+    let is_one_each = devices.len() == vifs.len() && devices.len() == chains().count();
+    let are_these = devices.into_iter().collect::<BTreeSet<_>>()
+        == vifs.iter().map(String::as_str).collect::<BTreeSet<_>>();
+    !listed.is_asleep && is_one_each && are_these && chains().all(|chain| is_whole(&chain.name))
+}
