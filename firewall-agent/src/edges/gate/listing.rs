@@ -124,3 +124,11 @@ pub(super) fn chains_in(json: &[u8]) -> serde_json::Result<Vec<Chain>> {
 pub(super) async fn chains() -> Result<Vec<Chain>, GateError> {
     Ok(chains_in(&nft::list_chains().await?)?)
 }
+
+/// The tables there are: family and name of each.
+pub(super) async fn tables() -> Result<Vec<(String, String)>, GateError> {
+    let listing: Listing = serde_json::from_slice(&nft::list_tables().await?)?;
+    let tables = listing.nftables.into_iter().filter_map(|object| object.table);
+    let text = |table: &Value, key: &str| table.get(key)?.as_str().map(str::to_owned);
+    Ok(tables.filter_map(|it| Some((text(&it, "family")?, text(&it, "name")?))).collect())
+}

@@ -37,7 +37,6 @@ use tracing::warn;
 pub use self::between::between;
 pub use self::errors::{GateError, Refusal};
 pub use self::listed::{is_strict, open_families, uplinks_in_force};
-use self::listing::Chain;
 use self::mending::Difference;
 pub use self::nft::NftError;
 use self::redirecting::not_redirected;
@@ -132,7 +131,7 @@ impl Gate {
     /// where it was; only if that fails, everything goes and comes anew.
     pub async fn mend(&self) -> Result<(), GateError> {
         for _ in 0..MENDING_TRIES {
-            let mut text = self.stray();
+            let mut text = self.stray().await.unwrap_or_default();
             for table in self.tables() {
                 text += &match listed::list(table.family, table.name).await {
                     Ok(Some(listed)) => mending::text(&table, &listed, |number| {
@@ -160,7 +159,7 @@ impl Gate {
         if let Ok(false) = before {
             self.load_bare().await?;
         }
-        let text = self.text();
+        let text = self.stray().await.unwrap_or_default() + &self.text();
         let Err(error) = nft::load(&text).await else {
             return Ok(());
         };
@@ -201,33 +200,32 @@ impl Gate {
         })
     }
 
-    /// Looks at nftables, once: at the agent's tables, and at the chains of all, among which may be
-    /// strays, and, in mode qubes, others that lead DNS.
+    /// Looks at nftables, once: at the agent's tables, and in mode qubes at the chains of others that
+    /// may lead DNS.
     pub async fn look(&mut self) -> Look {
-        let chains = listing::chains().await;
-        let stray = chains.as_ref().ok().and_then(|chains| self.stray_in(chains));
-        let gate = match (self.look_at_own().await, stray) {
-            (Ok(GateLook::Whole(_) | GateLook::Appended(_)), Some(stray)) => {
-                GateLook::Changed(stray)
-            }
-            (Ok(look), _) => look,
-            (Err(error), _) => GateLook::Unknown(Why::of(error)),
-        };
-        let not_redirected = match (self.mode, chains) {
-            (Mode::Standalone | Mode::Whonix, _) => None,
-            (Mode::Qubes, Ok(chains)) => Some(not_redirected(&chains).await.map_err(Why::of)),
-            (Mode::Qubes, Err(error)) => Some(Err(Why::of(error))),
+        let gate = self.look_at_tables().await;
+        let gate = gate.unwrap_or_else(|error| GateLook::Unknown(Why::of(error)));
+        let not_redirected = match self.mode {
+            Mode::Standalone | Mode::Whonix => None,
+            Mode::Qubes => Some(not_redirected().await.map_err(Why::of)),
         };
         Look { gate, not_redirected }
     }
 
-    /// How a table of another mode is told that is there.
-    fn stray_in(&self, chains: &[Chain]) -> Option<String> {
-        let has = |family: &str, name: &str| {
-            chains.iter().any(|chain| chain.family == family && chain.table == name)
-        };
-        let (family, name, mode) = self.strays().into_iter().find(|it| has(it.0, it.1))?;
-        Some(format!("table {family} {name}: it belongs to mode {}", mode.name()))
+    /// How what is to be in force is found, and whether tables of another mode are there.
+    async fn look_at_tables(&mut self) -> Result<GateLook, GateError> {
+        match self.look_at_own().await? {
+            look @ (GateLook::Whole(_) | GateLook::Appended(_)) => {
+                Ok(match self.strays().await?.first() {
+                    Some((family, name, mode)) => GateLook::Changed(format!(
+                        "table {family} {name}: it belongs to mode {}",
+                        mode.name()
+                    )),
+                    None => look,
+                })
+            }
+            look => Ok(look),
+        }
     }
 
     /// Where nothing of this firewall stops what clients send: `ip`, `ip6`, and in a Whonix gateway
@@ -285,22 +283,31 @@ impl Gate {
 
     /// The rules as text for `nft`.
     pub fn text(&self) -> String {
-        self.stray() + &self.tables().iter().map(Table::text).collect::<String>()
+        self.tables().iter().map(Table::text).collect::<String>()
     }
 
-    /// Text that removes the tables of other modes.
-    fn stray(&self) -> String {
-        self.strays().iter().map(|(family, name, _)| removal(family, name)).collect()
+    /// Text that removes the tables of other modes that there are: a kernel may not know of all their
+    /// families.
+    async fn stray(&self) -> Result<String, GateError> {
+        let strays = self.strays().await?;
+        Ok(strays.iter().map(|(family, name, _)| removal(family, name)).collect())
     }
 
-    /// Tables of other modes than this one.
-    fn strays(&self) -> Vec<(&'static str, &'static str, Mode)> {
+    /// Tables there are of other modes than this one.
+    async fn strays(&self) -> Result<Vec<(&'static str, &'static str, Mode)>, GateError> {
+        let there = listing::tables().await?;
+        let is_there = |family: &str, name: &str| {
+            there.iter().any(|(its_family, its_name)| its_family == family && its_name == name)
+        };
         let all = [
             ("inet", NAT, Mode::Standalone),
             ("inet", STRICT, Mode::Whonix),
             ("netdev", ANSWERS, Mode::Whonix),
         ];
-        all.into_iter().filter(|(_, _, mode)| *mode != self.mode).collect()
+        let strays = all
+            .into_iter()
+            .filter(|(family, name, mode)| *mode != self.mode && is_there(family, name));
+        Ok(strays.collect())
     }
 
     fn tables(&self) -> Vec<Table> {
@@ -321,8 +328,10 @@ impl Gate {
 pub async fn close() -> Result<(), GateError> {
     let tables = FAMILIES.map(|family| rules::closed(family).text());
     let others = [("inet", NAT), ("inet", STRICT), ("netdev", ANSWERS)];
-    let others = others.map(|(family, name)| removal(family, name));
-    nft::load(&(others.concat() + &tables.concat())).await?;
+    let there = listing::tables().await?;
+    let is_there = |it: &(&str, &str)| there.iter().any(|(of, name)| of == it.0 && name == it.1);
+    let others = others.into_iter().filter(is_there).map(|(family, name)| removal(family, name));
+    nft::load(&(others.collect::<String>() + &tables.concat())).await?;
     // By now the policy is in force.
     let bare = FAMILIES.map(|family| format!("flush chain {} {GATE} forward\n", family.name));
     Ok(nft::load(&bare.concat()).await?)

@@ -29,6 +29,11 @@ pub(super) async fn is_loadable(text: &str) -> bool {
     run(&["-c", "-f", "-"], text).await.is_ok()
 }
 
+/// All tables, without what is in them, as libnftables-json(5) describes.
+pub(super) async fn list_tables() -> Result<Vec<u8>, NftError> {
+    Ok(listed(&["-j", "list", "tables"]).await?.unwrap_or_default())
+}
+
 /// The chains of all tables, as libnftables-json(5) describes.
 pub(super) async fn list_chains() -> Result<Vec<u8>, NftError> {
     Ok(listed(&["-j", "list", "chains"]).await?.unwrap_or_default())

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::errors::GateError;
 use super::listed;
-use super::listing::{Chain, Rule};
+use super::listing::{Chain, Rule, chains};
 
 /// What may lead a packet elsewhere; `xt` is what iptables wrote.
 const TRANSLATING: [&str; 4] = ["dnat", "redirect", "tproxy", "xt"];
@@ -66,14 +66,14 @@ fn left_alone(rules: &[Rule]) -> BTreeSet<Ipv4Addr> {
 }
 
 /// The virtual resolvers that no rule in force leads elsewhere, where there are these chains.
-pub(super) async fn not_redirected(chains: &[Chain]) -> Result<BTreeSet<Ipv4Addr>, GateError> {
+pub(super) async fn not_redirected() -> Result<BTreeSet<Ipv4Addr>, GateError> {
     // What iptables wrote in the old way, nft does not list.
     let legacy = tokio::fs::read_to_string("/proc/net/ip_tables_names").await.unwrap_or_default();
     if legacy.lines().any(|table| table == "nat") {
         return Ok(BTreeSet::new());
     }
     let mut resolvers = BTreeSet::from(VIRTUAL_RESOLVERS);
-    for (family, name) in translating(chains) {
+    for (family, name) in translating(&chains().await?) {
         // One that is gone by now leads nothing anywhere.
         let rules = listed::list(family, name).await?.map(|table| table.rules);
         let left_alone = left_alone(&rules.unwrap_or_default());
