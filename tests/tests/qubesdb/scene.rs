@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use firewall_agent::edges::sources::qubesdb::{Patience, QubesDb};
 use firewall_core::events::Event;
+use firewall_core::tor::{Access, NoAccess};
 use firewall_tests::rig::qubesdb::FakeQubesDb;
 use tempfile::TempDir;
 
@@ -20,6 +21,8 @@ pub const NONE: &[(&str, &[u8])] = &[];
 
 /// Any uplink will do.
 const ANY: &str = "uplinks any";
+/// No key says anything about Tor's services.
+const NONE_ALLOWED: &str = "tor nobody says";
 
 pub struct Scene {
     pub server: Arc<FakeQubesDb>,
@@ -28,6 +31,8 @@ pub struct Scene {
     _directory: TempDir,
     /// What was told last about uplinks.
     uplinks: String,
+    /// What was told last about Tor's services.
+    tor: String,
 }
 
 impl Scene {
@@ -45,16 +50,27 @@ impl Scene {
             last_pause: Duration::from_millis(100),
         };
         let source = runtime.block_on(async { QubesDb::start(socket, patience) });
-        Self { server, source, runtime, _directory: directory, uplinks: ANY.to_owned() }
+        Self {
+            server,
+            source,
+            runtime,
+            _directory: directory,
+            uplinks: ANY.to_owned(),
+            tor: NONE_ALLOWED.to_owned(),
+        }
     }
 
-    /// The next news, in short; what was told about uplinks already is none.
+    /// The next news, in short; what was told about uplinks or Tor's services already is
+    /// none.
     pub fn next(&mut self) -> String {
         loop {
             let news = async { tokio::time::timeout(PATIENCE, self.source.next()).await };
             let news = short(&self.runtime.block_on(news).expect("no news"));
-            if news == self.uplinks {
+            if news == self.uplinks || news == self.tor {
                 continue;
+            }
+            if news.starts_with("tor ") {
+                self.tor.clone_from(&news);
             }
             if news.starts_with("uplinks ") {
                 self.uplinks.clone_from(&news);
@@ -122,6 +138,15 @@ fn short(event: &Event) -> String {
         Event::Connected(connected) => {
             let each = connected.iter().map(IpAddr::to_string);
             format!("connected {}", each.collect::<Vec<_>>().join(" "))
+        }
+        Event::TorServices(keys) => {
+            let said = |key: &Result<Option<Access>, _>| match key {
+                Ok(None) => "nobody says".to_owned(),
+                Ok(Some(access)) => access.to_string(),
+                Err(NoAccess(text)) => format!("`{text}`"),
+            };
+            let (socks, control) = (said(&keys.socks), said(&keys.control));
+            if socks == control { format!("tor {socks}") } else { format!("tor {socks} {control}") }
         }
         Event::Uplinks(Ok(None)) => ANY.to_owned(),
         Event::Uplinks(Ok(Some(links))) => format!("uplinks {links}"),

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use firewall_core::tor::Service;
 use firewall_core::uplinks::KEY;
 use firewall_tests::rig::qubesdb::{Behaviour, Lie};
 
@@ -93,6 +94,25 @@ fn addresses_of_clients_are_told_when_they_change() {
     scene.expect(&["connected 10.137.0.2 fd09::1 fd09::2"]);
     scene.server.remove("/connected-ips6");
     scene.expect(&["connected 10.137.0.2"]);
+}
+
+#[test]
+fn what_keys_say_of_tors_services_is_told_before_the_rules_and_when_it_changes() {
+    let [socks, control] = Service::ALL.map(Service::key);
+    let mut scene = Scene::new(|server| {
+        server.write(socks, b"allow");
+        server.reload(ONE, "drop", ACCEPT);
+    });
+    scene.expect(&["readable", "connected ", "tor allow nobody says"]);
+    scene.expect(&["all 10.137.0.1: drop 0000"]);
+    scene.server.write(control, b"deny");
+    scene.expect(&["tor allow deny"]);
+    scene.server.write(socks, b"yes");
+    scene.expect(&["tor `yes` deny"]);
+    scene.server.remove(socks);
+    scene.expect(&["tor nobody says deny"]);
+    scene.server.write(control, b"");
+    scene.expect(&["tor nobody says"]);
 }
 
 #[test]
@@ -199,14 +219,14 @@ fn a_daemon_that_went_away_is_found_again_and_everything_is_read() {
 
 #[test]
 fn a_daemon_that_hangs_up_anywhere_is_asked_again() {
-    for answers in 0..14 {
+    for answers in 0..18 {
         let mut scene = Scene::new(|server| {
             server.reload(ONE, "drop", ACCEPT);
             let behaviour = Behaviour { hangs_up_after: Some(answers), ..Behaviour::default() };
             server.behave(behaviour);
         });
         // Until it is better, it may be so for ever.
-        if answers < 9 {
+        if answers < 13 {
             scene.until("unreadable");
             scene.server.behave(Behaviour::default());
         }

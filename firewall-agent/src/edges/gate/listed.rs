@@ -255,6 +255,14 @@ fn is_about_vifs(condition: &Value) -> bool {
     key == Some("iifname") && is_equal && right.is_some_and(|name| name.ends_with('*'))
 }
 
+/// The tables there are: family and name of each.
+pub(super) async fn tables() -> Result<Vec<(String, String)>, GateError> {
+    let listing: Listing = serde_json::from_slice(&nft::list_tables().await?)?;
+    let tables = listing.nftables.into_iter().filter_map(|object| object.table);
+    let text = |table: &Value, key: &str| table.get(key)?.as_str().map(str::to_owned);
+    Ok(tables.filter_map(|it| Some((text(&it, "family")?, text(&it, "name")?))).collect())
+}
+
 /// A table as it is in force; `None` if there is none.
 pub(super) async fn list(family: &str, name: &str) -> Result<Option<Listed>, GateError> {
     let json = nft::list(family, name).await?;

@@ -118,7 +118,7 @@ impl Gate {
     /// where it was; only if that fails, everything goes and comes anew.
     pub async fn mend(&self) -> Result<(), GateError> {
         for _ in 0..MENDING_TRIES {
-            let mut text = self.stray();
+            let mut text = self.stray().await.unwrap_or_default();
             for table in self.tables() {
                 text += &match listed::list(table.family, table.name).await {
                     Ok(Some(listed)) => mending::text(&table, &listed),
@@ -144,7 +144,7 @@ impl Gate {
         if let Ok(false) = before {
             self.load_bare().await?;
         }
-        let text = self.text();
+        let text = self.stray().await.unwrap_or_default() + &self.text();
         let Err(error) = nft::load(&text).await else {
             return Ok(());
         };
@@ -227,11 +227,9 @@ impl Gate {
                 None => {}
             }
         }
-        for (family, name, mode) in self.strays() {
-            if nft::list(family, name).await?.is_some() {
-                let stray = format!("table {family} {name}: it belongs to mode {}", mode.name());
-                return Ok(GateLook::Changed(stray));
-            }
+        if let Some((family, name, mode)) = self.strays().await?.first() {
+            let stray = format!("table {family} {name}: it belongs to mode {}", mode.name());
+            return Ok(GateLook::Changed(stray));
         }
         Ok(appended.map_or(GateLook::Whole(added), GateLook::Appended))
     }
@@ -243,22 +241,31 @@ impl Gate {
 
     /// The rules as text for `nft`.
     pub fn text(&self) -> String {
-        self.stray() + &self.tables().iter().map(Table::text).collect::<String>()
+        self.tables().iter().map(Table::text).collect::<String>()
     }
 
-    /// Text that removes the tables of other modes.
-    fn stray(&self) -> String {
-        self.strays().iter().map(|(family, name, _)| removal(family, name)).collect()
+    /// Text that removes the tables of other modes that there are: a kernel may not know of all their
+    /// families.
+    async fn stray(&self) -> Result<String, GateError> {
+        let strays = self.strays().await?;
+        Ok(strays.iter().map(|(family, name, _)| removal(family, name)).collect())
     }
 
-    /// Tables of other modes than this one.
-    fn strays(&self) -> Vec<(&'static str, &'static str, Mode)> {
+    /// Tables there are of other modes than this one.
+    async fn strays(&self) -> Result<Vec<(&'static str, &'static str, Mode)>, GateError> {
+        let there = listed::tables().await?;
+        let is_there = |family: &str, name: &str| {
+            there.iter().any(|(its_family, its_name)| its_family == family && its_name == name)
+        };
         let all = [
             ("inet", NAT, Mode::Standalone),
             ("inet", STRICT, Mode::Whonix),
             ("netdev", ANSWERS, Mode::Whonix),
         ];
-        all.into_iter().filter(|(_, _, mode)| *mode != self.mode).collect()
+        let strays = all
+            .into_iter()
+            .filter(|(family, name, mode)| *mode != self.mode && is_there(family, name));
+        Ok(strays.collect())
     }
 
     fn tables(&self) -> Vec<Table> {
@@ -279,8 +286,10 @@ impl Gate {
 pub async fn close() -> Result<(), GateError> {
     let tables = FAMILIES.map(|family| rules::closed(family).text());
     let others = [("inet", NAT), ("inet", STRICT), ("netdev", ANSWERS)];
-    let others = others.map(|(family, name)| removal(family, name));
-    nft::load(&(others.concat() + &tables.concat())).await?;
+    let there = listed::tables().await?;
+    let is_there = |it: &(&str, &str)| there.iter().any(|(of, name)| of == it.0 && name == it.1);
+    let others = others.into_iter().filter(is_there).map(|(family, name)| removal(family, name));
+    nft::load(&(others.collect::<String>() + &tables.concat())).await?;
     // By now the policy is in force.
     let bare = FAMILIES.map(|family| format!("flush chain {} {GATE} forward\n", family.name));
     Ok(nft::load(&bare.concat()).await?)

@@ -34,6 +34,11 @@ pub(super) async fn list_all() -> Result<Vec<u8>, NftError> {
     Ok(listed(&["-j", "-t", "list", "ruleset"]).await?.unwrap_or_default())
 }
 
+/// All tables, without what is in them, as libnftables-json(5) describes.
+pub(super) async fn list_tables() -> Result<Vec<u8>, NftError> {
+    Ok(listed(&["-j", "list", "tables"]).await?.unwrap_or_default())
+}
+
 /// The chains of all tables, as libnftables-json(5) describes.
 pub(super) async fn list_chains() -> Result<Vec<u8>, NftError> {
     Ok(listed(&["-j", "list", "chains"]).await?.unwrap_or_default())
