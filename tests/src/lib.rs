@@ -9,6 +9,7 @@
 //! | pure | does the meaning hold? | `tests/pure` | nothing; seconds | [`packets`], [`oracle`], [`rig::agent::binary`] |
 //! | program | does the kernel agree? | `tests/program` | root, BPF; a minute | [`program`] |
 //! | rig | does the product work? | `tests/rig` | root, BPF, namespaces; minutes | [`rig`], [`traffic`], [`program`] |
+//! | whonix | does it hold in a Whonix gateway? | `tests/rig/whonix*.rs` | as rig; for some a Tor, which xtask unpacks | [`whonix`] |
 //! | rig itself | does the rig tell the truth? | `tests/rig_self.rs` | root, namespaces; seconds | [`rig`], [`traffic`] |
 //! | qubesdb | is dom0 understood, whatever it says? | `tests/qubesdb` | nothing; seconds | [`rig::qubesdb`] |
 //! | stock | where do ours and today's firewall differ? | `tests/stock.rs` | as rig | [`stock`] |

@@ -30,6 +30,7 @@ mod pure {
     mod told;
     mod top;
     mod uplinks;
+    mod whonix_page;
     mod wider;
     mod world;
 }
