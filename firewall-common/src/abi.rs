@@ -135,8 +135,8 @@ abi_type! {
 }
 
 abi_type! {
-    /// Key of the map of flows to the netvm itself, and of the other way of connections that were
-    /// opened towards clients: what connection tracking has one entry for.
+    /// Key of the map of flows to the netvm itself, and of the map of connections that were opened
+    /// towards clients, which has the other way of each: what connection tracking has one entry for.
     FlowKey: 28 bytes {
         /// Interface index of the vif.
         vif: u32,
@@ -147,8 +147,7 @@ abi_type! {
         port: u16,
         /// UDP or TCP source port, or identifier of an ICMP echo request.
         source_port: u16,
-        /// Number of the protocol as IANA assigns it; 256 is added for IPv6, and 512 for a
-        /// connection that was opened towards a client.
+        /// Number of the protocol as IANA assigns it; 256 is added for IPv6.
         protocol: u32,
     }
 }

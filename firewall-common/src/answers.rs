@@ -12,13 +12,13 @@ pub const ANSWERS_BURST: u64 = 1_000;
 /// is told as denied.
 pub const ANSWERS_PER_SECOND: u64 = 20;
 
+/// Connections towards clients that are known at once, of all clients together.
+pub const MAX_OPENINGS: usize = 1 << 15;
+
 /// The bit of `skb->tc_index` that says, without [`STAMPED`](crate::abi::STAMPED), that the other
 /// bits are the index of a client that sent the packet as an answer.
 pub const ANSWERING: u32 = 1 << 14;
 const _: () = assert!(MAX_CLIENTS <= ANSWERING as usize, "an index does not fit beside the bit");
-
-/// Added to a protocol's number in a key: a flow to the netvm itself has other keys.
-const TOWARDS_CLIENT: u32 = 512;
 
 /// One end of a connection: an address, and a UDP or TCP port.
 pub type End = (Address, u16);
@@ -40,7 +40,7 @@ pub fn key(
         Protocol::Icmp | Protocol::Other => 0,
     }) as u16;
     let family = forget(if peer.is_mapped() { 0 } else { 256 });
-    let protocol = u32::from(packet.number) | family | TOWARDS_CLIENT;
+    let protocol = u32::from(packet.number) | family;
     FlowKey {
         vif,
         destination: peer,

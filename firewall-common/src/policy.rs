@@ -27,15 +27,9 @@ pub trait Tables {
     fn class(&self, index: u32) -> Option<Class>;
     /// The segment with this index; `None` if there is none.
     fn segment(&self, index: u32) -> Option<Segment>;
-    /// Whether others' rules in the gate are asked about what comes from clients without rules, and
-    /// from nobody's addresses.
+    /// Whether others' rules in the gate are asked about what comes from clients without rules.
     fn asks_others(&self) -> bool {
         false
-    }
-    /// Whether an address belongs to a client, wherever the client is.
-    fn is_connected(&self, address: &Address) -> bool {
-        let _ = address;
-        true
     }
     /// Whether rules judge all that a client sends, on the destination that it wrote: what the
     /// kernel takes for the netvm's own as well, and what is for many. Only neighbour discovery with
@@ -68,13 +62,11 @@ pub fn decide(tables: &impl Tables, vif: u32, frame: &Result<Frame, Reason>) -> 
     };
     let key = ClientKey { vif, address: packet.source };
     let Some(client) = tables.client(&key) else {
-        if packet.source.is_link_local() {
-            return Decision::stray(Verdict::Drop, Reason::LinkLocal);
-        }
-        let is_nobodys = || !tables.is_connected(&packet.source);
-        let is_asked = tables.asks_others() && is_nobodys();
-        let verdict = if is_asked { Verdict::Reject } else { Verdict::Drop };
-        return Decision::stray(verdict, Reason::UnknownSource);
+        let is_link_local = packet.source.is_link_local();
+        let reason = if is_link_local { Reason::LinkLocal } else { Reason::UnknownSource };
+        // Nobody is asked, and nobody gets an error: what has a stranger's address could be taken for
+        // the answer to somebody else, and the error would go to the stranger.
+        return Decision::stray(Verdict::Drop, reason);
     };
     if let Some(decision) = decide_message(&client, packet) {
         return decision;

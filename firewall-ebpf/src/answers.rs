@@ -13,8 +13,9 @@ use firewall_common::packet::{self, Head, Packet, Receiver};
 use crate::budget;
 use crate::clock::{SECOND, coarse};
 use crate::forget::forget;
-use crate::maps::{ANSWER_BUDGETS, FLOWS};
+use crate::maps::{ANSWER_BUDGETS, OPENINGS};
 use crate::skb::Skb;
+use crate::uplink;
 
 /// Added to the protocol's number in a key, it makes one that no entry has: a ping is nobody's
 /// answer.
@@ -65,7 +66,7 @@ pub fn note(context: &TcContext) {
     let (vif, peer) = (leaving.0.arrival().interface, (packet.source, packet.source_port));
     let key = key(vif, peer, packet.port, &packet, forget);
     // Without an entry, answers are told as denied.
-    let _ = FLOWS.insert(&key, &coarse(), 0);
+    let _ = OPENINGS.insert(&key, &0, 0);
 }
 
 /// Whether a client's packet goes the other way of a connection that was noted, and the budget of
@@ -88,7 +89,7 @@ pub fn may_be_answer(vif: u32, packet: &Packet) -> bool {
 pub fn give_back(context: &TcContext) {
     // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
     let index = unsafe { (*context.skb.skb).tc_index };
-    if index & (STAMPED | ANSWERING) != ANSWERING {
+    if index & (STAMPED | ANSWERING) != ANSWERING || uplink::is_later_fragment(context) {
         return;
     }
     let Some(next) = ANSWER_BUDGETS.get_ptr_mut(index & !ANSWERING) else {
@@ -110,7 +111,7 @@ fn key_of_answer(vif: u32, packet: &Packet) -> FlowKey {
 #[inline(always)]
 fn is_noted(key: &FlowKey) -> bool {
     // SAFETY: only whether there is an entry matters.
-    unsafe { FLOWS.get(key) }.is_some()
+    unsafe { OPENINGS.get(key) }.is_some()
 }
 
 /// Takes an answer with this key out of a client's budget; 0 is that there is no such connection, or

@@ -11,6 +11,7 @@ use firewall_common::fragments::{Piece, Turn};
 use firewall_common::packet::{Packet, Protocol};
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
+use crate::answers;
 use crate::budget::take;
 use crate::clock::{SECOND, coarse};
 use crate::fragments;
@@ -53,6 +54,8 @@ pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
             Reason::Answer => true,
             Reason::Arp => notice(vif, coarse()),
             _ if packet.is_neighbour_discovery() => notice(vif, coarse()),
+            // The netvm opened it: the entry of connection tracking is the netvm's own.
+            _ if answers::may_be_answer(vif, packet) => true,
             _ => flow(vif, packet, coarse()),
         },
     };

@@ -233,7 +233,7 @@ pub fn from_client_early(context: XdpContext) -> u32 {
 pub fn to_client(context: TcContext) -> i32 {
     answers::note(&context);
     answers::give_back(&context);
-    uplink::count_leaving(skb::stamp_of(&context));
+    uplink::count_leaving(&context, skb::stamp_of(&context));
     TC_ACT_UNSPEC
 }
 

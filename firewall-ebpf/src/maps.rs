@@ -13,6 +13,7 @@ use firewall_common::abi::{
     MAX_FLOWS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES, MAX_SEGMENTS, MAX_STAMPS,
     RECORDS_BYTES, Segment,
 };
+use firewall_common::answers::MAX_OPENINGS;
 use firewall_common::fragments::{Datagrams, MAX_TABLES};
 
 const MMAPABLE: usize = BPF_F_MMAPABLE as usize;
@@ -164,11 +165,15 @@ pub struct PassBudget {
 #[btf_map]
 pub static PASS_BUDGETS: Array<PassBudget, MAX_BUDGETS> = Array::new();
 
-/// When a flow to the netvm itself was paid for, or a connection towards a client was opened, in
-/// nanoseconds of the coarse clock; the least recently used goes first. What limits the packets that
-/// are handed on writes and reads, and so does what knows answers.
+/// When a flow to the netvm itself was paid for, in nanoseconds of the coarse clock; the least
+/// recently used goes first. What limits the packets that are handed on writes and reads.
 #[btf_map]
 pub static FLOWS: LruHashMap<FlowKey, u64, MAX_FLOWS> = LruHashMap::new();
+
+/// Connections that were opened towards clients; the least recently used goes first. What knows
+/// answers writes and reads; the agent adds those that were open before.
+#[btf_map]
+pub static OPENINGS: LruHashMap<FlowKey, u8, MAX_OPENINGS> = LruHashMap::new();
 
 /// Unfinished datagrams, by the lowest bits of a client's index. What lets fragments pass
 /// writes and reads, one processor at a time; agent clears for a new client.

@@ -129,11 +129,6 @@ impl<const CACHED: bool> Tables for KernelMaps<CACHED> {
     }
 
     #[inline(always)]
-    fn is_connected(&self, address: &Address) -> bool {
-        is_connected(address)
-    }
-
-    #[inline(always)]
     fn recall(&self, client: &Client, packet: &Packet) -> Option<Segment> {
         if !CACHED {
             return None;

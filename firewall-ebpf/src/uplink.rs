@@ -30,6 +30,16 @@ const TAG_LENGTH: u32 = 4;
 const IPV4_ADDRESSES: u32 = 12;
 const IPV6_ADDRESSES: u32 = 8;
 
+/// Where an IPv4 header has flags and fragment offset, and which bits are the offset (RFC 791).
+const IPV4_FRAGMENT: u32 = 6;
+const IPV4_OFFSET: u16 = 0x1fff;
+/// Where an IPv6 header says what follows, and where a fragment header that follows has the offset,
+/// and in which bits (RFC 8200, section 4.5).
+const IPV6_NEXT_HEADER: u32 = 6;
+const FRAGMENT_HEADER: u8 = 44;
+const IPV6_FRAGMENT: u32 = 42;
+const IPV6_OFFSET: u16 = 0xfff8;
+
 /// Which of a packet's addresses must not be a client's.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum End {
@@ -37,6 +47,24 @@ pub enum End {
     Source,
     /// The destination of a packet that goes out.
     Destination,
+}
+
+/// Whether a packet is a later fragment of what came as one packet: it was counted with its first
+/// one, from which it has its stamp.
+#[inline(always)]
+pub fn is_later_fragment(context: &TcContext) -> bool {
+    // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
+    match unsafe { (*context.skb.skb).protocol } {
+        PROTOCOL_IPV4 => {
+            let field = load::<u16>(context, IPV4_FRAGMENT).map_or(0, u16::from_be);
+            field & IPV4_OFFSET != 0
+        }
+        PROTOCOL_IPV6 if load::<u8>(context, IPV6_NEXT_HEADER) == Some(FRAGMENT_HEADER) => {
+            let field = load::<u16>(context, IPV6_FRAGMENT).map_or(0, u16::from_be);
+            field & IPV6_OFFSET != 0
+        }
+        _ => false,
+    }
 }
 
 /// Drops a packet that a client sent if what accepted the packet is not in force any more: the
@@ -48,14 +76,14 @@ pub fn check_stamp(context: &TcContext) -> i32 {
     if is_stale(stamp) {
         return drop_for(context, Reason::Outdated, &Err(Reason::Outdated));
     }
-    count_leaving(stamp);
+    count_leaving(context, stamp);
     TC_ACT_UNSPEC
 }
 
 /// Counts a packet that leaves, if a client sent the packet, and rules accepted it.
 #[inline(always)]
-pub fn count_leaving(stamp: u32) {
-    if stamp != 0 {
+pub fn count_leaving(context: &TcContext, stamp: u32) {
+    if stamp != 0 && !is_later_fragment(context) {
         report::count_leaving();
     }
 }

@@ -43,12 +43,14 @@ mod rig {
     mod repair;
     mod scene;
     mod service;
+    mod strangers;
     mod strict;
     mod traffic;
     mod tunnel;
     mod unread;
     mod uplinks;
     mod uplinks_life;
+    mod uplinks_waiting;
     mod vifs;
     mod waiting;
     mod whonix;

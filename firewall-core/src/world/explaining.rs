@@ -143,10 +143,6 @@ impl Tables for Known<'_> {
         self.world.judges_all()
     }
 
-    fn is_connected(&self, address: &Address) -> bool {
-        self.world.connected.contains(IpAddr::from(*address))
-    }
-
     fn seconds(&self) -> u64 {
         self.now.since_boot().as_secs()
     }

@@ -101,7 +101,7 @@ impl Gate {
         self.mode
     }
 
-    /// What sources that are no clients meet: others' rules, if there are any.
+    /// What clients without rules meet: others' rules, if there are any.
     pub(super) fn leave_effect(&self) -> Effect {
         Effect::LeaveToOthers(self.asks_others())
     }

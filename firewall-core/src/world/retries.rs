@@ -104,7 +104,7 @@ fn what(task: Task) -> String {
         Task::Links => "links are not known as they are now".to_owned(),
         Task::Locals => "the netvm's own addresses are not those that packets meet".to_owned(),
         Task::LeaveToOthers => {
-            "rules of others in the gate are not asked about sources that are no clients".to_owned()
+            "rules of others in the gate are not asked about clients without rules".to_owned()
         }
         Task::Connected => "addresses of clients are not all guarded on other links".to_owned(),
         Task::Put(client) => format!("the rules of {} are not in force", of(client)),

@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::World;
-use crate::client::Links;
+use crate::client::{ClientId, Links};
 use crate::events::{Effect, Notice};
 use crate::told::status::{UplinkStatus, UplinksFrom, UplinksStatus};
 use crate::uplinks::{BadUplinks, KEY, Uplinks};
@@ -86,6 +86,9 @@ impl World {
         let mut effects = self.limit.read(key);
         if effects.iter().any(|effect| matches!(effect, Effect::LimitUplinks(_))) {
             effects.push(self.naming.ask_all());
+            // What waits in the netvm for the address of a neighbour was let pass by the list before.
+            let clients: Vec<ClientId> = self.clients.installed().all().collect();
+            effects.extend(clients.into_iter().flat_map(|client| self.put(client, false)));
         }
         effects
     }

@@ -2,15 +2,16 @@
 //! told as an answer, and only that.
 //! Never looks at what clients open themselves.
 
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Instant;
 
 use anyhow::{Context as _, Result, ensure};
+use firewall_common::abi::REJECT_BURST;
 use firewall_common::answers::{ANSWERS_BURST, ANSWERS_PER_SECOND};
 use firewall_core::told::status::ClientStatus;
 use firewall_tests::rig::agent::PATIENCE;
 use firewall_tests::rig::server::EchoServer;
-use firewall_tests::rig::{UPLINK_V4, UPLINK_V6, connections};
+use firewall_tests::rig::{UPLINK, UPLINK_V4, UPLINK_V6, connections};
 use firewall_tests::traffic::probe::{OpenFlow, SILENCE};
 
 use super::scene::unspecified;
@@ -113,5 +114,65 @@ fn what_looks_like_answers_of_a_connection_that_is_over_is_told_as_denied() -> R
         peer.set_read_timeout(Some(SILENCE))?;
         ensure!(peer.recv(&mut [0; 16]).is_err(), "{client}: one passed");
     }
+    Ok(())
+}
+
+#[test]
+fn answers_to_connections_of_the_netvm_itself_are_in_no_budget() -> Result<()> {
+    const COUNT: usize = 300;
+    let world = World::new("netvms")?;
+    let agent = world.start_with(QUBES)?;
+    world.put(&agent, &[])?;
+    for client in [world.v4, world.v6] {
+        let at = SocketAddr::new(client, PORT);
+        let _server = EchoServer::start(world.client.namespace(), at)?;
+        let connect = || Ok(TcpStream::connect_timeout(&at, PATIENCE)?);
+        for number in 0..COUNT {
+            let stream = world.rig.netvm().run(connect);
+            stream.with_context(|| format!("{client}: connection {number}"))?;
+        }
+        let counters = agent.client(client)?.counters;
+        ensure!(!counters.contains_key("too-many"), "{client}: {counters:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn an_answer_that_leaves_in_fragments_is_given_back_once() -> Result<()> {
+    // Beyond its budget of answers, what the client sends uses up that of rejects.
+    const FAKES: u64 = ANSWERS_BURST + REJECT_BURST / 4;
+    let world = World::new("giveback")?;
+    open_routes(&world)?;
+    world.rig.netvm().ip(&["link", "set", UPLINK, "mtu", "1280"])?;
+    let agent = world.start_with(QUBES)?;
+    world.put(&agent, &[])?;
+    // Without "do not fragment".
+    world.client.namespace().sysctl("net/ipv4/ip_no_pmtu_disc", "1")?;
+    let bound = |port| world.client.namespace().run(|| Ok(UdpSocket::bind((world.v4, port))?));
+    let (server, over) = (bound(PORT)?, bound(PORT + 1)?);
+    let peer = world.rig.internet().run(|| Ok(UdpSocket::bind("0.0.0.0:0")?))?;
+    let mut asked = Vec::new();
+    for socket in [&server, &over, &peer] {
+        socket.set_read_timeout(Some(PATIENCE))?;
+    }
+    for (socket, port) in [(&server, PORT), (&over, PORT + 1)] {
+        peer.send_to(b"question", (world.v4, port))?;
+        asked.push(socket.recv_from(&mut [0; 16]).context("nobody asks the client")?.1);
+    }
+    // One of the two connections is over, and the other goes on.
+    connections::forget(world.rig.netvm())?;
+    peer.send_to(b"question", (world.v4, PORT))?;
+    server.recv_from(&mut [0; 16]).context("nobody asks the client again")?;
+    let since = Instant::now();
+    for number in 0..FAKES {
+        server.send_to(&[7; 1400], asked[0])?;
+        let length = peer.recv(&mut [0; 2000]).with_context(|| format!("answer {number}"))?;
+        assert_eq!(length, 1400);
+        while over.send_to(b"no answer", asked[1]).is_err() {}
+    }
+    let [denied, answers] = denied_and_answers(&agent.client(world.v4)?);
+    assert_eq!(denied + answers, 2 * FAKES);
+    let most = FAKES + ANSWERS_BURST + (since.elapsed().as_secs() + 2) * ANSWERS_PER_SECOND;
+    ensure!(answers <= most, "{answers} were told as answers, of at most {most}");
     Ok(())
 }

@@ -150,7 +150,6 @@ pub struct Inspection {
     counters: Array<MapData, Plain<Counter>>,
     locals: HashMap<MapData, Plain<Address>, u8>,
     others: Array<MapData, u32>,
-    connected: HashMap<MapData, Plain<Address>, u8>,
     judge_all: Array<MapData, u32>,
     /// Whether IPv6 neighbour discovery is judged. That is built into the program, where it
     /// cannot be read: whoever knows has to say so.
@@ -188,7 +187,6 @@ impl Inspection {
             counters: take(&mut maps, "COUNTERS")?,
             locals: take(&mut maps, "LOCALS")?,
             others: take(&mut maps, ".data.others")?,
-            connected: take(&mut maps, "CONNECTED")?,
             judge_all: take(&mut maps, ".rodata.strict")?,
             guards_neighbours: false,
             failure: RefCell::default(),
@@ -340,10 +338,6 @@ impl Tables for Inspection {
 
     fn asks_others(&self) -> bool {
         self.note(".data.others", self.others.get(&0, 0)).is_some_and(|others| others != 0)
-    }
-
-    fn is_connected(&self, address: &Address) -> bool {
-        self.note("CONNECTED", self.connected.get(&Plain(*address), 0)).is_some()
     }
 
     fn judges_all(&self) -> bool {

@@ -13,12 +13,12 @@ use super::plain::Plain;
 use firewall_core::client::ClientId;
 use firewall_core::connection::Flow;
 
-/// The map of flows.
-pub struct Openings(HashMap<MapData, Plain<FlowKey>, u64>);
+/// The map of connections towards clients.
+pub struct Openings(HashMap<MapData, Plain<FlowKey>, u8>);
 
 impl Openings {
     pub(super) fn new(ebpf: &mut aya::Ebpf) -> Result<Self, MapsError> {
-        Ok(Self(take(ebpf, "FLOWS")?))
+        Ok(Self(take(ebpf, "OPENINGS")?))
     }
 
     /// Makes the programs know those of some connections that were opened towards these clients.
@@ -28,7 +28,6 @@ impl Openings {
             for client in clients.iter().filter(|client| client.address == address) {
                 let peer = (answer.destination, answer.port);
                 let key = key(client.vif, peer, answer.source_port, answer, std::convert::identity);
-                // When it was opened says nothing here.
                 self.0.insert(Plain(key), 0, 0)?;
             }
         }
