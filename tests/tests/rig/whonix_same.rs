@@ -70,7 +70,7 @@ fn without_port(came: Came) -> Came {
 fn with_us_a_qube_without_restrictions_gets_what_it_gets_without_us() -> Result<()> {
     let mut random = StdRng::seed_from_u64(seed());
     let mut kinds = Vec::new();
-    for _ in 0..rounds(150, 3000) {
+    for _ in 0..rounds(150, 1500) {
         kinds.push(any(&mut random)?);
     }
     kinds.extend(MATRIX.iter().map(|line| Kind { to: line.1, what: line.2, odd: line.3 }));
