@@ -42,7 +42,8 @@ removing() {
         echo "The firewall stays closed until the next boot: what its rules accept goes on," \
             "and nothing else is forwarded. To open it now: rm -r $PINS; nft delete table ip" \
             "qubes-firewall; nft delete table ip6 qubes-firewall; nft delete table inet" \
-            "qubes-firewall-nat" >&2
+            "qubes-firewall-nat (in a Whonix gateway: inet qubes-firewall-strict, and netdev" \
+            "qubes-firewall-answers)" >&2
     fi
 }
 

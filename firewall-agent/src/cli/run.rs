@@ -230,7 +230,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             reject_rate,
             local_rate,
         };
-        let guard = Guard { private, onions: gate.mode == Mode::Whonix };
+        let guard = Guard { private, is_of_tor: gate.mode == Mode::Whonix };
         Ok(Self {
             source,
             socket,

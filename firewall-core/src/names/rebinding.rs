@@ -44,8 +44,9 @@ const ONIONS: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 192, 0, 0), 10);
 pub struct Guard {
     /// Names, and all names under them, whose owner is trusted with the private network.
     pub private: Vec<String>,
-    /// Whether names are asked of Tor, which alone gives onion services addresses.
-    pub onions: bool,
+    /// Whether names are asked of Tor: it alone gives onion services addresses, and nobody there owns
+    /// names like `printer.lan`.
+    pub is_of_tor: bool,
 }
 
 impl Guard {
@@ -53,7 +54,9 @@ impl Guard {
     pub fn allows(&self, name: &str, address: IpAddr) -> bool {
         match place(address) {
             Place::Public => true,
-            Place::Own => self.is_private(name) || self.is_onion(name, address),
+            // An exit of Tor answers there, in whose network no name is anybody's own.
+            Place::Own if self.is_of_tor => self.is_onion(name, address) || self.is_trusted(name),
+            Place::Own => self.is_private(name),
             Place::Nowhere => false,
         }
     }
@@ -69,17 +72,23 @@ impl Guard {
         let (network, length) = ONIONS;
         let IpAddr::V4(v4) = address else { return false };
         let is_there = Ipv4Net::new(network, length).is_ok_and(|network| network.contains(&v4));
-        self.onions && is_there && name.ends_with(".onion")
+        is_there && name.ends_with(".onion")
     }
 
     fn is_private(&self, name: &str) -> bool {
-        let is_under = |suffix: &str| {
-            name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        };
-        !name.contains('.')
-            || PRIVATE_SUFFIXES.into_iter().any(is_under)
-            || self.private.iter().any(|suffix| is_under(suffix))
+        let is_of_a_kind = PRIVATE_SUFFIXES.into_iter().any(|suffix| is_under(name, suffix));
+        !name.contains('.') || is_of_a_kind || self.is_trusted(name)
     }
+
+    /// Whether the administrator said that the name may lead into private networks.
+    fn is_trusted(&self, name: &str) -> bool {
+        self.private.iter().any(|suffix| is_under(name, suffix))
+    }
+}
+
+/// Whether a name is this one or under it.
+fn is_under(name: &str, suffix: &str) -> bool {
+    name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
 }
 
 /// Where an address leads.
@@ -155,8 +164,8 @@ mod tests {
 
     #[test]
     fn onion_names_lead_to_tors_addresses_where_tor_is_asked_and_nowhere_else() {
-        let check = |onions: bool, name: &str, address: &str, expected: bool| {
-            let guard = Guard { private: Vec::new(), onions };
+        let check = |is_of_tor: bool, name: &str, address: &str, expected: bool| {
+            let guard = Guard { private: Vec::new(), is_of_tor };
             let address = address.parse().expect("an address");
             assert_eq!(guard.allows(name, address), expected, "{name} {address}");
         };
@@ -169,12 +178,19 @@ mod tests {
         check(true, "a.onion.example", "10.192.0.1", false);
         check(true, "nonion.example", "10.192.0.1", false);
         check(false, "a.onion", "10.192.0.1", false);
+        // What an exit says of names that are somebody's own elsewhere.
+        for name in ["printer.lan", "proxy", "x.internal"] {
+            for address in ["10.137.0.1", "10.152.152.10", "10.192.0.1", "fd19:c33d:88bc::10"] {
+                check(true, name, address, false);
+                check(false, name, address, true);
+            }
+        }
     }
 
     #[test]
     fn public_names_do_not_lead_into_private_networks() {
         let private = vec!["office.example".to_owned()];
-        let guard = Guard { private, onions: false };
+        let guard = Guard { private, is_of_tor: false };
         let check = |name: &str, address: &str, expected: bool| {
             let address = address.parse().expect("an address");
             assert_eq!(guard.allows(name, address), expected, "{name} {address}");

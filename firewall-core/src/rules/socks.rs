@@ -3,6 +3,7 @@
 //! Never decides about a packet: the policy does.
 
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use firewall_common::packet::Protocol;
 use ipnet::IpNet;
@@ -19,6 +20,9 @@ pub const BYPASSED: &str = "cannot hold: SOCKS is open to this client, and Tor i
 /// What to do about such a rule.
 pub const CLOSE_SOCKS: &str = "drop ports 9050-9229 of TCP in front of it, but then programs that know \
      Tor, like Tor Browser, do not work; or do not rely on it";
+
+/// From the first port of SOCKS to the last, with what is in between.
+const TORS: RangeInclusive<u16> = 9050..=9229;
 
 /// Whether a policy lets the client get to any port of SOCKS at any of the gateway's addresses.
 pub fn is_open(family: Family, policy: &Policy) -> bool {
@@ -49,7 +53,7 @@ fn edges_in(prefix: &Prefix, policy: &Policy) -> Vec<u128> {
     [prefix.first()].into_iter().chain(edges).collect()
 }
 
-/// Whether a rule drops TCP to somewhere beyond the gateway, which SOCKS leads around.
+/// Whether a rule drops TCP to somewhere beyond the gateway, or to some ports, which SOCKS leads around.
 pub fn is_bypassed(rule: &Rule) -> bool {
     let is_gateways = |network: &IpNet| {
         let own = tor::ADDRESSES.into_iter();
@@ -59,7 +63,12 @@ pub fn is_bypassed(rule: &Rule) -> bool {
     let is_beyond = match &rule.destination {
         Destination::Network(network) => !is_gateways(network),
         Destination::Name(_) => true,
-        Destination::Any | Destination::Tor(_) => false,
+        // Some ports of all hosts, unless these are Tor's own: there is nothing to lead around.
+        Destination::Any => rule.service.tcp.as_ref().is_some_and(|ports| {
+            *ports != (0..=u16::MAX)
+                && !(TORS.contains(ports.start()) && TORS.contains(ports.end()))
+        }),
+        Destination::Tor(_) => false,
     };
     rule.action == Action::Drop && is_beyond && rule.service.tcp.is_some()
 }

@@ -366,6 +366,8 @@ fn a_drop_rule_that_socks_leads_around_is_said_not_to_hold() {
     let [one, two, three] = own.each_ref().map(String::as_str);
     check("accept", &[one, two, three, host], Deny, &[]);
     check("accept", &[one, three, host], Deny, &[2]);
+    check("accept", &["action=drop proto=tcp dstports=25-25"], Deny, &[0]);
+    check("accept", &["action=drop proto=tcp"], Deny, &[]);
     let hole = "action=accept dst4=10.137.77.0/24 proto=tcp dstports=9150-9150";
     check("accept", &[hole, one, two, three, host], Deny, &[4]);
     check("drop", &["action=accept proto=tcp", host], Deny, &[1]);
