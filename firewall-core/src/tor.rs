@@ -182,13 +182,19 @@ impl Fate {
     /// What becomes of a packet that rules accept: the first one, if it is one of a connection.
     /// `is_own` is whether it is for an address of the gateway itself.
     pub fn of(packet: &Packet, is_own: bool) -> Self {
-        let to_tor = is_tors(packet.destination.into());
+        let destination: IpAddr = packet.destination.into();
+        let to_tor = is_tors(destination);
         match packet.protocol {
+            // From a link, the kernel takes nothing that is for loopback (`ipv6_rcv`, and
+            // `ip_route_input_slow` behind the redirections).
+            _ if destination.is_ipv6() && destination.is_loopback() => Self::Dropped,
             Protocol::Tcp if to_tor && has(Service::Control, packet.port) => Self::Control,
             Protocol::Tcp if to_tor && has(Service::Socks, packet.port) => Self::Socks,
             Protocol::Tcp => Self::TransPort,
             Protocol::Udp if packet.port == DNS => Self::DnsPort,
-            Protocol::Udp if packet.port == DNS_PORT && is_own => Self::DnsPort,
+            Protocol::Udp if packet.port == DNS_PORT && is_own && !destination.is_loopback() => {
+                Self::DnsPort
+            }
             Protocol::Icmp if packet.is_neighbour_discovery() => Self::Neighbour,
             Protocol::Icmp if packet.message == Message::Error => Self::Related,
             Protocol::Udp | Protocol::Icmp | Protocol::Other => Self::Dropped,

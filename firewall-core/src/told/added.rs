@@ -51,9 +51,7 @@ impl Warning {
                 "sees only what rules deny; to drop what rules accept, insert it in front of the \
                  chain `forward`"
             }
-            Self::OpensAll => {
-                "accepts whatever clients send, so their rules decide nothing; name a source"
-            }
+            Self::OpensAll => "accepts whatever clients send; name a source",
         }
     }
 }

@@ -167,7 +167,7 @@ fn what_tor_gets_is_as_in_the_table_of_whonix() {
         let to = address(to);
         let client = address(if to.is_ipv4() { CLIENT } else { CLIENT6 });
         let packet = PacketStatus::plain(client, to, protocol, port).packet();
-        let is_own = [address(GATEWAY), address(GATEWAY6)].contains(&to);
+        let is_own = [GATEWAY, GATEWAY6, "127.0.0.1", "::1"].map(address).contains(&to);
         assert_eq!(Fate::of(&packet, is_own), expected, "{to} {protocol} {port}");
     };
     for (port, service) in PORTS {
@@ -194,6 +194,9 @@ fn what_tor_gets_is_as_in_the_table_of_whonix() {
     check("8.8.8.8", 1, 8, Fate::Dropped);
     check("2001:db8::8", 58, 128, Fate::Dropped);
     check(GATEWAY6, 58, 135, Fate::Neighbour);
+    check("::1", TCP, 80, Fate::Dropped);
+    check("::1", UDP, 53, Fate::Dropped);
+    check("127.0.0.1", UDP, 5300, Fate::Dropped);
 }
 
 /// A gateway with one client at home, and addresses of its own.

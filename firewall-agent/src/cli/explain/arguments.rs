@@ -30,7 +30,8 @@ pub struct Explain {
     /// tcpdump or Wireshark wrote (pcap or pcapng).
     #[arg(long, value_name = "HEX|FILE")]
     pub packet: Option<String>,
-    /// Explain by this file of rules, and ask neither the agent nor the kernel.
+    /// Explain by this file of rules, and ask neither the agent nor the kernel. What it says is so in
+    /// a netvm that forwards; in a Whonix gateway, which judges more, ask its agent.
     #[arg(long, value_name = "FILE")]
     pub rules: Option<PathBuf>,
     /// List every rule that was tried, however many there are.
