@@ -52,6 +52,7 @@ mod rig {
     mod uplinks_life;
     mod uplinks_waiting;
     mod vifs;
+    mod vrf;
     mod waiting;
     mod whonix;
     mod whonix_flows;

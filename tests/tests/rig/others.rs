@@ -1,16 +1,18 @@
 //! What others' rules in the gate, and in front of it, make of packets, and what is told of that.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::told::passage::Loss;
 use firewall_core::told::status::State;
 use firewall_tests::oracle::Rule;
-use firewall_tests::rig::ClientSpec;
 use firewall_tests::rig::agent::PATIENCE;
+use firewall_tests::rig::namespace::Namespace;
+use firewall_tests::rig::{ClientSpec, UPLINK};
 use firewall_tests::traffic::probe::{OpenFlow, Outcome, Probe, SILENCE};
 
+use super::clients::{neighbour, put};
 use super::files::cli;
 use super::world::*;
 
@@ -128,4 +130,32 @@ fn ensure_sent(send: &impl Fn() -> Probe) {
     for _ in 0..10 {
         assert_eq!(send().run(PATIENCE).expect("a probe"), Outcome::Accepted);
     }
+}
+
+#[test]
+fn fragments_of_one_client_do_not_stand_in_for_what_another_loses() -> Result<()> {
+    let world = World::new("standin")?;
+    let agent = world.start()?;
+    let (other, addresses) = neighbour(&world, &agent)?;
+    world.put(&agent, &[Rule::all(true)])?;
+    put(&agent, addresses, &[Rule::all(true)])?;
+    world.rig.netvm().ip(&["link", "set", UPLINK, "mtu", "1280"])?;
+    // Without "do not fragment".
+    other.namespace().sysctl("net/ipv4/ip_no_pmtu_disc", "1")?;
+    let bound = |at: &Namespace| at.run(|| Ok(UdpSocket::bind("0.0.0.0:0")?));
+    let (lost, whole) = (bound(world.client.namespace())?, bound(other.namespace())?);
+    let to = SocketAddr::new(SERVER4, 443);
+    world.rig.netvm().nft(&format!(
+        "table inet others {{
+            chain strict {{ type filter hook forward priority -5; ip saddr {} drop; }}
+        }}",
+        world.v4
+    ))?;
+    agent.wait_for("the loss to be told", |status| {
+        for _ in 0..10 {
+            // One in two fragments for each that is lost.
+            let _ = (lost.send_to(b"lost", to), whole.send_to(&[7; 1400], to));
+        }
+        status.agent.lost.as_ref().is_some_and(|it| it.left_frames < it.accepted_frames)
+    })
 }
