@@ -6,7 +6,7 @@ use std::env;
 use std::process::Stdio;
 
 use anyhow::{Result, bail, ensure};
-use firewall_core::told::status::{State, Status};
+use firewall_core::told::status::{ClientStatus, State, Status};
 use firewall_tests::oracle::Ruleset;
 use firewall_tests::rig::agent::{self, Agent, write_rules};
 use firewall_tests::rig::{UPLINK_V4, UPLINK_V6};
@@ -51,7 +51,8 @@ fn runs_and_names(named: &str) -> Result<(World, Agent)> {
         // That a client has settled is not waited for.
         let rules = Ruleset { default_accept: false, rules: vec![tcp_443()] };
         write_rules(world.rig.directory(), client, &rules.file())?;
-        agent.wait_for_state(client, State::Live)?;
+        let is_live = |it: &ClientStatus| it.address == client && it.state == State::Live;
+        agent.wait_for("the rules", |status| status.clients.iter().any(is_live))?;
     }
     let names = |status: &Status| format!("{status:?}").contains(named);
     agent.wait_for(named, names)?;
