@@ -42,8 +42,9 @@ removing() {
         echo "The firewall stays closed until the next boot: what its rules accept goes on," \
             "and nothing else is forwarded. To open it now: rm -r $PINS; nft delete table ip" \
             "qubes-firewall; nft delete table ip6 qubes-firewall; nft delete table inet" \
-            "qubes-firewall-nat (in a Whonix gateway: inet qubes-firewall-strict, and netdev" \
-            "qubes-firewall-answers)" >&2
+            "qubes-firewall-nat" >&2
+        echo "In a Whonix gateway also: nft delete table inet qubes-firewall-strict;" \
+            "nft delete table netdev qubes-firewall-answers" >&2
     fi
 }
 
