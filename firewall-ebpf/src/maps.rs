@@ -186,8 +186,8 @@ pub static DATAGRAMS: Array<Datagrams, MAX_TABLES> = Array::new();
 #[btf_map]
 pub static COUNTERS: Array<Counter, MAX_COUNTERS, MMAPABLE> = Array::new();
 
-/// Whether others have rules in the gate, which are asked about clients without rules, and about
-/// sources that are no client's; 0 is no. The agent writes; the program reads.
+/// Whether others have rules in the gate, which are asked about clients without rules; 0 is no.
+/// The agent writes; the program reads.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.others")]
 pub static mut OTHERS: u32 = 0;

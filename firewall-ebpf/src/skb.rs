@@ -114,8 +114,8 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
         self.address_to(permit);
     }
 
-    /// Writes what stands in place of a stamp, and takes away a permit that the packet came with: its vif has that hardware address, which an
-    /// administrator gave it.
+    /// Writes what stands in place of a stamp, and takes away a permit that the packet came with: its
+    /// vif has that hardware address, which an administrator gave it.
     #[inline(always)]
     fn deny(&self, stamp: u32) {
         self.stamp(stamp);

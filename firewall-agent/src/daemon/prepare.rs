@@ -35,7 +35,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Mounts a BPF file system for pins if there is none, makes their directory, loads the gate, with
 /// what QubesDB behind a socket says of it, and in modes `qubes` and `whonix` runs the administrator's
-/// scripts below `root`. An error if there is no place for pins, or no gate; scripts that fail are told of in the log, and hinder nothing.
+/// scripts below `root`. An error if there is no place for pins, or no gate; scripts that fail are told
+/// of in the log, and hinder nothing.
 pub async fn prepare(
     mut gate: Gate,
     qubesdb: Option<&Path>,

@@ -40,8 +40,7 @@ pub enum Effect {
     SetLocals(BTreeMap<IpAddr, Local>),
     /// These addresses, and no others, belong to clients, present or not.
     SetConnected(BTreeSet<IpAddr>),
-    /// Whether others' rules in the gate are to be asked about clients without rules, and sources
-    /// that are no clients.
+    /// Whether others' rules in the gate are to be asked about clients without rules.
     LeaveToOthers(bool),
     /// Tell what else in nftables packets of clients come by.
     LookBetween,

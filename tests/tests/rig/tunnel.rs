@@ -2,11 +2,13 @@
 //! Never has an agent or rules of its own.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, Result};
 use firewall_tests::packets;
 use firewall_tests::rig::agent::PATIENCE;
 use firewall_tests::rig::namespace::Namespace;
+use firewall_tests::rig::qubesdb::FakeQubesDb;
 use firewall_tests::rig::{INTERNET_V4, INTERNET_V6, UPLINK};
 use firewall_tests::traffic::frames::{self, Capture};
 use firewall_tests::traffic::probe::{Outcome, Probe, SILENCE};
@@ -42,6 +44,20 @@ impl Tunnel {
 
     pub fn netvm(&self) -> &Namespace {
         self.world.rig.netvm()
+    }
+
+    /// Where the agent looks for QubesDB.
+    pub fn socket(&self) -> PathBuf {
+        self.world.rig.directory().join("root/var/run/qubes/qubesdb.sock")
+    }
+
+    /// Starts a QubesDB in which the client's rules accept everything.
+    pub fn qubesdb(&self) -> Result<FakeQubesDb> {
+        let db = FakeQubesDb::start(&self.socket())?;
+        for client in [self.world.v4, self.world.v6] {
+            db.reload(&client.to_string(), "drop", &[("0000", b"action=accept")]);
+        }
+        Ok(db)
     }
 
     /// Makes the tunnel.

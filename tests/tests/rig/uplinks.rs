@@ -169,11 +169,7 @@ fn other_clients_are_reached_and_answers_leave_by_the_tunnel_alone() -> Result<(
 #[test]
 fn dom0_names_the_uplinks_while_the_agent_runs_and_nothing_wrong_gives_any() -> Result<()> {
     let mut tunnel = Tunnel::new("uplinkkey")?;
-    let socket = tunnel.world.rig.directory().join("root/var/run/qubes/qubesdb.sock");
-    let db = FakeQubesDb::start(&socket)?;
-    for client in [tunnel.world.v4, tunnel.world.v6] {
-        db.reload(&client.to_string(), "drop", &[("0000", b"action=accept")]);
-    }
+    let db = tunnel.qubesdb()?;
     let agent = tunnel.world.start()?;
     tunnel.world.check("at first", ACCEPTED, ACCEPTED);
     tunnel.lead(UPLINK)?;
@@ -228,8 +224,8 @@ fn dom0_names_the_uplinks_while_the_agent_runs_and_nothing_wrong_gives_any() -> 
     assert_eq!(told(&agent.status()?.agent), both);
     tunnel.check("without QubesDB", ALL_PROHIBITED4, ALL_PROHIBITED6);
     agent.kill()?;
-    std::fs::remove_file(&socket)?;
-    let db = FakeQubesDb::start(&socket)?;
+    std::fs::remove_file(tunnel.socket())?;
+    let db = FakeQubesDb::start(&tunnel.socket())?;
     for client in [tunnel.world.v4, tunnel.world.v6] {
         db.reload(&client.to_string(), "drop", &[("0000", b"action=accept")]);
     }
@@ -267,7 +263,7 @@ fn what_comes_before_the_service_closes_the_other_links_already() -> Result<()> 
     is("with the option", Some("oifname != \"wg0\" iifname \"vif*\""))?;
     prepare(&[])?;
     is("without it again", None)?;
-    let socket = tunnel.world.rig.directory().join("root/var/run/qubes/qubesdb.sock");
+    let socket = tunnel.socket();
     let db = FakeQubesDb::start(&socket)?;
     db.write(KEY, b"wg0");
     prepare(&[])?;
@@ -289,7 +285,7 @@ fn what_comes_before_the_service_closes_the_other_links_already() -> Result<()> 
 #[test]
 fn dom0_names_the_uplinks_of_a_qube_whose_rules_come_from_files_as_well() -> Result<()> {
     let mut tunnel = Tunnel::new("uplinkfiles")?;
-    let socket = tunnel.world.rig.directory().join("root/var/run/qubes/qubesdb.sock");
+    let socket = tunnel.socket();
     let db = FakeQubesDb::start(&socket)?;
     db.write(KEY, b"wg0");
     let from_files = ["--source", "files"];

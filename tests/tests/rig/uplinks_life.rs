@@ -179,11 +179,7 @@ fn send(from: &Namespace, done: &AtomicBool, sent: &AtomicU64) -> Result<()> {
 #[test]
 fn nothing_leaves_beside_the_tunnel_while_tunnels_lists_and_agents_come_and_go() -> Result<()> {
     let tunnel = Tunnel::new("uplinkcycles")?;
-    let db =
-        FakeQubesDb::start(&tunnel.world.rig.directory().join("root/var/run/qubes/qubesdb.sock"))?;
-    for client in [tunnel.world.v4, tunnel.world.v6] {
-        db.reload(&client.to_string(), "drop", &[("0000", b"action=accept")]);
-    }
+    let db = tunnel.qubesdb()?;
     db.write(KEY, TUNNEL.as_bytes());
     let servers = [SERVER4, SERVER6].map(|server| SocketAddr::new(server, PORT));
     let servers = servers.map(|at| EchoServer::start(tunnel.world.rig.internet(), at));

@@ -4,7 +4,6 @@
 use anyhow::{Context as _, Result, ensure};
 use firewall_core::uplinks::KEY;
 use firewall_tests::packets::{self, UDP};
-use firewall_tests::rig::qubesdb::FakeQubesDb;
 use firewall_tests::rig::{CLIENT_INTERFACE, UPLINK};
 use firewall_tests::traffic::frames;
 
@@ -17,11 +16,7 @@ fn what_waits_leaves_by_no_link_that_the_new_list_does_not_name() -> Result<()> 
     const HOP: &str = "192.0.2.77";
     for is_listed in [false, true] {
         let mut tunnel = Tunnel::new("waits")?;
-        let socket = tunnel.world.rig.directory().join("root/var/run/qubes/qubesdb.sock");
-        let db = FakeQubesDb::start(&socket)?;
-        for client in [tunnel.world.v4, tunnel.world.v6] {
-            db.reload(&client.to_string(), "drop", &[("0000", b"action=accept")]);
-        }
+        let db = tunnel.qubesdb()?;
         let agent = tunnel.world.start()?;
         tunnel.world.check("at first", ACCEPTED, ACCEPTED);
         let netvm = tunnel.netvm().clone();

@@ -21,7 +21,7 @@ use self::machine::End;
 use self::matrix::Row;
 use self::packages::Packages;
 use crate::run::{root, say};
-use crate::{ebpf, setup, suites};
+use crate::{setup, suites};
 
 /// Binaries of tests that run in the guest: those that ask the kernel.
 const RINGS: [&str; 2] = ["program", "rig"];
@@ -120,7 +120,6 @@ fn on(
 
 /// The tests and the agent, without what only debuggers read: the guest reads them over a slow line.
 fn binaries(directory: &Path) -> Result<PathBuf> {
-    ebpf::build()?;
     suites::cargo(&["build", "--locked"])?;
     let to = directory.join("binaries");
     fs::create_dir_all(&to)?;

@@ -381,7 +381,7 @@ impl Maps {
         Ok(outcome?)
     }
 
-    /// Makes known whether others' rules in the gate are asked about sources that are no clients.
+    /// Makes known whether others' rules in the gate are asked about clients without rules.
     pub fn leave_to_others(&mut self, others: bool) -> Result<(), MapsError> {
         Ok(self.others.set(0, u32::from(others), 0)?)
     }

@@ -295,19 +295,8 @@ impl Gate {
 
     /// Tables there are of other modes than this one.
     async fn strays(&self) -> Result<Vec<(&'static str, &'static str, Mode)>, GateError> {
-        let there = listing::tables().await?;
-        let is_there = |family: &str, name: &str| {
-            there.iter().any(|(its_family, its_name)| its_family == family && its_name == name)
-        };
-        let all = [
-            ("inet", NAT, Mode::Standalone),
-            ("inet", STRICT, Mode::Whonix),
-            ("netdev", ANSWERS, Mode::Whonix),
-        ];
-        let strays = all
-            .into_iter()
-            .filter(|(family, name, mode)| *mode != self.mode && is_there(family, name));
-        Ok(strays.collect())
+        let there = of_one_mode().await?.into_iter();
+        Ok(there.filter(|(_, _, mode)| *mode != self.mode).collect())
     }
 
     fn tables(&self) -> Vec<Table> {
@@ -323,14 +312,25 @@ impl Gate {
     }
 }
 
+/// Tables there are that belong to one mode: family and name of each, and the mode.
+async fn of_one_mode() -> Result<Vec<(&'static str, &'static str, Mode)>, GateError> {
+    let there = listing::tables().await?;
+    let is_there = |family: &str, name: &str| {
+        there.iter().any(|(its_family, its_name)| its_family == family && its_name == name)
+    };
+    let all = [
+        ("inet", NAT, Mode::Standalone),
+        ("inet", STRICT, Mode::Whonix),
+        ("netdev", ANSWERS, Mode::Whonix),
+    ];
+    Ok(all.into_iter().filter(|(family, name, _)| is_there(family, name)).collect())
+}
+
 /// Puts tables in the place of the gate that forward nothing, and removes NAT. In a Whonix gateway,
 /// which forwards nothing, what enters it is Whonix' business again, as without this firewall.
 pub async fn close() -> Result<(), GateError> {
     let tables = FAMILIES.map(|family| rules::closed(family).text());
-    let others = [("inet", NAT), ("inet", STRICT), ("netdev", ANSWERS)];
-    let there = listing::tables().await?;
-    let is_there = |it: &(&str, &str)| there.iter().any(|(of, name)| of == it.0 && name == it.1);
-    let others = others.into_iter().filter(is_there).map(|(family, name)| removal(family, name));
+    let others = of_one_mode().await?.into_iter().map(|(family, name, _)| removal(family, name));
     nft::load(&(others.collect::<String>() + &tables.concat())).await?;
     // By now the policy is in force.
     let bare = FAMILIES.map(|family| format!("flush chain {} {GATE} forward\n", family.name));

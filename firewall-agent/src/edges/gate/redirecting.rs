@@ -65,7 +65,7 @@ fn left_alone(rules: &[Rule]) -> BTreeSet<Ipv4Addr> {
     VIRTUAL_RESOLVERS.into_iter().filter(is_left_alone).collect()
 }
 
-/// The virtual resolvers that no rule in force leads elsewhere, where there are these chains.
+/// The virtual resolvers that no rule in force leads elsewhere.
 pub(super) async fn not_redirected() -> Result<BTreeSet<Ipv4Addr>, GateError> {
     // What iptables wrote in the old way, nft does not list.
     let legacy = tokio::fs::read_to_string("/proc/net/ip_tables_names").await.unwrap_or_default();

@@ -58,11 +58,7 @@ pub(super) const FAMILIES: [Family; 2] =
 /// `related`, in the direction of the packet that met them.
 pub(super) fn gate(family: Family, pattern: &str, uplinks: Option<&Uplinks>) -> Table {
     let Family { name, icmp } = family;
-    let permitted = Rule::told(format!("{} accept", begins(PERMIT)), "accepted by a qube's rules");
-    let errors = Rule::told(
-        format!("{} ct state related accept", begins(PERMIT_RELATED)),
-        "errors about a known connection",
-    );
+    let [permitted, errors] = permitted();
     let forward = vec![
         permitted.clone(),
         Rule::told(format!("iifname != \"{pattern}\" accept"), "not from a qube"),
@@ -112,9 +108,18 @@ fn leaving(Uplinks(links): &Uplinks, pattern: &str, reject: &Rule) -> Chain {
     Chain { name: UPLINKS, hook: Some(LEAVING), first, last: None }
 }
 
+/// The rules by which passes what has a permit: what rules of a qube accept, and its ICMP errors.
+pub(super) fn permitted() -> [Rule; 2] {
+    let errors = format!("{} ct state related accept", begins(PERMIT_RELATED));
+    [
+        Rule::told(format!("{} accept", begins(PERMIT)), "accepted by a qube's rules"),
+        Rule::told(errors, "errors about a known connection"),
+    ]
+}
+
 /// The condition that a packet has a permit: the hardware address, without the condition on the kind
 /// of link that `ether daddr` brings.
-pub(super) fn begins(permit: [u8; PERMIT.len()]) -> String {
+fn begins(permit: [u8; PERMIT.len()]) -> String {
     format!("@ll,0,32 {:#010x}", u32::from_be_bytes(permit))
 }
 

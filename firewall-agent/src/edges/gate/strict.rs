@@ -4,11 +4,9 @@
 
 use std::collections::BTreeSet;
 
-use firewall_common::abi::{PERMIT, PERMIT_RELATED};
-
 use super::listed::Listed;
 use super::rules::{
-    ANSWERS, FAMILIES, FORWARD, FORWARDING, GATE, STRICT, USERS, bare, begins, closing,
+    ANSWERS, FAMILIES, FORWARD, FORWARDING, GATE, STRICT, USERS, bare, closing, permitted,
 };
 use super::table::{Chain, Hook, Rule, Table, removal};
 
@@ -18,13 +16,8 @@ const ENTERING: Hook = Hook { kind: "filter", hook: "prerouting", priority: -199
 
 /// All tables that close.
 pub(super) fn gate(pattern: &str) -> Vec<Table> {
-    let related = Rule::told(
-        format!("{} ct state related accept", begins(PERMIT_RELATED)),
-        "errors about a known connection",
-    );
-    let permitted = Rule::told(format!("{} accept", begins(PERMIT)), "accepted by a qube's rules");
     let comment = "The rules of qubes are not here but in eBPF: run `firewall-agent show`";
-    let entering = entering(pattern, comment, vec![permitted, related]);
+    let entering = entering(pattern, comment, permitted().into());
     FAMILIES.iter().map(|family| shut(family.name, pattern)).chain([entering]).collect()
 }
 
