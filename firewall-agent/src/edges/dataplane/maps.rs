@@ -337,8 +337,8 @@ impl Maps {
     }
 
     /// Waits until no packet can see what was replaced, and makes room of it. From then on,
-    /// nothing leaves that what was replaced let pass. Takes some milliseconds. On error nothing is
-    /// given back, and nothing is lost.
+    /// nothing leaves that what was replaced let pass. On error nothing is given back, and nothing
+    /// is lost.
     pub fn quiesce(&mut self) -> Result<(), MapsError> {
         self.policies.wait()?;
         self.stamps.end_retired()?;

@@ -20,6 +20,7 @@ mod pins;
 mod plain;
 mod policies;
 mod ranges;
+mod running;
 mod stamps;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -17,11 +17,13 @@ use aya::maps::{ArrayOfMaps, LpmTrie, MapData};
 use firewall_common::abi::{
     Address, Class, MAX_CLASSES, MAX_POLICIES, MAX_PREFIXES, MAX_SEGMENTS, NO_CLASS, Segment, Span,
 };
+use tracing::debug;
 
 use super::mapped::StagedArray;
 use super::object::{MapsError, indices, take, take_array, take_range};
 use super::plain::Plain;
 use super::ranges::Ranges;
+use super::running::wait_by_visits;
 use firewall_core::rules::Family;
 use firewall_core::rules::compile::Policy;
 use firewall_core::rules::resolve::Prefix;
@@ -83,7 +85,11 @@ impl Policies {
 
     /// Waits until all programs have ended that run now.
     pub(super) fn wait(&mut self) -> Result<(), MapsError> {
-        Ok(self.tries.set(0, &self.empty, 0)?)
+        if let Err(error) = wait_by_visits() {
+            debug!(%error, "the kernel has to wait for running programs");
+            self.tries.set(0, &self.empty, 0)?;
+        }
+        Ok(())
     }
 
     /// The slot of a policy that is shared; 0 if it is not.
