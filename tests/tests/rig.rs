@@ -41,6 +41,7 @@ mod rig {
     mod qubesdb;
     mod renamed;
     mod repair;
+    mod running;
     mod scene;
     mod service;
     mod strangers;

@@ -7,10 +7,10 @@
 #![allow(missing_docs)]
 
 use aya_ebpf::Global;
-use aya_ebpf::bindings::TC_ACT_SHOT;
 use aya_ebpf::bindings::xdp_action::{XDP_ABORTED, XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
 use aya_ebpf::btf_maps::{Array, PerCpuArray, ProgramArray};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_redirect};
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_ns, bpf_redirect};
 use aya_ebpf::macros::{btf_map, classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 
@@ -59,6 +59,22 @@ static NEXT: Array<u32, 1> = Array::new();
 /// UDP packets that came to a sink. Kernel adds, user space reads.
 #[btf_map]
 static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// How far `dawdle` is: 1 in its middle, 2 behind its end. Kernel writes; user space reads, and
+/// sets it back.
+#[btf_map]
+static STAGE: Array<u32, 1> = Array::new();
+/// When `dawdle` ends, in nanoseconds since boot; 0 before it has begun. As `STAGE`.
+#[btf_map]
+static DAWDLE_UNTIL: Array<u64, 1> = Array::new();
+/// `dawdle` itself. User space writes.
+#[btf_map]
+static AGAIN: ProgramArray<1> = ProgramArray::new();
+
+/// How long `dawdle` takes, in nanoseconds, if the kernel has it called again for so long.
+const DAWDLES: u64 = 30_000_000;
+/// Rounds of one call; the verifier walks through each.
+const ROUNDS: u32 = 20_000;
 
 /// Makes the next frame out of the one it is given, which has been anywhere before.
 #[xdp]
@@ -168,6 +184,42 @@ pub fn sink(context: TcContext) -> i32 {
         unsafe { *arrived += 1 };
     }
     TC_ACT_SHOT
+}
+
+/// Takes its time over a UDP packet, and says how far it is.
+#[classifier]
+pub fn dawdle(context: TcContext) -> i32 {
+    if is_udp(&context)
+        && let Some(stage) = STAGE.get_ptr_mut(0)
+        && let Some(until) = DAWDLE_UNTIL.get_ptr_mut(0)
+    {
+        // SAFETY: inside the map's value; there is one packet at a time.
+        let until = unsafe { &mut *until };
+        if *until == 0 {
+            *until = now() + DAWDLES;
+        }
+        // SAFETY: inside the map's value, one aligned store.
+        unsafe { stage.write_volatile(1) };
+        if !is_over(*until) {
+            // SAFETY: nothing is left to be done here; where it fails, the kernel has had enough.
+            unsafe { AGAIN.tail_call(&context, 0) };
+        }
+        // SAFETY: as above.
+        unsafe { stage.write_volatile(2) };
+    }
+    TC_ACT_OK
+}
+
+/// Whether a time has come within some rounds.
+#[inline(always)]
+fn is_over(until: u64) -> bool {
+    (0..ROUNDS).any(|_| now() >= until)
+}
+
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: the helper takes nothing and only returns a number.
+    unsafe { bpf_ktime_get_ns() }
 }
 
 #[inline(always)]

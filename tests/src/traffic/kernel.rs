@@ -302,7 +302,7 @@ pub fn alone_on(processor: Processor) -> Result<()> {
     go_first()
 }
 
-fn stay_on(processor: Processor) -> Result<()> {
+pub(super) fn stay_on(processor: Processor) -> Result<()> {
     let this = Pid::from_raw(0);
     let allowed = sched_getaffinity(this)?;
     let mut all = (0..CpuSet::count()).filter(|it| allowed.is_set(*it).unwrap_or(false));
@@ -328,7 +328,7 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(program.try_into()?)
 }
 
-fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
+pub(super) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier> {
     let program = ebpf.program_mut(name).with_context(|| format!("no program `{name}`"))?;
     Ok(program.try_into()?)
 }
@@ -343,7 +343,7 @@ fn fill(ebpf: &mut Ebpf, hosts: &[IpAddr]) -> Result<()> {
 }
 
 /// The programs, as `cargo xtask build-ebpf` left them.
-fn object() -> Result<Vec<u8>> {
+pub(super) fn object() -> Result<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/traffic.o");
     std::fs::read(&path)
         .with_context(|| format!("no {}: run `cargo xtask build-ebpf`", path.display()))

@@ -2,6 +2,7 @@
 //! floods that the kernel makes.
 //! Never judges what the firewall did.
 
+pub mod dawdler;
 pub mod frames;
 pub(crate) mod icmp;
 pub mod kernel;
