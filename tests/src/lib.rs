@@ -28,10 +28,18 @@ pub mod stock;
 pub mod traffic;
 pub mod whonix;
 
-/// How often a random test goes round: `normally`, or as often as `soak` says where
-/// `cargo xtask test --soak` asks for patience.
+/// How often a random test goes round: `normally`; as often as `soak` says where
+/// `cargo xtask test --soak` asks for patience; a tenth as often, but ten times if that is not more
+/// than `normally`, where `cargo xtask vm` has a slow machine.
 pub fn rounds(normally: usize, soak: usize) -> usize {
-    if std::env::var_os("FIREWALL_SOAK").is_some() { soak } else { normally }
+    let is_set = |name| std::env::var_os(name).is_some();
+    if is_set("FIREWALL_SOAK") {
+        soak
+    } else if is_set("FIREWALL_BRIEF") {
+        normally.div_ceil(10).max(10).min(normally)
+    } else {
+        normally
+    }
 }
 
 /// The seed of a random test: what `--seed` says, or a new one, printed to repeat the run.

@@ -19,8 +19,7 @@ struct Field {
 }
 
 #[track_caller]
-fn check_field(field: &Field) -> Result<()> {
-    let mut program = Program::load()?;
+fn check_field(program: &mut Program, field: &Field) -> Result<()> {
     program.put(field.client, &rules(std::slice::from_ref(&field.rule)), &known())?;
     let sent = [(&field.matches, Outcome::ACCEPTED), (&field.others, Outcome::NOT_PERMITTED)];
     for (packets, expected) in sent {
@@ -42,6 +41,7 @@ fn addresses(list: &[&str]) -> Vec<IpAddr> {
 
 #[test]
 fn every_ipv4_prefix_length_matches_from_its_first_to_its_last_address() -> Result<()> {
+    let mut program = Program::load()?;
     let base = Ipv4Addr::new(100, 100, 100, 100).to_bits();
     for length in 0..=32_u8 {
         let host = u32::MAX.checked_shr(length.into()).unwrap_or(0);
@@ -52,45 +52,53 @@ fn every_ipv4_prefix_length_matches_from_its_first_to_its_last_address() -> Resu
         matches.extend((length > 0).then(|| at(last)));
         let before = first.checked_sub(1).map(at);
         let after = last.checked_add(1).filter(|bits| bits >> 28 != 0xe).map(at);
-        check_field(&Field {
-            client: CLIENT4,
-            rule: Rule {
-                network: Some((Ipv4Addr::from_bits(base).into(), length)),
-                ..Rule::all(true)
+        check_field(
+            &mut program,
+            &Field {
+                client: CLIENT4,
+                rule: Rule {
+                    network: Some((Ipv4Addr::from_bits(base).into(), length)),
+                    ..Rule::all(true)
+                },
+                matches,
+                others: before.into_iter().chain(after).collect(),
             },
-            matches,
-            others: before.into_iter().chain(after).collect(),
-        })?;
+        )?;
     }
     Ok(())
 }
 
 #[test]
 fn ipv6_prefix_lengths_match_from_their_first_to_their_last_address() -> Result<()> {
+    let mut program = Program::load()?;
     let base = "2001:db8:5555:5555:5555:5555:5555:5555".parse::<Ipv6Addr>()?.to_bits();
     for length in [1, 2, 3, 16, 31, 32, 33, 63, 64, 65, 95, 96, 97, 126, 127, 128_u8] {
         let host = u128::MAX.checked_shr(length.into()).unwrap_or(0);
         let (first, last) = (base & !host, base | host);
         let at = |bits: u128| (UDP, IpAddr::V6(Ipv6Addr::from_bits(bits)), 1);
-        check_field(&Field {
-            client: CLIENT6,
-            rule: Rule {
-                network: Some((Ipv6Addr::from_bits(base).into(), length)),
-                ..Rule::all(true)
+        check_field(
+            &mut program,
+            &Field {
+                client: CLIENT6,
+                rule: Rule {
+                    network: Some((Ipv6Addr::from_bits(base).into(), length)),
+                    ..Rule::all(true)
+                },
+                matches: vec![at(base), at(first), at(last)],
+                others: [first.checked_sub(1), last.checked_add(1)]
+                    .into_iter()
+                    .flatten()
+                    .map(at)
+                    .collect(),
             },
-            matches: vec![at(base), at(first), at(last)],
-            others: [first.checked_sub(1), last.checked_add(1)]
-                .into_iter()
-                .flatten()
-                .map(at)
-                .collect(),
-        })?;
+        )?;
     }
     Ok(())
 }
 
 #[test]
 fn port_ranges_are_closed_intervals_and_port_0_is_a_port() -> Result<()> {
+    let mut program = Program::load()?;
     let server = IpAddr::from(SERVER4);
     for (first, last) in
         [(0_u16, 0_u16), (0, 65535), (1, 1), (80, 443), (65535, 65535), (1, 65534), (32767, 32768)]
@@ -107,7 +115,7 @@ fn port_ranges_are_closed_intervals_and_port_0_is_a_port() -> Result<()> {
                 }
             }
             let rule = Rule { proto, ports: Some((first, last)), ..Rule::all(true) };
-            check_field(&Field { client: CLIENT4, rule, matches, others })?;
+            check_field(&mut program, &Field { client: CLIENT4, rule, matches, others })?;
         }
     }
     Ok(())
@@ -115,6 +123,7 @@ fn port_ranges_are_closed_intervals_and_port_0_is_a_port() -> Result<()> {
 
 #[test]
 fn icmp_types_match_exactly_and_only_their_own_family() -> Result<()> {
+    let mut program = Program::load()?;
     let all =
         [(CLIENT4, IpAddr::from(SERVER4), ICMP, ICMPV6), (CLIENT6, SERVER6.into(), ICMPV6, ICMP)];
     for (client, server, own, foreign) in all {
@@ -132,7 +141,10 @@ fn icmp_types_match_exactly_and_only_their_own_family() -> Result<()> {
             for proto in [None, Some(Proto::Icmp)] {
                 let rule = Rule { proto, icmp_type: Some(kind), ..Rule::all(true) };
                 let matches = vec![(own, server, port)];
-                check_field(&Field { client, rule, matches, others: others.clone() })?;
+                check_field(
+                    &mut program,
+                    &Field { client, rule, matches, others: others.clone() },
+                )?;
             }
         }
     }
@@ -141,6 +153,7 @@ fn icmp_types_match_exactly_and_only_their_own_family() -> Result<()> {
 
 #[test]
 fn the_dns_target_is_the_resolvers_on_port_53_by_tcp_and_udp() -> Result<()> {
+    let mut program = Program::load()?;
     let virtual_and_real = addresses(&["10.139.1.1", "10.139.1.2", "192.168.1.1"]);
     let near = addresses(&["10.139.1.0", "10.139.1.3", "192.168.1.2"]);
     let matches = virtual_and_real.iter().flat_map(|&it| [(TCP, it, 53), (UDP, it, 53)]).collect();
@@ -150,8 +163,8 @@ fn the_dns_target_is_the_resolvers_on_port_53_by_tcp_and_udp() -> Result<()> {
         .collect();
     others.extend(near.into_iter().map(|it| (UDP, it, 53)));
     let rule = Rule { dns: true, ..Rule::all(true) };
-    check_field(&Field { client: CLIENT4, rule: rule.clone(), matches, others })?;
+    check_field(&mut program, &Field { client: CLIENT4, rule: rule.clone(), matches, others })?;
     // The IPv6 resolver that `known` names, and no virtual one: Qubes has none.
     let (matches, others) = (vec![(UDP, SERVER6.into(), 53)], vec![(UDP, SERVER6.into(), 54)]);
-    check_field(&Field { client: CLIENT6, rule, matches, others })
+    check_field(&mut program, &Field { client: CLIENT6, rule, matches, others })
 }

@@ -14,9 +14,7 @@ use super::common::*;
 
 #[test]
 fn kernel_and_oracle_agree_on_random_packets() -> Result<()> {
-    let (accepted, rejected) = agree(Program::load()?, rounds(400, 2_000))?;
-    assert!(accepted > 50_000 && rejected > 50_000, "the random packets are too much alike");
-    Ok(())
+    agree(Program::load()?, rounds(400, 2_000))
 }
 
 #[test]
@@ -26,13 +24,11 @@ fn without_its_caches_the_kernel_says_the_same() -> Result<()> {
     let without = program.verified_instructions()?;
     // The verifier does not walk through what cannot be reached.
     assert!(without < with, "{without} instructions without caches, {with} with them");
-    let (accepted, rejected) = agree(program, rounds(100, 1_000))?;
-    assert!(accepted > 10_000 && rejected > 10_000, "the random packets are too much alike");
-    Ok(())
+    agree(program, rounds(100, 1_000))
 }
 
-/// Compares them, and returns how many packets were accepted, and how many were not.
-fn agree(mut program: Program, rounds: usize) -> Result<(u32, u32)> {
+/// Compares them.
+fn agree(mut program: Program, rounds: usize) -> Result<()> {
     let seed = seed();
     let mut generator = Generator::new(seed);
     let servers = dns_servers();
@@ -61,7 +57,9 @@ fn agree(mut program: Program, rounds: usize) -> Result<(u32, u32)> {
         }
     }
     println!("{accepted} packets accepted, {rejected} not");
-    Ok((accepted, rejected))
+    let all = accepted + rejected;
+    assert!(accepted > all / 8 && rejected > all / 8, "the random packets are too much alike");
+    Ok(())
 }
 
 fn counter(program: &Program, client: IpAddr, reason: Reason, rule: usize) -> Result<u64> {

@@ -35,7 +35,9 @@ impl Drop for Machine {
 
 /// Boots, and hands on each line until the machine is off, for `patience` at most.
 pub fn boot(image: &Image, patience: Duration, mut line: impl FnMut(&str)) -> Result<End> {
-    let mut qemu = Command::new("qemu-system-x86_64");
+    // It ends with this process, also if this process is killed.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY])
         .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .args(["-append", "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off"])

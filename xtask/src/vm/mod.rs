@@ -151,7 +151,7 @@ fn test_binary(ring: &str) -> Result<PathBuf> {
 
 /// The script that runs in the guest.
 fn job(kernel: &Kernel, binaries: &Path, filters: &[String]) -> String {
-    let mut job = String::from("set -u\n");
+    let mut job = String::from("set -u\nexport FIREWALL_BRIEF=1\n");
     for (name, value) in kernel.sysctls {
         job += &format!("echo {value} > /proc/sys/{name} || exit 1\n");
     }
