@@ -34,6 +34,9 @@ pub struct Weight {
     pub kernel: String,
     /// What made the programs.
     pub compiler: String,
+    /// Instructions of the largest program that the verifier walked, by version of the kernel; what
+    /// was measured there and accepted.
+    pub verified: BTreeMap<String, u64>,
     /// By name.
     pub programs: BTreeMap<String, Size>,
     /// By what a packet is.
@@ -87,7 +90,9 @@ pub fn measure() -> Result<Weight> {
     }
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
     let kernel = kernel.split('.').take(2).collect::<Vec<_>>().join(".");
-    Ok(Weight { kernel, compiler: compiler(&object), programs, packets: all })
+    let largest = programs.values().map(|size| size.verified).max();
+    let verified = largest.map(|largest| (kernel.clone(), largest)).into_iter().collect();
+    Ok(Weight { kernel, compiler: compiler(&object), verified, programs, packets: all })
 }
 
 /// Weighs packets of a client with these rules.
@@ -151,6 +156,12 @@ pub fn compare(now: &Weight, then: &Weight) -> (Vec<String>, Vec<String>) {
             lighter.push(sentence);
         }
     };
+    for (kernel, verified) in &now.verified {
+        let band = if now.compiler == then.compiler { SAME } else { OTHER };
+        if let Some(before) = then.verified.get(kernel) {
+            weigh(format!("instructions verified by Linux {kernel}"), *verified, *before, band);
+        }
+    }
     for (name, size) in &now.programs {
         let Some(before) = then.programs.get(name) else {
             weigh(format!("{name}, which is new"), size.verified, 0, band);
@@ -183,8 +194,13 @@ pub fn baseline() -> Result<Weight> {
     serde_json::from_str(&text).context("cannot read tests/baseline.json")
 }
 
-/// Makes this the baseline.
+/// Makes this the baseline, which keeps what other kernels' verifiers walked.
 pub fn accept(weight: &Weight) -> Result<()> {
+    let mut weight = weight.clone();
+    for (kernel, verified) in baseline().map(|it| it.verified).unwrap_or_default() {
+        weight.verified.entry(kernel).or_insert(verified);
+    }
+    let weight = &weight;
     Ok(fs::write(path(), format!("{}\n", serde_json::to_string_pretty(weight)?))?)
 }
 

@@ -12,7 +12,7 @@ mod packages;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
@@ -103,8 +103,9 @@ fn on(
     say(&format!("booting {}", kernel.name));
     let mut row = Row::new(kernel);
     let mut has_ended = false;
+    let start = Instant::now();
     let end = machine::boot(&image, patience, |line| {
-        eprintln!("{}| {line}", kernel.name);
+        eprintln!("{} {:4} s| {line}", kernel.name, start.elapsed().as_secs());
         has_ended |= line == "VM job ended with 0";
         row.hear(line);
     })?;
