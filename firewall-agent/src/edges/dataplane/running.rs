@@ -9,7 +9,10 @@
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::channel;
 use std::thread;
+use std::time::Duration;
 
 use nix::sched::{CpuSet, sched_getcpu, sched_setaffinity};
 use nix::sys::statfs::{SYSFS_MAGIC, fstatfs};
@@ -20,21 +23,36 @@ use super::memory_model::may_cache;
 /// Which processors may run programs: numbers and ranges of numbers, `0-3,5` say.
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 
-/// Waits until all programs have ended that run now. An error, without a wait, on a machine where
-/// visits do not tell, and where some processor is not open to visits: outside of the agent's
-/// cpuset, or in a sandbox without `sched_setaffinity`.
+/// How long visits may take. A thread that runs before all others (SCHED_FIFO) may keep a processor
+/// for itself; the kernel's own wait needs no turn there.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// Whether visits are being made.
+static IS_VISITING: AtomicBool = AtomicBool::new(false);
+
+/// Waits until all programs have ended that run now. An error, and nothing is known, on a machine
+/// where visits do not tell, and where some processor is not open to visits: outside of the agent's
+/// cpuset, in a sandbox without `sched_setaffinity`, or kept by somebody else.
 pub(super) fn wait_by_visits() -> io::Result<()> {
     if !may_cache() {
         return Err(io::Error::from(io::ErrorKind::Unsupported));
     }
+    if IS_VISITING.swap(true, Ordering::Relaxed) {
+        return Err(io::Error::from(io::ErrorKind::WouldBlock));
+    }
+    let (sender, end) = channel();
     // A thread of its own, since a thread stays where the last visit brought it.
-    let visitor = thread::Builder::new().name("visitor".to_owned()).spawn(|| {
-        for processor in online()? {
-            visit(processor)?;
-        }
-        Ok(())
-    })?;
-    visitor.join().unwrap_or_else(|_| Err(io::Error::other("the visitor panicked")))
+    let visitor = thread::Builder::new().name("visitor".to_owned()).spawn(move || {
+        let outcome = online().and_then(|all| all.into_iter().try_for_each(visit));
+        IS_VISITING.store(false, Ordering::Relaxed);
+        // Nobody waits any more if it took too long.
+        let _ = sender.send(outcome);
+    });
+    if let Err(error) = visitor {
+        IS_VISITING.store(false, Ordering::Relaxed);
+        return Err(error);
+    }
+    end.recv_timeout(PATIENCE).unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// Has this thread run on a processor.
