@@ -175,6 +175,14 @@ impl Program {
         self.split()?.0.send(frame, gso_segments)
     }
 
+    /// Sends one frame so often, as fast as the kernel can.
+    pub fn send_often(&mut self, frame: &[u8], count: u32) -> Result<()> {
+        let options =
+            TestRunOptions { data_in: Some(frame), repeat: count, ..TestRunOptions::new() };
+        self.classifier("from_client")?.test_run(options)?;
+        Ok(())
+    }
+
     /// Sends one frame through another program than `from_client`.
     pub fn send_through(&mut self, program: &str, frame: &[u8]) -> Result<Outcome> {
         let program = self.ebpf.program(program).context("no such program")?;

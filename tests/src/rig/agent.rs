@@ -21,7 +21,7 @@ use crate::rig::Rig;
 use crate::whonix::MARKER;
 
 /// How long anything that the agent does may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running agent.
 pub struct Agent {

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::monitoring::denied;
 
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One of many lines, by its number.
 fn numbered(number: u32) -> News {

@@ -12,7 +12,7 @@ use firewall_tests::rig::qubesdb::FakeQubesDb;
 use tempfile::TempDir;
 
 /// How long anything may take on a busy machine.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 pub const ONE: &str = "10.137.0.1";
 pub const TWO: &str = "10.137.0.2";
