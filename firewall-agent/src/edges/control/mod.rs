@@ -34,7 +34,7 @@ const BETWEEN_ATTEMPTS: Duration = Duration::from_millis(50);
 /// How long the daemon may take for an answer, and whoever asked to read it.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a question may take, which is one line.
-const PATIENCE_FOR_QUESTION: Duration = Duration::from_secs(2);
+const PATIENCE_FOR_QUESTION: Duration = Duration::from_secs(10);
 /// Most that ask at a time; whoever comes then waits in the kernel. Far fewer than a process
 /// may have files open.
 const MOST_ASKING: usize = 256;
