@@ -26,6 +26,13 @@ pub struct Options {
     version: String,
 }
 
+impl Options {
+    /// To pack an agent that is there, for trying.
+    pub fn quick(agent: PathBuf, version: &str, output: &Path) -> Self {
+        Self { output: output.to_owned(), agent: Some(agent), version: version.to_owned() }
+    }
+}
+
 /// A kind of package, by the tools that make and take it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
