@@ -183,6 +183,8 @@ impl Ready {
              nft=$(nft --version | sed 's/^nftables v\\([^ ]*\\).*/\\1/') || exit 1\n\
              systemd=$(systemctl --version | sed -n '1s/^systemd \\([0-9]*\\).*/\\1/p') || exit 1\n\
              echo \"DISTRIBUTION is $PRETTY_NAME, nft $nft, systemd $systemd\"\n\
+             # Somebody at the screen.\n\
+             useradd --create-home --uid 1000 user || exit 1\n\
              cd '{}' && FIREWALL_PACKAGES='{packages}' '{rig}' --test-threads=2 --nocapture {filters} 2>&1\n\
              # A test that failed is heard from the tests themselves.\n\
              [ $? -le 101 ]\n",
