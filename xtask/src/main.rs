@@ -1,7 +1,11 @@
 //! The project's own commands. Each arm calls one function of one module.
 //! Nothing here knows anything about packets or rules.
 
+mod distributions;
 mod ebpf;
+mod heard;
+mod lines;
+mod mirror;
 mod package;
 mod run;
 mod setup;
@@ -40,6 +44,14 @@ enum Command {
     Test(suites::Test),
     /// Run tests on other kernels, each in a virtual machine; print a matrix.
     Vm(vm::Options),
+    /// Install the packages, and run tests, among the programs of other distributions.
+    ///
+    /// Of each, a tree is made by debootstrap, from the mirror that apt uses here, and kept in
+    /// target/distributions for the next time. There, in namespaces of their own, the tests that were
+    /// just built find that distribution's nft and ip, and its dpkg and systemd, as the first program
+    /// of machines, take the packages that were made here. `cargo xtask test` does the same with what
+    /// this machine has.
+    Distributions(distributions::Options),
     /// Make packages for Debian and Fedora of a release build.
     Package(package::Options),
     /// Measure. `cargo xtask bench --help` says what, and how.
@@ -65,6 +77,7 @@ fn obey(command: Command) -> Result<()> {
         Command::Demo(options) => suites::demo(&options),
         Command::Test(options) => suites::test(&options),
         Command::Vm(options) => vm::run(&options),
+        Command::Distributions(options) => distributions::run(&options),
         Command::Package(options) => package::build(&options),
         Command::Bench(what) => suites::bench(&what),
     }

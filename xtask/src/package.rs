@@ -26,6 +26,13 @@ pub struct Options {
     version: String,
 }
 
+impl Options {
+    /// To pack an agent that is there, for trying.
+    pub fn quick(agent: PathBuf, version: &str, output: &Path) -> Self {
+        Self { output: output.to_owned(), agent: Some(agent), version: version.to_owned() }
+    }
+}
+
 /// A kind of package, by the tools that make and take it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -106,7 +113,8 @@ fn fill(stage: &Path, kind: Kind, agent: &Path) -> Result<()> {
         Ok(fs::set_permissions(&to, fs::Permissions::from_mode(mode))?)
     };
     put(agent, "usr/bin/firewall-agent", 0o755)?;
-    run(Command::new("strip").arg(stage.join("usr/bin/firewall-agent")))?;
+    let unneeded = ["--remove-section=.comment", "--remove-section=.note"];
+    run(Command::new("strip").args(unneeded).arg(stage.join("usr/bin/firewall-agent")))?;
     for (from, to) in UNITS {
         put(&root().join(from), &format!("usr/lib/systemd/system/{to}"), 0o644)?;
     }
@@ -187,6 +195,12 @@ fn deb(work: &Path, stage: &Path, version: &str, is_quick: bool) -> Result<PathB
         fs::write(&path, format!("{life}\n{steps}\n"))?;
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755))?;
     }
+    let overrides = stage.join("usr/share/lintian/overrides");
+    fs::create_dir_all(&overrides)?;
+    fs::write(overrides.join("firewall-agent"), template("lintian-overrides", &[])?)?;
+    // What `dpkg --verify` compares with.
+    let sums = "find usr -type f -print0 | LC_ALL=C sort -z | xargs -0 md5sum > DEBIAN/md5sums";
+    run(Command::new("sh").current_dir(stage).args(["-c", sums]))?;
     let_read(stage)?;
     let mut dpkg = Command::new("dpkg-deb");
     dpkg.arg("--root-owner-group");

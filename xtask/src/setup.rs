@@ -103,6 +103,11 @@ pub fn for_machines() -> Result<()> {
     programs(&[("systemd-nspawn", "systemd-container"), ("systemd-analyze", "systemd")])
 }
 
+/// What makes trees of other distributions.
+pub fn for_trees() -> Result<()> {
+    programs(&[("debootstrap", "debootstrap")])
+}
+
 /// What boots other kernels.
 pub fn for_kernels() -> Result<()> {
     programs(&[

@@ -160,3 +160,19 @@ pub fn prepare(what: &str) -> Result<()> {
 pub fn cargo(arguments: &[&str]) -> Result<()> {
     run(Command::new("cargo").current_dir(root()).args(arguments))
 }
+
+/// Builds the tests of a ring, and returns where they are.
+pub fn test_binary(ring: &str) -> Result<PathBuf> {
+    let build = ["test", "--no-run", "--locked", "-p", "firewall-tests", "--message-format=json"];
+    let mut cargo = Command::new("cargo");
+    cargo.current_dir(root()).args(build).args(["--test", ring]);
+    let output = cargo.stderr(Stdio::inherit()).output()?;
+    let messages = String::from_utf8(output.stdout)?;
+    let executable = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_it = message.get("target")?.get("name")? == ring;
+        let path = message.get("executable")?.as_str()?;
+        is_it.then(|| PathBuf::from(path))
+    };
+    messages.lines().find_map(executable).with_context(|| format!("no tests of the ring {ring}"))
+}

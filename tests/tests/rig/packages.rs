@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use firewall_agent::edges::dataplane::may_cache;
 use firewall_tests::machine::{Disk, Machine};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::rig::agent::{self, PATIENCE};
@@ -151,8 +152,17 @@ fn rules() -> Ruleset {
     Ruleset { default_accept: false, rules: vec![tcp_443(), udp] }
 }
 
-/// Makes packages of the agent beside the tests, and puts them where a machine finds them.
+/// Makes packages of the agent beside the tests, and puts them where a machine finds them. Those that
+/// were made elsewhere are in the directory that FIREWALL_PACKAGES names.
 fn packages(disk: &Disk, version: &str) -> Result<()> {
+    if let Some(made) = std::env::var_os("FIREWALL_PACKAGES") {
+        for package in [deb(version), rpm(version)] {
+            let name = package.trim_start_matches("/root/");
+            fs::copy(Path::new(&made).join(name), disk.path("root").join(name))
+                .with_context(|| format!("no {name}"))?;
+        }
+        return Ok(());
+    }
     let agent = agent::binary()?;
     let xtask = agent.with_file_name("xtask");
     let mut command = Command::new(&xtask);
@@ -172,7 +182,7 @@ fn rpm(version: &str) -> String {
 }
 
 /// rpm on a machine whose packages are Debian's.
-const RPM: [&str; 3] = ["rpm", "--force-debian", "--nodeps"];
+const RPM: [&str; 2] = ["rpm", "--nodeps"];
 
 /// The process of the agent that a unit runs. Whoever restarted it need not have waited: until
 /// the agent says that it is ready, the process may still be the service manager's.
@@ -268,6 +278,24 @@ fn confined(machine: &Machine, unit: &str, capabilities: &[&str]) -> Result<()> 
     Ok(())
 }
 
+/// Has the agent of a unit log all that it does.
+fn log_all(disk: &Disk, unit: &str) -> Result<()> {
+    let text = "[Service]\nEnvironment=FIREWALL_LOG=firewall_agent=debug\n";
+    disk.write(&format!("etc/systemd/system/{unit}.d/91.conf"), text)
+}
+
+/// That the agent of a unit, which logs all that it does and has put rules in force, may visit each
+/// processor, and did not have the kernel wait.
+fn visits(machine: &Machine, unit: &str) -> Result<()> {
+    let pid = machine.property(unit, "MainPID")?;
+    let environment = machine.run(&["cat", &format!("/proc/{pid}/environ")])?;
+    ensure!(environment.contains("FIREWALL_LOG=firewall_agent=debug"), "{unit} does not log all");
+    machine.run(&["journalctl", "--sync"])?;
+    let log = machine.run(&["journalctl", "--output=cat", "--unit", unit])?;
+    ensure!(!may_cache() || !log.contains("has to wait for running programs"), "{log}");
+    Ok(())
+}
+
 #[test]
 fn an_rpm_in_a_template_is_in_force_from_the_first_boot_and_can_go_again() -> Result<()> {
     let scene = Scene::new("rpm")?;
@@ -303,6 +331,7 @@ fn a_service_in_its_sandbox_reloads_tells_the_desktop_and_is_replaced_when_it_ha
     disk.run(&["dpkg", "-i", &deb("0.1.0")])?;
     // More than a busy machine keeps anybody waiting.
     disk.write(&format!("etc/systemd/system/{UNIT}.d/90.conf"), "[Service]\nWatchdogSec=5s\n")?;
+    log_all(&disk, UNIT)?;
     let machine = disk.boot(&scene.world.rig.directory().join("qubes"))?;
     let first = running(&machine, UNIT)?;
     // Not in a qube, whoever asks for it.
@@ -316,6 +345,7 @@ fn a_service_in_its_sandbox_reloads_tells_the_desktop_and_is_replaced_when_it_ha
         it.contains("is blocked")
     })?;
     assert!(told.starts_with("1000 "), "{told}");
+    visits(&machine, UNIT)?;
     machine.run(&["kill", "-STOP", &first])?;
     scene.closed_while("a hang", || {
         machine.wait_for(&["systemctl", "show", "--property=NRestarts", UNIT], |it| {
@@ -333,6 +363,7 @@ fn a_host_that_is_no_qube_has_its_own_unit_and_stays_closed_when_the_package_goe
     packages(&disk, "0.1.0")?;
     // Nor has process 1 made a place for pins, which it does not in a container.
     fs::remove_file(disk.path("etc/systemd/system/sysinit.target.wants/bpffs.service"))?;
+    log_all(&disk, STANDALONE)?;
     let machine = disk.boot(&scene.world.rig.directory().join("qubes"))?;
     machine.run(&["dpkg", "-i", &deb("0.1.0")])?;
     assert_eq!(machine.property(STANDALONE, "ActiveState")?, "inactive", "nobody enabled it");
@@ -346,6 +377,7 @@ fn a_host_that_is_no_qube_has_its_own_unit_and_stays_closed_when_the_package_goe
     assert_eq!(kind.trim(), "bpf_fs", "not mounted where process 1 sees it");
     scene.check("enabled");
     confined(&machine, STANDALONE, &["net_admin", "perfmon", "bpf"])?;
+    visits(&machine, STANDALONE)?;
     let said = scene.closed_while("removal", || machine.run(&["dpkg", "-P", "firewall-agent"]))?;
     assert!(said.contains("stays closed until the next boot"), "{said}");
     scene.check("removed");

@@ -97,8 +97,17 @@ impl Gateway {
 
     /// A table as it is in force; nothing if there is none.
     fn table(&self, name: &str) -> Result<String> {
+        self.list(&["list", "table"], name)
+    }
+
+    /// The same with the numbers of all that is in it: what is loaded again has others.
+    fn numbered(&self, name: &str) -> Result<String> {
+        self.list(&["-a", "list", "table"], name)
+    }
+
+    fn list(&self, arguments: &[&str], name: &str) -> Result<String> {
         let mut nft = Command::new("nft");
-        nft.arg("list").arg("table").args(name.split(' '));
+        nft.args(arguments).args(name.split(' '));
         let nft = nft.stdout(Stdio::piped()).stderr(Stdio::null());
         let output = self.world.rig.netvm().spawn(nft)?.wait_with_output()?;
         Ok(String::from_utf8(output.stdout)?)
@@ -194,6 +203,23 @@ fn what_others_take_away_of_a_gateways_tables_is_back_at_once() -> Result<()> {
     gateway.world.rig.netvm().nft(&format!("{RELOAD}{TABLES}"))?;
     ensure!(gateway.table(ANSWERS)? == answers, "a reload takes answers away");
     gateway.check_web("with Whonix' tables loaded anew");
+    Ok(())
+}
+
+#[test]
+fn answers_of_a_gateway_are_not_loaded_again_when_others_change_something() -> Result<()> {
+    let gateway = Gateway::new("strict_once")?;
+    let agent = gateway.start()?;
+    gateway.world.put(&agent, &[tcp_443()])?;
+    let mut found = Vec::new();
+    // What is told of one change was seen when all was done about the one before.
+    for changes in 1..=4 {
+        gateway.world.rig.netvm().nft(&format!("add rule {STRICT} prerouting accept"))?;
+        agent.wait_for("told", |status| status.agent.added_rules.len() == changes)?;
+        found.push(gateway.numbered(ANSWERS)?);
+    }
+    ensure!(found[1].contains(gateway.world.client.vif()), "{}", found[1]);
+    assert_eq!(found[1], found[3]);
     Ok(())
 }
 

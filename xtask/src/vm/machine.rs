@@ -1,14 +1,13 @@
 //! A virtual machine without hardware support (QEMU's TCG), and what it says on its serial line.
 //! Never understands what is said.
 
-use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
 use super::image::Image;
+use crate::lines::{Until, each_line};
 
 /// Megabytes of memory of the guest: the layer above its root is in there too.
 const MEMORY: &str = "3072";
@@ -34,7 +33,7 @@ impl Drop for Machine {
 }
 
 /// Boots, and hands on each line until the machine is off, for `patience` at most.
-pub fn boot(image: &Image, patience: Duration, mut line: impl FnMut(&str)) -> Result<End> {
+pub fn boot(image: &Image, patience: Duration, line: impl FnMut(&str)) -> Result<End> {
     // It ends with this process, also if this process is killed.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
@@ -52,22 +51,8 @@ pub fn boot(image: &Image, patience: Duration, mut line: impl FnMut(&str)) -> Re
     let mut child = qemu.spawn().context("cannot start qemu-system-x86_64")?;
     let output = child.stdout.take().context("no output")?;
     let _machine = Machine(child);
-    let (sender, lines) = channel();
-    std::thread::spawn(move || {
-        for part in BufReader::new(output).split(b'\n') {
-            let Ok(part) = part else { break };
-            let text = String::from_utf8_lossy(&part).trim_end_matches('\r').to_owned();
-            if sender.send(text).is_err() {
-                break;
-            }
-        }
-    });
-    let deadline = Instant::now() + patience;
-    loop {
-        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(text) => line(&text),
-            Err(RecvTimeoutError::Disconnected) => return Ok(End::PoweredOff),
-            Err(RecvTimeoutError::Timeout) => return Ok(End::TimedOut),
-        }
-    }
+    Ok(match each_line(output, patience, line) {
+        Until::End => End::PoweredOff,
+        Until::TimedOut => End::TimedOut,
+    })
 }

@@ -11,7 +11,7 @@ mod packages;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -68,7 +68,7 @@ pub fn run(options: &Options) -> Result<()> {
     } else {
         print!("{}", matrix::text(&rows));
     }
-    if !rows.iter().all(Row::is_good) {
+    if !rows.iter().all(|row| row.heard.is_good()) {
         bail!("not all tests passed on all kernels");
     }
     Ok(())
@@ -115,7 +115,7 @@ fn on(
         End::PoweredOff if !has_ended => Some("the tests did not come to their end".to_owned()),
         End::PoweredOff => None,
     };
-    row.problem = row.problem.or(problem);
+    row.heard.problem = row.heard.problem.or(problem);
     Ok(row)
 }
 
@@ -126,28 +126,12 @@ fn binaries(directory: &Path) -> Result<PathBuf> {
     fs::create_dir_all(&to)?;
     let mut all = vec![("firewall-agent", root().join("target/debug/firewall-agent"))];
     for ring in RINGS {
-        all.push((ring, test_binary(ring)?));
+        all.push((ring, suites::test_binary(ring)?));
     }
     for (name, from) in all {
         crate::run::run(Command::new("strip").arg("-o").arg(to.join(name)).arg(from))?;
     }
     Ok(to)
-}
-
-/// Builds the tests of a ring, and returns where they are.
-fn test_binary(ring: &str) -> Result<PathBuf> {
-    let build = ["test", "--no-run", "--locked", "-p", "firewall-tests", "--message-format=json"];
-    let mut cargo = Command::new("cargo");
-    cargo.current_dir(root()).args(build).args(["--test", ring]);
-    let output = cargo.stderr(Stdio::inherit()).output()?;
-    let messages = String::from_utf8(output.stdout)?;
-    let executable = |line: &str| {
-        let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_it = message.get("target")?.get("name")? == ring;
-        let path = message.get("executable")?.as_str()?;
-        is_it.then(|| PathBuf::from(path))
-    };
-    messages.lines().find_map(executable).with_context(|| format!("no tests of the ring {ring}"))
 }
 
 /// The script that runs in the guest.

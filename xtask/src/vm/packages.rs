@@ -4,16 +4,16 @@
 
 use std::cmp::Ordering;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
-use crate::run::{output_of, run, say};
+use crate::mirror::{KEYRING, mirror};
+use crate::run::{run, say};
 
 /// Suites that have kernels.
 const SUITES: [&str; 5] = ["bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid"];
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Lists of packages, and packages, in a directory of their own.
 pub struct Packages {
@@ -93,21 +93,6 @@ impl Packages {
         let mut command = Command::new(program);
         command.env("APT_CONFIG", self.directory.join("apt.conf"));
         command
-    }
-}
-
-/// Where this machine gets Debian's packages from.
-fn mirror() -> Result<String> {
-    let format = ["indextargets", "--format", "$(REPO_URI) $(COMPONENT)", "Created-By: Packages"];
-    let targets = output_of("apt-get", &format).context("`apt-get indextargets` fails")?;
-    let debian = |line: &str| {
-        let (address, component) = line.split_once(' ')?;
-        let is_it = component == "main" && address.trim_end_matches('/').ends_with("/debian");
-        is_it.then(|| address.to_owned())
-    };
-    match targets.lines().find_map(debian) {
-        Some(mirror) if Path::new(KEYRING).is_file() => Ok(mirror),
-        _ => bail!("kernels come from Debian's packages, and this machine gets none of these"),
     }
 }
 

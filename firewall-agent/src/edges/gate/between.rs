@@ -11,7 +11,7 @@ use super::rules::{GATE, NAT};
 const HOOKS: [&str; 3] = ["prerouting", "forward", "postrouting"];
 
 /// The chains of others among these that packets of clients come by, in that order.
-fn in_order(chains: Vec<Chain>) -> Vec<BaseChain> {
+pub(super) fn in_order(chains: Vec<Chain>) -> Vec<BaseChain> {
     let mut found: Vec<(usize, BaseChain)> = Vec::new();
     for chain in chains {
         let Chain { family, table, name, hook: Some(hook), prio: Some(priority), .. } = chain

@@ -69,7 +69,7 @@ impl Listed {
 
     /// The only links by which clients' packets may leave; `None` if any will do. Names that are not
     /// understood are none.
-    fn uplinks(&self) -> Option<Uplinks> {
+    pub fn uplinks(&self) -> Option<Uplinks> {
         let is_it = |rule: &&Rule| rule.chain == UPLINKS && rule.seal().is_some();
         let rule = self.rules.iter().find(is_it).filter(|_| !self.is_asleep)?;
         let condition = rule.expr.first().and_then(|first| first.get("match"));

@@ -36,8 +36,9 @@ pub(super) struct Chain {
     pub hook: Option<String>,
     pub prio: Option<i32>,
     pub policy: Option<String>,
-    /// The device at which the kernel comes to the chain, if it is one of a device.
-    pub dev: Option<String>,
+    /// The device at which the kernel comes to the chain, or a list of several. Some versions of nft,
+    /// 1.0.6 among them, tell none.
+    dev: Option<Value>,
 }
 
 impl Chain {
@@ -51,6 +52,15 @@ impl Chain {
                     && at.as_deref() == Some(hook)
                     && *prio == Some(priority)
             }
+        }
+    }
+
+    /// Whether the kernel comes to the chain at this device and no other, as far as it is told.
+    pub fn may_be_at(&self, device: &str) -> bool {
+        match &self.dev {
+            None => true,
+            Some(Value::Array(devices)) => devices.as_slice() == [Value::from(device)],
+            Some(other) => other == device,
         }
     }
 

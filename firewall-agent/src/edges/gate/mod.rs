@@ -9,6 +9,8 @@
 //! kernel that cannot take the whole gate stays closed.
 
 mod added;
+#[cfg(test)]
+mod as_printed;
 mod between;
 mod errors;
 mod lacking;

@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use super::listed::Listed;
+use super::listing;
 use super::rules::{
     ANSWERS, FAMILIES, FORWARD, FORWARDING, GATE, STRICT, USERS, bare, closing, permitted,
 };
@@ -49,8 +50,9 @@ fn shut(family: &'static str, pattern: &str) -> Table {
 /// The rules that answer what a program denied, behind that program: an answer of any later chain would
 /// meet Whonix' own chain `output`, and go nowhere. The program makes what it denies a frame for another
 /// machine, which the kernel drops behind these chains; it lets no other such frame pass. Nobody
-/// answers what is for many, or a part of something.
-fn answers() -> Vec<Rule> {
+/// answers what is for many, or a part of something. The last rule names the vif for its seal alone: not
+/// every nft tells at which device a chain is.
+fn answers(vif: &str) -> Vec<Rule> {
     let silent = [
         "meta pkttype != other accept",
         "ip daddr { 224.0.0.0/4, 255.255.255.255 } accept",
@@ -58,8 +60,10 @@ fn answers() -> Vec<Rule> {
         "ip frag-off & 0x3fff != 0 accept",
         "exthdr frag exists accept",
     ];
-    let reject = "meta protocol { ip, ip6 } reject with icmpx type admin-prohibited";
-    silent.into_iter().chain([reject]).map(Rule::plain).collect()
+    let reject = format!(
+        "iifname \"{vif}\" meta protocol {{ ip, ip6 }} reject with icmpx type admin-prohibited"
+    );
+    silent.into_iter().map(Rule::plain).chain([Rule::plain(reject)]).collect()
 }
 
 /// Text that makes exactly these vifs answer, each by a chain of its own.
@@ -70,7 +74,7 @@ pub(super) fn answers_text(vifs: &BTreeSet<String>) -> String {
     for (number, vif) in vifs.iter().enumerate() {
         text += &format!("\tchain answer{number} {{\n\t\ttype filter hook ingress device ");
         text += &format!("\"{vif}\" priority 0; policy accept;\n");
-        text.extend(answers().iter().map(|rule| format!("\t\t{rule}\n")));
+        text.extend(answers(vif).iter().map(|rule| format!("\t\t{rule}\n")));
         text += "\t}\n";
     }
     text + "}\n"
@@ -78,15 +82,12 @@ pub(super) fn answers_text(vifs: &BTreeSet<String>) -> String {
 
 /// Whether exactly these vifs answer, as far as the table tells.
 pub(super) fn are_answering(vifs: &BTreeSet<String>, listed: &Listed) -> bool {
-    let seals: Vec<String> = answers().iter().map(Rule::seal).collect();
-    let is_whole = |name: &str| {
-        let rules = listed.rules.iter().filter(|rule| rule.chain == name);
-        rules.map(|rule| rule.seal().map(str::to_owned)).eq(seals.iter().cloned().map(Some))
+    let is_chain_of = |vif: &str, chain: &listing::Chain| {
+        let wanted: Vec<String> = answers(vif).iter().map(Rule::seal).collect();
+        let rules = listed.rules.iter().filter(|rule| rule.chain == chain.name);
+        let found = rules.map(|rule| rule.seal().map(str::to_owned));
+        chain.may_be_at(vif) && found.eq(wanted.into_iter().map(Some))
     };
-    let chains = || listed.chains.iter();
-    let devices: Vec<&str> = chains().filter_map(|chain| chain.dev.as_deref()).collect();
-    let is_one_each = devices.len() == vifs.len() && devices.len() == chains().count();
-    let are_these = devices.into_iter().collect::<BTreeSet<_>>()
-        == vifs.iter().map(String::as_str).collect::<BTreeSet<_>>();
-    !listed.is_asleep && is_one_each && are_these && chains().all(|chain| is_whole(&chain.name))
+    let has_chain = |vif: &String| listed.chains.iter().any(|chain| is_chain_of(vif, chain));
+    !listed.is_asleep && listed.chains.len() == vifs.len() && vifs.iter().all(has_chain)
 }
