@@ -12,7 +12,8 @@ use anyhow::{Context as _, Result, bail};
 use crate::run::{output_of, run, say};
 
 /// Suites that have kernels.
-const SUITES: [&str; 5] = ["bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid"];
+const SUITES: [&str; 6] =
+    ["bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid"];
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// Lists of packages, and packages, in a directory of their own.
