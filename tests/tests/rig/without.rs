@@ -22,7 +22,7 @@ const VARIABLE: &str = "FIREWALL_WITHOUT";
 
 /// A world whose clients get answers although nobody translates their addresses.
 fn routed_world() -> Result<World> {
-    let world = World::new("without")?;
+    let world = World::new("kernel")?;
     let ways = [(world.v4, UPLINK_V4.to_string()), (world.v6, UPLINK_V6.to_string())];
     for (client, netvm) in ways {
         world.rig.internet().ip(&["route", "add", &client.to_string(), "via", &netvm])?;
@@ -118,7 +118,7 @@ fn works_without_v6() -> Result<()> {
     let _server = EchoServer::start(rig.internet(), (SERVER4, 443).into())?;
     let client = rig.add_client(&ClientSpec { v6: None, ..ClientSpec::numbered(12) })?;
     let address = client.spec().v4.context("no address")?.into();
-    for attach in ["tcx", "clsact"] {
+    for &attach in ways() {
         let agent = Agent::start(&rig, &["--attach", attach])?;
         agent.wait_for_vif(client.vif())?;
         let rules = vec![tcp_443()];
