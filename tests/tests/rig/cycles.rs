@@ -41,19 +41,15 @@ enum Cycle {
     Vif,
     /// A client goes and comes back while no agent runs.
     VifMeanwhile,
-    /// SIGKILL, and a new agent that attaches in the other way, where there are two.
+    /// SIGKILL, and a new agent that attaches in the other way.
     OtherWay,
 }
 
-const CYCLES: [Cycle; 7] = [
-    Cycle::Kill,
-    Cycle::Stop,
-    Cycle::CrashLoop,
-    Cycle::Upgrade,
-    Cycle::Vif,
-    Cycle::VifMeanwhile,
-    Cycle::OtherWay,
-];
+const CYCLES: [Cycle; 6] =
+    [Cycle::Kill, Cycle::Stop, Cycle::CrashLoop, Cycle::Upgrade, Cycle::Vif, Cycle::VifMeanwhile];
+
+/// More than this are never on their way.
+const MOST_LOST: u64 = 32;
 
 struct Scene<'a> {
     world: &'a World,
@@ -167,7 +163,7 @@ pub fn send(
                 let sent = sent.fetch_add(1, Ordering::Relaxed) + 1;
                 // Few enough on their way for any socket's buffer: what does not arrive then
                 // was lost in the netvm.
-                let arrives = allowed.wait_until(|it| it.udp_packets + 32 > sent, PATIENCE);
+                let arrives = allowed.wait_until(|it| it.udp_packets + MOST_LOST > sent, PATIENCE);
                 ensure!(arrives, "{sent} sent, {:?} arrived", allowed.received());
             }
         }
@@ -177,17 +173,33 @@ pub fn send(
 
 #[test]
 fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Result<()> {
-    come_and_go("cycles", ways()[0], &CYCLES)
+    come_and_go("cycles", ways()[0], &CYCLES, rounds(30, 1000), 0)
 }
 
 /// A filter is replaced in its place, as the program under a link of tcx is.
 #[test]
 fn nothing_leaks_and_nothing_breaks_by_clsact_alone() -> Result<()> {
-    let cycles = CYCLES.into_iter().filter(|cycle| !matches!(cycle, Cycle::OtherWay));
-    come_and_go("cyclescl", "clsact", &cycles.collect::<Vec<_>>())
+    come_and_go("cyclescl", "clsact", &CYCLES, rounds(30, 1000), 0)
 }
 
-fn come_and_go(label: &str, attach: &'static str, cycles: &[Cycle]) -> Result<()> {
+/// What guarded an uplink still sees a few packets of the next agent's, and does not know them.
+#[test]
+fn nothing_leaks_and_no_connection_breaks_when_agents_attach_in_another_way() -> Result<()> {
+    if !has_tcx() {
+        firewall_tests::skip("agents_attach_in_another_way", "the kernel has no tcx")?;
+        return Ok(());
+    }
+    come_and_go("cyclesway", "tcx", &[Cycle::OtherWay], 8, MOST_LOST)
+}
+
+/// Goes through some of these cycles; so many packets that are allowed may be lost.
+fn come_and_go(
+    label: &str,
+    attach: &'static str,
+    cycles: &[Cycle],
+    count: usize,
+    lost: u64,
+) -> Result<()> {
     let world = World::new(label)?;
     let denied = EchoServer::start(world.rig.internet(), DENIED)?;
     let allowed = EchoServer::start(world.rig.internet(), ALLOWED)?;
@@ -207,7 +219,6 @@ fn come_and_go(label: &str, attach: &'static str, cycles: &[Cycle]) -> Result<()
     let (done, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let pins = world.pins("")?.len();
     let memory = scene.memory()?;
-    let count = rounds(30, 1000);
     std::thread::scope(|scope| -> Result<()> {
         let sending = scope.spawn(|| send(&world.client, &allowed, &done, &sent));
         let mut all_rounds = || -> Result<()> {
@@ -228,11 +239,10 @@ fn come_and_go(label: &str, attach: &'static str, cycles: &[Cycle]) -> Result<()
         outcome
     })?;
     let sent = sent.load(Ordering::Relaxed);
-    if !allowed.wait_until(|it| it.udp_packets == sent, PATIENCE) {
+    if !allowed.wait_until(|it| it.udp_packets + lost >= sent, PATIENCE) {
         bail!("{sent} allowed, {} arrived", allowed.received().udp_packets);
     }
-    let expected = if scene.attach == attach { pins } else { world.pins("")?.len() };
-    assert_eq!(world.pins("")?.len(), expected);
+    assert_eq!(world.pins("")?.len(), pins);
     let later = scene.memory()?;
     println!("{count} rounds, {sent} packets, resident memory {memory} KiB, then {later} KiB");
     assert!(later < memory + memory / 4, "{memory} KiB, then {later} KiB");
