@@ -48,9 +48,6 @@ enum Cycle {
 const CYCLES: [Cycle; 6] =
     [Cycle::Kill, Cycle::Stop, Cycle::CrashLoop, Cycle::Upgrade, Cycle::Vif, Cycle::VifMeanwhile];
 
-/// More than this are never on their way.
-const MOST_LOST: u64 = 32;
-
 struct Scene<'a> {
     world: &'a World,
     /// How agents attach.
@@ -163,7 +160,7 @@ pub fn send(
                 let sent = sent.fetch_add(1, Ordering::Relaxed) + 1;
                 // Few enough on their way for any socket's buffer: what does not arrive then
                 // was lost in the netvm.
-                let arrives = allowed.wait_until(|it| it.udp_packets + MOST_LOST > sent, PATIENCE);
+                let arrives = allowed.wait_until(|it| it.udp_packets + 32 > sent, PATIENCE);
                 ensure!(arrives, "{sent} sent, {:?} arrived", allowed.received());
             }
         }
@@ -173,33 +170,28 @@ pub fn send(
 
 #[test]
 fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Result<()> {
-    come_and_go("cycles", ways()[0], &CYCLES, rounds(30, 1000), 0)
+    come_and_go("cycles", ways()[0], &CYCLES, rounds(30, 1000))
 }
 
 /// A filter is replaced in its place, as the program under a link of tcx is.
 #[test]
 fn nothing_leaks_and_nothing_breaks_by_clsact_alone() -> Result<()> {
-    come_and_go("cyclescl", "clsact", &CYCLES, rounds(30, 1000), 0)
+    come_and_go("cyclescl", "clsact", &CYCLES, rounds(30, 1000))
 }
 
-/// What guarded an uplink still sees a few packets of the next agent's, and does not know them.
+/// With clsact first: the kernel stops a link's queues while it gets the qdisc, which is once
+/// (`qdisc_graft` in net/sched/sch_api.c), and packets are lost then.
 #[test]
-fn nothing_leaks_and_no_connection_breaks_when_agents_attach_in_another_way() -> Result<()> {
+fn nothing_leaks_and_nothing_breaks_when_agents_attach_in_another_way() -> Result<()> {
     if !has_tcx() {
         firewall_tests::skip("agents_attach_in_another_way", "the kernel has no tcx")?;
         return Ok(());
     }
-    come_and_go("cyclesway", "tcx", &[Cycle::OtherWay], 8, MOST_LOST)
+    come_and_go("cyclesway", "clsact", &[Cycle::OtherWay], rounds(10, 300))
 }
 
-/// Goes through some of these cycles; so many packets that are allowed may be lost.
-fn come_and_go(
-    label: &str,
-    attach: &'static str,
-    cycles: &[Cycle],
-    count: usize,
-    lost: u64,
-) -> Result<()> {
+/// Goes through some of these cycles.
+fn come_and_go(label: &str, attach: &'static str, cycles: &[Cycle], count: usize) -> Result<()> {
     let world = World::new(label)?;
     let denied = EchoServer::start(world.rig.internet(), DENIED)?;
     let allowed = EchoServer::start(world.rig.internet(), ALLOWED)?;
@@ -239,7 +231,7 @@ fn come_and_go(
         outcome
     })?;
     let sent = sent.load(Ordering::Relaxed);
-    if !allowed.wait_until(|it| it.udp_packets + lost >= sent, PATIENCE) {
+    if !allowed.wait_until(|it| it.udp_packets == sent, PATIENCE) {
         bail!("{sent} allowed, {} arrived", allowed.received().udp_packets);
     }
     assert_eq!(world.pins("")?.len(), pins);
