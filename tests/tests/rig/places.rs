@@ -5,10 +5,11 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_tests::rig::Rig;
-use firewall_tests::rig::agent;
+use firewall_tests::rig::agent::{self, PATIENCE};
 use nix::mount::umount;
 
 use super::service::masquerade;
@@ -18,9 +19,17 @@ use super::world::*;
 fn finish(rig: &Rig, mut command: Command, path: Option<&Path>) -> Result<(i32, String)> {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command.envs(path.map(|path| ("PATH", path)));
-    let output = rig.netvm().spawn(&mut command)?.wait_with_output()?;
+    let mut child = rig.netvm().spawn(&mut command)?;
+    let deadline = Instant::now() + 3 * PATIENCE;
+    while child.try_wait()?.is_none() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // One that goes on is ended by a signal, and has no exit code then.
+    let _ = child.kill();
+    let output = child.wait_with_output()?;
     let text = String::from_utf8(output.stderr)? + &String::from_utf8(output.stdout)?;
-    Ok((output.status.code().context("a signal")?, text))
+    let code = output.status.code().with_context(|| format!("it goes on: {text}"))?;
+    Ok((code, text))
 }
 
 fn run(rig: &Rig) -> Result<Command> {

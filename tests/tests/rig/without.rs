@@ -135,9 +135,18 @@ fn works_without_v6() -> Result<()> {
     Ok(())
 }
 
-/// Nothing is found to be wrong, and rules are in force.
+/// Nothing is found to be wrong, and rules are in force. What the kernel has not, and need not have,
+/// is refused in one sentence if somebody asks for it.
 fn all_works() -> Result<()> {
     let world = routed_world()?;
+    if !has_tcx() {
+        let command = agent::command(&world.rig, "run", &["--mode", "qubes", "--attach", "tcx"])?;
+        let (code, _, says) = cli(&world.rig, command)?;
+        let sentence =
+            "cannot run --attach tcx: it lacks tcx (since 6.6), so it has to be 6.6 at least";
+        assert_eq!((code, says.matches(sentence).count()), (2, 1), "{says}");
+        world.check("no tcx", ALL_PROHIBITED4, ALL_PROHIBITED6);
+    }
     let agent = world.start_with(&["--mode", "qubes"])?;
     world.put(&agent, &[tcp_443()])?;
     agent.wait_for_settled()?;
