@@ -194,10 +194,17 @@ fn refused(program: &'static str, error: ProgramError) -> DataplaneError {
     };
     let log = verifier_log.to_string();
     debug!(program, log, "refused by the verifier");
-    let mut lines = log.lines().map(str::trim);
-    let last = lines.rfind(|line| !line.is_empty() && !line.starts_with("processed "));
-    let reason = last.map_or_else(|| io_error.to_string(), |last| format!("{last} ({io_error})"));
+    let reason = match last_word(&log) {
+        Some(last) => format!("{last} ({io_error})"),
+        None => io_error.to_string(),
+    };
     DataplaneError::Refused { program, reason }
+}
+
+/// The line of a verifier's log that says what is wrong: the last one but for its sum.
+fn last_word(log: &str) -> Option<&str> {
+    let mut lines = log.lines().map(str::trim);
+    lines.rfind(|line| !line.is_empty() && !line.starts_with("processed "))
 }
 
 /// What a link is called now.
@@ -281,4 +288,18 @@ pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
         .override_global("REJECT_INTERVAL", &interval(options.reject_rate), true)
         .override_global("LOCAL_INTERVAL", &interval(options.local_rate), true)
         .load(OBJECT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_verifiers_log_its_last_word_is_told() {
+        let log = "0: (b7) r0 = 0\n1: (85) call unknown#160\ninvalid func unknown#160\n\
+                   processed 2 insns (limit 1000000) max_states_per_insn 0\n\n";
+        assert_eq!(last_word(log), Some("invalid func unknown#160"));
+        assert_eq!(last_word("processed 0 insns\n"), None);
+        assert_eq!(last_word(""), None);
+    }
 }
