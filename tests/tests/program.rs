@@ -8,6 +8,7 @@ mod program {
     mod early;
     mod explained;
     mod fields;
+    mod floor;
     mod fragments;
     mod handed_on;
     mod kept;

@@ -38,6 +38,7 @@ mod rig {
     mod own_recipes;
     mod own_rules;
     mod packages;
+    mod places;
     mod qubesdb;
     mod renamed;
     mod repair;

@@ -10,6 +10,7 @@ use std::path::Path;
 use firewall_common::abi::{Client, Counter, SETTLING, STATE_BLOCKED, STATE_POLICY, STATE_WAITING};
 
 use super::text::counted;
+use crate::edges::dataplane::floor::{self, FloorError};
 use crate::edges::dataplane::inspect::{self, Inspection};
 use crate::edges::gate;
 use crate::edges::sources::rule_files;
@@ -64,9 +65,21 @@ pub fn remains(
         Ok(open) => (GateState::Open, Some(open.join(", "))),
         Err(error) => (GateState::Unknown, Some(error.to_string())),
     };
-    let schema = SCHEMA;
-    let vifs = vifs.collect();
-    Ok(Remains { schema, agent_problem: why, gate, gateway, gate_problem, programs_problem, vifs })
+    let kernel_problem = match floor::check() {
+        Err(error @ FloorError::Lacking { .. }) => Some(error.to_string()),
+        // Who may not ask has no agent to start either.
+        Err(FloorError::Asking(..)) | Ok(()) => None,
+    };
+    Ok(Remains {
+        schema: SCHEMA,
+        agent_problem: why,
+        gate,
+        gateway,
+        gate_problem,
+        programs_problem,
+        kernel_problem,
+        vifs: vifs.collect(),
+    })
 }
 
 fn clients(
@@ -121,6 +134,9 @@ fn status(counter: Counter) -> CounterStatus {
 pub fn text(remains: &Remains) -> String {
     // Writing to a String cannot fail.
     let mut text = format!("{}\n", remains.agent_problem);
+    if let Some(problem) = &remains.kernel_problem {
+        let _ = writeln!(text, "No agent can run here. {problem}.");
+    }
     let problem = remains.gate_problem.as_deref().unwrap_or_default();
     let _ = match remains.gate {
         GateState::Closed => Ok(()),

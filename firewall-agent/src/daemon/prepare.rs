@@ -1,4 +1,4 @@
-//! What comes before the service: a place for pins, the closed gate, and the scripts of the
+//! What comes before the service: the closed gate, a place for pins, and the scripts of the
 //! netvm's administrator. It runs outside of the service's sandbox, which such scripts know
 //! nothing of.
 //! Never reads a rule, and never loads a program.
@@ -33,8 +33,8 @@ const CUSTOM_PERSIST: &str = "run/qubes-service/custom-persist";
 /// How long QubesDB may take to say by which links clients' packets may leave.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Mounts a BPF file system for pins if there is none, makes their directory, loads the gate, with
-/// what QubesDB behind a socket says of it, and in modes `qubes` and `whonix` runs the administrator's
+/// Loads the gate, with what QubesDB behind a socket says of it, mounts a BPF file system for pins if
+/// there is none, makes their directory, and in modes `qubes` and `whonix` runs the administrator's
 /// scripts below `root`. An error if there is no place for pins, or no gate; scripts that fail are told
 /// of in the log, and hinder nothing.
 pub async fn prepare(
@@ -43,14 +43,6 @@ pub async fn prepare(
     pins: &Path,
     root: &Path,
 ) -> Result<()> {
-    if let Some(directory) = pins.parent() {
-        mount_bpffs(directory).with_context(|| {
-            format!("cannot mount a BPF file system on {}", directory.display())
-        })?;
-    }
-    // The sandbox of the service lets nothing be written beside it.
-    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(pins);
-    made.with_context(|| format!("cannot make {}", pins.display()))?;
     // Nothing leaves a Whonix gateway.
     if let Some(socket) = qubesdb.filter(|_| gate.mode != Mode::Whonix) {
         let of_key = uplinks(socket).await?;
@@ -58,10 +50,22 @@ pub async fn prepare(
     }
     gate.load().await.context("cannot load the gate")?;
     info!(mode = gate.mode.name(), "the gate is closed");
+    place_for_pins(pins)?;
     if gate.mode != Mode::Standalone {
         scripts(root).iter().for_each(|script| run(script));
     }
     Ok(())
+}
+
+fn place_for_pins(pins: &Path) -> Result<()> {
+    if let Some(directory) = pins.parent() {
+        mount_bpffs(directory).with_context(|| {
+            format!("cannot mount a BPF file system on {}", directory.display())
+        })?;
+    }
+    // The sandbox of the service lets nothing be written beside it.
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(pins);
+    made.with_context(|| format!("cannot make {}", pins.display()))
 }
 
 /// By which links alone clients' packets may leave, as QubesDB says. If it does not, what is in force

@@ -28,6 +28,8 @@ pub struct Remains {
     pub gate_problem: Option<String>,
     /// Why the kernel does not tell which programs are attached.
     pub programs_problem: Option<String>,
+    /// What the kernel lacks, if no agent can run on it.
+    pub kernel_problem: Option<String>,
     /// Vifs with a program.
     pub vifs: Vec<RemainingVif>,
 }

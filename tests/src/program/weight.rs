@@ -208,7 +208,8 @@ fn path() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("baseline.json")
 }
 
-fn object() -> Result<Vec<u8>> {
+/// The object of the kernel programs, as it was built.
+pub fn object() -> Result<Vec<u8>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/firewall-ebpf.o");
     fs::read(&path).with_context(|| format!("no {}: run `cargo xtask build-ebpf`", path.display()))
 }

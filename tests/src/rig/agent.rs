@@ -23,6 +23,10 @@ use crate::whonix::MARKER;
 /// How long anything that the agent does may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How long an agent may take until it answers: the kernel's verifier walks through its programs
+/// first, and machines are emulated.
+const STARTING: Duration = Duration::from_secs(90);
+
 /// A running agent.
 pub struct Agent {
     child: Child,
@@ -100,7 +104,7 @@ impl Agent {
             .stderr(log);
         let child = rig.netvm().spawn(&mut command)?;
         let mut agent = Self { child, directory };
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + STARTING;
         while agent.status().is_err() {
             if let Some(status) = agent.child.try_wait()? {
                 let mut unread = String::new();

@@ -58,6 +58,11 @@ pub const GATEWAY_V6: Ipv6Addr = Ipv6Addr::new(0xfd09, 0x24ef, 0x4179, 0, 0, 0, 
 /// Hardware address of every vif.
 pub const VIF_MAC: &str = "fe:ff:ff:ff:ff:ff";
 
+/// Whether the kernel has IPv6 (it has not with `ipv6.disable=1`). Without it, a rig has IPv4 only.
+pub fn has_v6() -> bool {
+    Path::new("/proc/sys/net/ipv6").exists()
+}
+
 /// Everything is removed when this is dropped, unless it is kept.
 #[derive(Debug)]
 pub struct Rig {
@@ -255,18 +260,23 @@ impl Rig {
         make_namespace(&self.internet)?;
         make_namespace(&self.netvm)?;
         self.netvm.sysctl("net/ipv4/ip_forward", "1")?;
-        self.netvm.sysctl("net/ipv6/conf/all/forwarding", "1")?;
         let mut arguments = vec!["link", "add", UPLINK, "type", "veth"];
         arguments.extend(["peer", "name", "eth0", "netns", self.internet.name()]);
         self.netvm.ip(&arguments)?;
         add_address(&self.internet, "eth0", INTERNET_V4.into(), 24)?;
-        add_address(&self.internet, "eth0", INTERNET_V6.into(), 64)?;
         add_address(&self.netvm, UPLINK, UPLINK_V4.into(), 24)?;
-        add_address(&self.netvm, UPLINK, UPLINK_V6.into(), 64)?;
+        if has_v6() {
+            self.netvm.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+            add_address(&self.internet, "eth0", INTERNET_V6.into(), 64)?;
+            add_address(&self.netvm, UPLINK, UPLINK_V6.into(), 64)?;
+        }
         self.internet.ip(&["link", "set", "eth0", "up"])?;
         self.netvm.ip(&["link", "set", UPLINK, "up"])?;
         add_default_route(&self.netvm, UPLINK, &INTERNET_V4.to_string())?;
-        add_default_route(&self.netvm, UPLINK, &INTERNET_V6.to_string())
+        if has_v6() {
+            add_default_route(&self.netvm, UPLINK, &INTERNET_V6.to_string())?;
+        }
+        Ok(())
     }
 }
 
@@ -286,7 +296,7 @@ fn make_namespace(namespace: &Namespace) -> Result<()> {
     ip(&["netns", "add", namespace.name()])?;
     // New interfaces copy `default`. No address shall be tentative, and nothing shall be
     // on the wire that no test asked for.
-    for interface in ["all", "default"] {
+    for interface in ["all", "default"].into_iter().filter(|_| has_v6()) {
         namespace.sysctl(&format!("net/ipv6/conf/{interface}/accept_dad"), "0")?;
         namespace.sysctl(&format!("net/ipv6/conf/{interface}/router_solicitations"), "0")?;
     }
@@ -294,9 +304,11 @@ fn make_namespace(namespace: &Namespace) -> Result<()> {
     // tenth would see silence.
     namespace.sysctl("net/ipv4/icmp_ratelimit", "0")?;
     namespace.sysctl("net/ipv4/icmp_ratemask", "0")?;
-    namespace.sysctl("net/ipv6/icmp/ratelimit", "0")?;
-    // An empty list of types; without the line's end nothing would be written at all.
-    namespace.sysctl("net/ipv6/icmp/ratemask", "\n")?;
+    if has_v6() {
+        namespace.sysctl("net/ipv6/icmp/ratelimit", "0")?;
+        // An empty list of types; without the line's end nothing would be written at all.
+        namespace.sysctl("net/ipv6/icmp/ratemask", "\n")?;
+    }
     namespace.ip(&["link", "set", "lo", "up"])?;
     Ok(())
 }

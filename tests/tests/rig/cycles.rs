@@ -41,6 +41,8 @@ enum Cycle {
     Vif,
     /// A client goes and comes back while no agent runs.
     VifMeanwhile,
+    /// SIGKILL, and a new agent that attaches in the other way.
+    OtherWay,
 }
 
 const CYCLES: [Cycle; 6] =
@@ -48,6 +50,8 @@ const CYCLES: [Cycle; 6] =
 
 struct Scene<'a> {
     world: &'a World,
+    /// How agents attach.
+    attach: &'static str,
     agent: Option<Agent>,
     other: Option<Client>,
     random: StdRng,
@@ -72,9 +76,14 @@ impl Scene<'_> {
                 self.end()?.kill()?;
                 self.replace_other()?;
             }
+            Cycle::OtherWay => {
+                self.end()?.kill()?;
+                let other = ways().iter().find(|way| **way != self.attach);
+                self.attach = other.unwrap_or(&self.attach);
+            }
         }
         if self.agent.is_none() {
-            self.agent = Some(Agent::start(&self.world.rig, &[])?);
+            self.agent = Some(Agent::start(&self.world.rig, &["--attach", self.attach])?);
         }
         self.settle()
     }
@@ -86,7 +95,7 @@ impl Scene<'_> {
     /// A new agent that does not live to see its first client, or only just.
     fn start_and_kill(&mut self) -> Result<()> {
         let directory = self.world.rig.directory();
-        let mut command = agent::command(&self.world.rig, "run", &[])?;
+        let mut command = agent::command(&self.world.rig, "run", &["--attach", self.attach])?;
         command.arg("--rules").arg(directory.join("rules"));
         command.arg("--socket").arg(directory.join("control.sock"));
         let mut child = self.world.rig.netvm().spawn(command.stderr(Stdio::null()))?;
@@ -161,7 +170,29 @@ pub fn send(
 
 #[test]
 fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Result<()> {
-    let world = World::new("cycles")?;
+    come_and_go("cycles", ways()[0], &CYCLES, rounds(30, 1000))
+}
+
+/// A filter is replaced in its place, as the program under a link of tcx is.
+#[test]
+fn nothing_leaks_and_nothing_breaks_by_clsact_alone() -> Result<()> {
+    come_and_go("cyclescl", "clsact", &CYCLES, rounds(30, 1000))
+}
+
+/// With clsact first: the kernel stops a link's queues while it gets the qdisc, which is once
+/// (`qdisc_graft` in net/sched/sch_api.c), and packets are lost then.
+#[test]
+fn nothing_leaks_and_nothing_breaks_when_agents_attach_in_another_way() -> Result<()> {
+    if !has_tcx() {
+        firewall_tests::skip("agents_attach_in_another_way", "the kernel has no tcx")?;
+        return Ok(());
+    }
+    come_and_go("cyclesway", "clsact", &[Cycle::OtherWay], rounds(10, 300))
+}
+
+/// Goes through some of these cycles.
+fn come_and_go(label: &str, attach: &'static str, cycles: &[Cycle], count: usize) -> Result<()> {
+    let world = World::new(label)?;
     let denied = EchoServer::start(world.rig.internet(), DENIED)?;
     let allowed = EchoServer::start(world.rig.internet(), ALLOWED)?;
     let udp = Rule { proto: Some(Proto::Udp), ports: Some((83, 83)), ..Rule::all(true) };
@@ -170,9 +201,9 @@ fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Resul
     for client in numbers.iter().flat_map(ClientSpec::addresses) {
         write_rules(world.rig.directory(), client, &rules.file())?;
     }
-    let agent = Some(Agent::start(&world.rig, &[])?);
+    let agent = Some(Agent::start(&world.rig, &["--attach", attach])?);
     let random = StdRng::seed_from_u64(seed());
-    let mut scene = Scene { world: &world, agent, other: None, random };
+    let mut scene = Scene { world: &world, attach, agent, other: None, random };
     scene.replace_other()?;
     scene.settle()?;
     let to = SocketAddr::new(SERVER4, 443);
@@ -180,12 +211,11 @@ fn nothing_leaks_and_nothing_breaks_while_agents_and_vifs_come_and_go() -> Resul
     let (done, sent) = (AtomicBool::new(false), AtomicU64::new(0));
     let pins = world.pins("")?.len();
     let memory = scene.memory()?;
-    let count = rounds(30, 1000);
     std::thread::scope(|scope| -> Result<()> {
         let sending = scope.spawn(|| send(&world.client, &allowed, &done, &sent));
         let mut all_rounds = || -> Result<()> {
             for round in 0..count {
-                let cycle = *CYCLES.choose(&mut scene.random).context("no cycle")?;
+                let cycle = *cycles.choose(&mut scene.random).context("no cycle")?;
                 let before = sent.load(Ordering::Relaxed);
                 scene.go_round(cycle).with_context(|| format!("round {round}, {cycle:?}"))?;
                 ensure!(flow.exchange(PATIENCE)?, "round {round}, {cycle:?} broke a connection");

@@ -48,6 +48,14 @@ fn strays(status: &Status) -> u64 {
     status.strays.get("unknown-source").map_or(0, |counter| counter.packets)
 }
 
+/// How programs are attached by default, without a stage and with it.
+fn plain_and_staged() -> (Option<Attachment>, Option<Attachment>) {
+    match has_tcx() {
+        true => (Some(Attachment::Tcx), Some(Attachment::XdpAndTcx)),
+        false => (Some(Attachment::Clsact), Some(Attachment::XdpAndClsact)),
+    }
+}
+
 fn attached(status: &Status, vif: &str) -> Option<Attachment> {
     status.vifs.iter().find(|it| it.name == vif)?.attached
 }
@@ -55,16 +63,17 @@ fn attached(status: &Status, vif: &str) -> Option<Attachment> {
 #[test]
 fn the_xdp_stage_drops_in_front_of_all_else_and_changes_no_verdict() -> Result<()> {
     let world = World::new("early")?;
+    let (plain, staged) = plain_and_staged();
     let vif = world.client.vif();
     let (v4, v6) = WEB;
     let agent = world.start()?;
     world.put(&agent, &[tcp_443()])?;
     ensure!(reaches_taps(&world)?, "without the stage taps see all");
-    assert_eq!(attached(&agent.status()?, vif), Some(Attachment::Tcx));
+    assert_eq!(attached(&agent.status()?, vif), plain);
     agent.kill()?;
 
     let agent = Agent::start(&world.rig, &["--xdp"])?;
-    agent.wait_for("the stage", |status| attached(status, vif) == Some(Attachment::XdpAndTcx))?;
+    agent.wait_for("the stage", |status| attached(status, vif) == staged)?;
     // Of a client that settles, what is denied is dropped by the stage as well.
     agent.wait_for_settled()?;
     ensure!(!reaches_taps(&world)?, "not dropped by XDP");
@@ -76,7 +85,7 @@ fn the_xdp_stage_drops_in_front_of_all_else_and_changes_no_verdict() -> Result<(
 
     // A new one takes it over, with maps of its own.
     let agent = Agent::start(&world.rig, &["--xdp"])?;
-    agent.wait_for("the stage", |status| attached(status, vif) == Some(Attachment::XdpAndTcx))?;
+    agent.wait_for("the stage", |status| attached(status, vif) == staged)?;
     // Of a client that settles, what is denied is dropped by the stage as well.
     agent.wait_for_settled()?;
     ensure!(!reaches_taps(&world)?, "not dropped by the new agent's XDP");
@@ -84,7 +93,7 @@ fn the_xdp_stage_drops_in_front_of_all_else_and_changes_no_verdict() -> Result<(
     agent.kill()?;
 
     let agent = world.start()?;
-    assert_eq!(attached(&agent.status()?, vif), Some(Attachment::Tcx));
+    assert_eq!(attached(&agent.status()?, vif), plain);
     wait_for_taps(&world)?;
     world.check("without the stage", v4, v6);
     Ok(())
@@ -93,6 +102,7 @@ fn the_xdp_stage_drops_in_front_of_all_else_and_changes_no_verdict() -> Result<(
 #[test]
 fn where_xdp_cannot_be_packets_meet_tc_alone() -> Result<()> {
     let world = World::new("no_early")?;
+    let (plain, _) = plain_and_staged();
     let vif = world.client.vif();
     // A driver without native XDP, and a program of somebody else.
     world.rig.netvm().ip(&["link", "add", "vif77.0", "type", "bridge"])?;
@@ -100,7 +110,7 @@ fn where_xdp_cannot_be_packets_meet_tc_alone() -> Result<()> {
     let others = Native::open(world.rig.netvm(), vif)?;
     let agent = Agent::start(&world.rig, &["--xdp"])?;
     for name in [vif, "vif77.0"] {
-        agent.wait_for("attached", |status| attached(status, name) == Some(Attachment::Tcx))?;
+        agent.wait_for("attached", |status| attached(status, name) == plain)?;
     }
     agent.wait_for("told twice", |_| agent.log().matches("no XDP stage").count() == 2)?;
     world.put(&agent, &[tcp_443()])?;
@@ -114,10 +124,11 @@ fn where_xdp_cannot_be_packets_meet_tc_alone() -> Result<()> {
 #[test]
 fn the_xdp_stage_comes_back_and_goes_with_its_vif_and_with_a_firewall_that_opens() -> Result<()> {
     let world = World::new("early_ends")?;
+    let (_, staged) = plain_and_staged();
     let vif = world.client.vif();
     let options = ["--xdp", "--mode", "qubes", "--open-on-stop"];
     let agent = Agent::start(&world.rig, &options)?;
-    agent.wait_for("the stage", |status| attached(status, vif) == Some(Attachment::XdpAndTcx))?;
+    agent.wait_for("the stage", |status| attached(status, vif) == staged)?;
     world.put(&agent, &[tcp_443()])?;
     ensure!(!reaches_taps(&world)?, "not dropped by XDP");
     let stages = || world.pins("from_client_early-");
@@ -135,11 +146,40 @@ fn the_xdp_stage_comes_back_and_goes_with_its_vif_and_with_a_firewall_that_opens
     wait_for_taps(&world)?;
     agent.signal(Signal::SIGCONT)?;
     agent.wait_for("again", |status| {
-        attached(status, vif) == Some(Attachment::XdpAndTcx)
-            && stages().is_ok_and(|it| it.len() == 1)
+        attached(status, vif) == staged && stages().is_ok_and(|it| it.len() == 1)
     })?;
     ensure!(!reaches_taps(&world)?, "not dropped by XDP");
     ensure!(agent.terminate()?, "not a clean end");
     wait_for_taps(&world)?;
+    Ok(())
+}
+
+#[test]
+fn by_clsact_it_is_said_as_truly_whether_there_is_a_stage() -> Result<()> {
+    let world = World::new("early_cls")?;
+    let vif = world.client.vif();
+    let (v4, v6) = WEB;
+    let mut is_put = false;
+    for (options, expected, is_seen) in [
+        (&["--attach", "clsact"][..], Attachment::Clsact, true),
+        (&["--attach", "clsact", "--xdp"], Attachment::XdpAndClsact, false),
+        (&["--attach", "clsact"], Attachment::Clsact, true),
+    ] {
+        let agent = Agent::start(&world.rig, options)?;
+        agent.wait_for("attached", |status| attached(status, vif) == Some(expected))?;
+        if !is_put {
+            world.put(&agent, &[tcp_443()])?;
+            is_put = true;
+        }
+        agent.wait_for_settled()?;
+        // The kernel detaches the stage of the agent before when it comes to it.
+        if is_seen {
+            wait_for_taps(&world)?;
+        }
+        assert_eq!(reaches_taps(&world)?, is_seen, "{options:?}");
+        world.check("by clsact", v4, v6);
+        agent.kill()?;
+        assert_eq!(reaches_taps(&world)?, is_seen, "{options:?}, without an agent");
+    }
     Ok(())
 }

@@ -183,7 +183,7 @@ fn explain_sees_connections_other_clients_and_recorded_packets() -> Result<()> {
 
 #[test]
 fn what_goes_on_without_an_agent_is_shown_and_explained() -> Result<()> {
-    goes_on("without", "tcx")
+    goes_on("without", "auto")
 }
 
 #[test]

@@ -120,8 +120,18 @@ fn a_later_agent_knows_what_the_earlier_one_knew() -> Result<()> {
     Ok(())
 }
 
+/// Two seconds before an address that left is let go of.
+const LEFT_AGO: Duration = Duration::from_secs(598);
+
 #[test]
 fn an_address_that_left_stays_while_a_connection_to_it_is_open() -> Result<()> {
+    let now = Moment::after_boot(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into());
+    if now.since_boot() < LEFT_AGO {
+        // Nothing can have left before the machine booted, and the agent asks its own clock.
+        let why = format!("the machine booted less than {} seconds ago", LEFT_AGO.as_secs());
+        firewall_tests::skip("an_address_that_left_stays", &why)?;
+        return Ok(());
+    }
     let mut named = Named::new("in_use")?;
     let unused = "198.51.100.9";
     let names = ["a.example", "b.example"];
@@ -135,7 +145,7 @@ fn an_address_that_left_stays_while_a_connection_to_it_is_open() -> Result<()> {
     named.stop()?;
     // As if both had left ten minutes ago.
     let now = Moment::after_boot(clock_gettime(ClockId::CLOCK_BOOTTIME)?.into());
-    let left = now - Duration::from_secs(598);
+    let left = now - LEFT_AGO;
     let remembered = names.map(|name| Remembered {
         question: Question { name: name.to_owned(), family: Family::V4 },
         addresses: [ONE.parse().expect("an address")].into(),

@@ -193,7 +193,7 @@ fn a_stop_keeps_the_firewall_closed_unless_it_was_told_to_open() -> Result<()> {
     for client in [world.v4, world.v6] {
         write_rules(world.rig.directory(), client, "policy = drop\ncommit\n")?;
     }
-    for attach in ["tcx", "clsact"] {
+    for &attach in ways() {
         for (open, option) in [(false, None), (true, Some("--open-on-stop"))] {
             let arguments = ["--mode", "qubes", "--attach", attach];
             let arguments: Vec<&str> = arguments.into_iter().chain(option).collect();

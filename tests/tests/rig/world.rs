@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use aya::programs::{SchedClassifier, TcAttachType};
 use firewall_tests::oracle::{Proto, Rule, Ruleset};
 use firewall_tests::rig::agent::Agent;
 use firewall_tests::rig::namespace::Namespace;
@@ -82,6 +83,16 @@ impl World {
     pub fn check(&self, name: &str, v4: [Outcome; 4], v6: [Outcome; 4]) {
         check(self.client.namespace(), name, v4, v6);
     }
+}
+
+/// Whether the kernel has tcx (since Linux 6.6); if not, an agent takes clsact.
+pub fn has_tcx() -> bool {
+    SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok()
+}
+
+/// The ways to attach that the kernel has.
+pub fn ways() -> &'static [&'static str] {
+    if has_tcx() { &["tcx", "clsact"] } else { &["clsact"] }
 }
 
 /// Does something while a client sends what it may not send, with a pause after each packet;

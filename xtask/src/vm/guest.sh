@@ -10,6 +10,7 @@ ln -sf fd/1 /dev/stdout
 ln -sf fd/2 /dev/stderr
 mount -t cgroup2 cgroup2 /sys/fs/cgroup 2>/dev/null
 mount -t bpf bpf /sys/fs/bpf 2>/dev/null
+mount -t securityfs securityfs /sys/kernel/security 2>/dev/null
 ip link set lo up
 hostname vm
 export TMPDIR=/run/tmp

@@ -32,14 +32,23 @@ impl Drop for Machine {
     }
 }
 
-/// Boots, and hands on each line until the machine is off, for `patience` at most.
-pub fn boot(image: &Image, patience: Duration, line: impl FnMut(&str)) -> Result<End> {
+/// What each kernel is told.
+const COMMAND_LINE: &str = "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off";
+
+/// Boots with `arguments` on the kernel's command line as well, and hands on each line until the
+/// machine is off, for `patience` at most.
+pub fn boot(
+    image: &Image,
+    arguments: &str,
+    patience: Duration,
+    line: impl FnMut(&str),
+) -> Result<End> {
     // It ends with this process, also if this process is killed.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
     qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY])
         .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
-        .args(["-append", "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off"])
+        .args(["-append", &format!("{COMMAND_LINE} {arguments}")])
         .args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"])
         .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"])
         .arg("-kernel")

@@ -104,7 +104,7 @@ fn on(
     let mut row = Row::new(kernel);
     let mut has_ended = false;
     let start = Instant::now();
-    let end = machine::boot(&image, patience, |line| {
+    let end = machine::boot(&image, kernel.arguments, patience, |line| {
         eprintln!("{} {:4} s| {line}", kernel.name, start.elapsed().as_secs());
         has_ended |= line == "VM job ended with 0";
         row.hear(line);
@@ -141,9 +141,9 @@ fn job(kernel: &Kernel, binaries: &Path, filters: &[String]) -> String {
         job += &format!("echo {value} > /proc/sys/{name} || exit 1\n");
     }
     let mut filters: Vec<String> = filters.iter().map(|it| format!("'{it}'")).collect();
-    if let Some(module) = kernel.without {
-        job += &format!("export FIREWALL_WITHOUT={module}\n");
-        filters = vec!["rig::without::".to_owned()];
+    if let Some(oddity) = kernel.oddity {
+        job += &format!("export FIREWALL_WITHOUT={}\n", oddity.name);
+        filters = oddity.tests.iter().map(|&it| it.to_owned()).collect();
     }
     let filters = filters.join(" ");
     let (binaries, directory) = (binaries.display(), root().join("tests"));

@@ -13,7 +13,8 @@ use crate::mirror::{KEYRING, mirror};
 use crate::run::{run, say};
 
 /// Suites that have kernels.
-const SUITES: [&str; 5] = ["bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid"];
+const SUITES: [&str; 6] =
+    ["bullseye", "bookworm", "bookworm-backports", "trixie", "trixie-backports", "sid"];
 
 /// Lists of packages, and packages, in a directory of their own.
 pub struct Packages {

@@ -8,7 +8,7 @@ use aya::programs::{Xdp, XdpMode};
 use tracing::warn;
 
 use super::pins::{link_name, pin_directory, pin_link, pinned, remove_pin, subdirectories};
-use super::{Dataplane, DataplaneError, name_of};
+use super::{Dataplane, DataplaneError, floor, name_of, refused};
 
 /// Its name, in the object and in pins.
 pub(super) const NAME: &str = "from_client_early";
@@ -61,11 +61,12 @@ impl Dataplane {
     }
 
     fn try_early(&mut self, vif: u32) -> Result<(), DataplaneError> {
+        floor::check_early()?;
         let pin = pin_directory(&self.options.pins)?.join(link_name(NAME, vif));
         let program: &mut Xdp =
             self.ebpf.program_mut(NAME).ok_or(DataplaneError::NoObject)?.try_into()?;
         if program.fd().is_err() {
-            program.load()?;
+            program.load().map_err(|error| refused(NAME, error))?;
         }
         if let Some(pinned) = pinned(&pin)? {
             match program.attach_to_link(XdpLink::try_from(FdLink::from(pinned))?) {

@@ -2,6 +2,7 @@
 //! Never decides what is in force for whom, and never detaches on its way out: what is
 //! attached and installed goes on without the agent, but for links that could not be pinned.
 
+pub mod floor;
 pub mod inspect;
 pub mod maps;
 pub mod records;
@@ -33,9 +34,11 @@ use aya::programs::links::LinkError;
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use firewall_common::abi::{CACHED_ANSWERS, CACHED_CLIENTS};
 use thiserror::Error;
+use tracing::debug;
 
 pub use self::attach::detach_all;
 use self::attach::{Attachment, Program};
+use self::floor::FloorError;
 use self::maps::Maps;
 pub use self::memory_model::may_cache;
 use self::object::MapsError;
@@ -92,6 +95,17 @@ pub enum DataplaneError {
          build it with `cargo xtask build`"
     )]
     NoObject,
+    /// The kernel lacks what programs are made of.
+    #[error(transparent)]
+    Floor(#[from] FloorError),
+    /// The kernel has all that, and refuses a program all the same.
+    #[error("the kernel's verifier refuses the program `{program}`: {reason}")]
+    Refused {
+        /// Name of the program.
+        program: &'static str,
+        /// The verifier's last word. All that it says is in the log of level `debug`.
+        reason: String,
+    },
     /// The pin directory is unusable.
     #[error("cannot pin links in {path}: {error}")]
     Pins {
@@ -173,6 +187,26 @@ fn with_sources(error: &dyn std::error::Error) -> String {
     text
 }
 
+/// What the verifier says last; its whole log is for who asks for it.
+fn refused(program: &'static str, error: ProgramError) -> DataplaneError {
+    let ProgramError::LoadError { io_error, verifier_log } = error else {
+        return error.into();
+    };
+    let log = verifier_log.to_string();
+    debug!(program, log, "refused by the verifier");
+    let reason = match last_word(&log) {
+        Some(last) => format!("{last} ({io_error})"),
+        None => io_error.to_string(),
+    };
+    DataplaneError::Refused { program, reason }
+}
+
+/// The line of a verifier's log that says what is wrong: the last one but for its sum.
+fn last_word(log: &str) -> Option<&str> {
+    let mut lines = log.lines().map(str::trim);
+    lines.rfind(|line| !line.is_empty() && !line.starts_with("processed "))
+}
+
 /// What a link is called now.
 fn name_of(link: u32) -> Result<String, DataplaneError> {
     let gone = |_| DataplaneError::Gone { link };
@@ -199,11 +233,16 @@ pub struct Dataplane {
 impl Dataplane {
     /// Loads the programs. Nothing is attached yet.
     pub fn load(options: Options) -> Result<Self, DataplaneError> {
+        floor::check()?;
+        if options.attach == Attach::Tcx {
+            floor::check_tcx()?;
+        }
         let links = pin_directory(&options.pins)?;
         let mut ebpf = load_object(&options)?;
         let (maps, openings) = (Maps::new(&mut ebpf)?, Openings::new(&mut ebpf)?);
         for program in Program::ALL {
-            program.of(&mut ebpf)?.load()?;
+            let loaded = program.of(&mut ebpf)?.load();
+            loaded.map_err(|error| refused(program.name(), error))?;
         }
         let from_client = Program::FromClient.of(&mut ebpf)?.info().ok();
         let verified_instructions = from_client.and_then(|it| it.verified_instruction_count());
@@ -249,4 +288,18 @@ pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {
         .override_global("REJECT_INTERVAL", &interval(options.reject_rate), true)
         .override_global("LOCAL_INTERVAL", &interval(options.local_rate), true)
         .load(OBJECT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_verifiers_log_its_last_word_is_told() {
+        let log = "0: (b7) r0 = 0\n1: (85) call unknown#160\ninvalid func unknown#160\n\
+                   processed 2 insns (limit 1000000) max_states_per_insn 0\n\n";
+        assert_eq!(last_word(log), Some("invalid func unknown#160"));
+        assert_eq!(last_word("processed 0 insns\n"), None);
+        assert_eq!(last_word(""), None);
+    }
 }

@@ -28,6 +28,9 @@ pub enum GateError {
     /// The gate was refused, and nobody knows what is in force.
     #[error("whether anything stops what clients send is NOT KNOWN: {0}")]
     Unknown(NftError),
+    /// The gate was loaded, as `nft` says, and cannot be looked at.
+    #[error("whether anything stops what clients send is NOT KNOWN: {0}")]
+    Unseen(Box<GateError>),
 }
 
 /// Why the kernel did not take the gate.

@@ -163,7 +163,7 @@ impl Gate {
         }
         let text = self.stray().await.unwrap_or_default() + &self.text();
         let Err(error) = nft::load(&text).await else {
-            return Ok(());
+            return self.verify().await;
         };
         if before.is_err() {
             self.load_bare().await?;
@@ -179,6 +179,15 @@ impl Gate {
             }
         };
         Err(GateError::Closed { why: Box::new(why), closed })
+    }
+
+    /// Whether what was loaded is there: not everything that is called `nft` does what it is told.
+    async fn verify(&self) -> Result<(), GateError> {
+        match self.open().await {
+            Ok(open) if open.is_empty() => Ok(()),
+            Ok(_) => Err(GateError::Open(NftError::Idle)),
+            Err(error) => Err(GateError::Unseen(Box::new(error))),
+        }
     }
 
     async fn load_bare(&self) -> Result<(), GateError> {

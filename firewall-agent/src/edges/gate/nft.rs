@@ -17,6 +17,9 @@ pub enum NftError {
     /// `nft` refused; what it says, without blanks around.
     #[error("`nft` says: {0}")]
     Refused(String),
+    /// `nft` did nothing, and did not say so.
+    #[error("`nft` says that it loaded the rules, and they are not there")]
+    Idle,
 }
 
 /// Loads a text in one transaction: as a whole or not at all.
