@@ -9,6 +9,7 @@ mod suites;
 mod sum;
 mod tor;
 mod vm;
+mod xen;
 
 use std::process::ExitCode;
 
@@ -40,6 +41,8 @@ enum Command {
     Test(suites::Test),
     /// Run tests on other kernels, each in a virtual machine; print a matrix.
     Vm(vm::Options),
+    /// Run the agent on real vifs of Xen, in a virtual machine; print what was checked.
+    Xen(xen::Options),
     /// Make packages for Debian and Fedora of a release build.
     Package(package::Options),
     /// Measure. `cargo xtask bench --help` says what, and how.
@@ -65,6 +68,7 @@ fn obey(command: Command) -> Result<()> {
         Command::Demo(options) => suites::demo(&options),
         Command::Test(options) => suites::test(&options),
         Command::Vm(options) => vm::run(&options),
+        Command::Xen(options) => xen::run(&options),
         Command::Package(options) => package::build(&options),
         Command::Bench(what) => suites::bench(&what),
     }

@@ -5,7 +5,7 @@
 pub mod frames;
 pub(crate) mod icmp;
 pub mod kernel;
-pub(crate) mod options;
+pub mod options;
 pub mod probe;
 pub mod shared;
 pub(crate) mod wait;
