@@ -13,6 +13,7 @@ mod suites;
 mod sum;
 mod tor;
 mod vm;
+mod xen;
 
 use std::process::ExitCode;
 
@@ -52,6 +53,8 @@ enum Command {
     /// of machines, take the packages that were made here. `cargo xtask test` does the same with what
     /// this machine has.
     Distributions(distributions::Options),
+    /// Run the agent on real vifs of Xen, in a virtual machine; print what was checked.
+    Xen(xen::Options),
     /// Make packages for Debian and Fedora of a release build.
     Package(package::Options),
     /// Measure. `cargo xtask bench --help` says what, and how.
@@ -78,6 +81,7 @@ fn obey(command: Command) -> Result<()> {
         Command::Test(options) => suites::test(&options),
         Command::Vm(options) => vm::run(&options),
         Command::Distributions(options) => distributions::run(&options),
+        Command::Xen(options) => xen::run(&options),
         Command::Package(options) => package::build(&options),
         Command::Bench(what) => suites::bench(&what),
     }

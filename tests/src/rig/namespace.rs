@@ -22,7 +22,7 @@ pub struct Namespace {
 
 impl Namespace {
     /// The namespace of this name, which need not exist yet.
-    pub(crate) fn named(name: String) -> Self {
+    pub fn named(name: String) -> Self {
         Self { name }
     }
 
@@ -99,7 +99,7 @@ impl Namespace {
 }
 
 /// Runs `ip`, and returns what it printed.
-pub(crate) fn ip(arguments: &[&str]) -> Result<String> {
+pub fn ip(arguments: &[&str]) -> Result<String> {
     let output = Command::new("ip").args(arguments).output().context("cannot run `ip`")?;
     if !output.status.success() {
         let error = String::from_utf8_lossy(&output.stderr);

@@ -152,7 +152,7 @@ impl Capture {
 }
 
 /// A packet socket of the calling thread's namespace, bound to one interface.
-pub(crate) fn open(interface: &str, protocol: u16) -> Result<OwnedFd> {
+pub fn open(interface: &str, protocol: u16) -> Result<OwnedFd> {
     let index = if_nametoindex(interface)
         .with_context(|| format!("there is no interface `{interface}`"))?;
     // Without a protocol until it is bound, or it would see all interfaces first.
@@ -162,6 +162,12 @@ pub(crate) fn open(interface: &str, protocol: u16) -> Result<OwnedFd> {
     bind(socket.as_raw_fd(), &link_address(i32::try_from(index)?, protocol)?)
         .with_context(|| format!("cannot bind a packet socket to `{interface}`"))?;
     Ok(socket)
+}
+
+/// Has a packet socket that was opened without a protocol hear everything from now on.
+pub fn listen(socket: &OwnedFd, interface: &str) -> Result<()> {
+    let index = i32::try_from(if_nametoindex(interface)?)?;
+    Ok(bind(socket.as_raw_fd(), &link_address(index, u16::try_from(ETH_P_ALL)?)?)?)
 }
 
 fn link_address(index: i32, protocol: u16) -> Result<LinkAddr> {

@@ -6,7 +6,7 @@ pub mod dawdler;
 pub mod frames;
 pub(crate) mod icmp;
 pub mod kernel;
-pub(crate) mod options;
+pub mod options;
 pub mod probe;
 pub mod shared;
 pub(crate) mod wait;

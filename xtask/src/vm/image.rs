@@ -18,7 +18,7 @@ const GUEST: &str = include_str!("guest.sh");
 
 /// Beginnings of the names of modules that are packed, with what they depend on. No other module
 /// is there in the guest.
-const MODULES: [&str; 40] = [
+pub const MODULES: [&str; 45] = [
     "9p",
     "overlay",
     "virtio_pci",
@@ -59,6 +59,11 @@ const MODULES: [&str; 40] = [
     "sit",
     "ip_tunnel",
     "nsh",
+    "xenfs",
+    "xen_evtchn",
+    "xen_gnt",
+    "xen_netback",
+    "xen_privcmd",
 ];
 
 /// A kernel, and the initramfs that was made for it.
@@ -73,40 +78,46 @@ pub struct Image {
 /// Modules whose names begin with `without` are left out.
 pub fn make(unpacked: &Path, without: Option<&str>, directory: &Path, job: &str) -> Result<Image> {
     let root = directory.join("initramfs");
-    if root.exists() {
-        fs::remove_dir_all(&root)?;
+    begin(&root)?;
+    fs::create_dir_all(root.join("o"))?;
+    for (name, text) in [("init", INIT), ("guest.sh", GUEST), ("job.sh", job)] {
+        fs::write(root.join(name), text)?;
     }
-    for part in ["bin", "sbin", "proc", "sys", "dev", "o", "lib/modules"] {
+    pack_modules(unpacked, &MODULES, without, &root)?;
+    let initramfs = directory.join("initramfs.cpio");
+    pack(&root, &initramfs)?;
+    Ok(Image { kernel: kernel_in(unpacked)?, initramfs })
+}
+
+/// Begins an initramfs: its directories, and busybox.
+pub fn begin(root: &Path) -> Result<()> {
+    if root.exists() {
+        fs::remove_dir_all(root)?;
+    }
+    for part in ["bin", "sbin", "proc", "sys", "dev", "lib/modules"] {
         fs::create_dir_all(root.join(part))?;
     }
     fs::copy(which("busybox").context("busybox is missing")?, root.join("bin/busybox"))?;
     symlink("/bin/busybox", root.join("sbin/modprobe"))?;
-    for (name, text) in [("init", INIT), ("guest.sh", GUEST), ("job.sh", job)] {
-        fs::write(root.join(name), text)?;
-    }
+    Ok(())
+}
+
+/// Packs all of a directory, whose `init` is to be run, and removes it.
+pub fn pack(root: &Path, initramfs: &Path) -> Result<()> {
     run(Command::new("chmod").arg("755").arg(root.join("init")))?;
-    for trees in ["lib/modules", "usr/lib/modules"] {
-        let Ok(trees) = fs::read_dir(unpacked.join(trees)) else {
-            continue;
-        };
-        for tree in trees {
-            pack_modules(&tree?.path(), without, &root)?;
-        }
-    }
-    let initramfs = directory.join("initramfs.cpio");
     let mut find = Command::new("find");
-    let mut find = find.arg(".").current_dir(&root).stdout(Stdio::piped()).spawn()?;
+    let mut find = find.arg(".").current_dir(root).stdout(Stdio::piped()).spawn()?;
     let names = find.stdout.take().context("no output")?;
     let mut pack = Command::new("cpio");
-    pack.args(["-o", "-H", "newc", "--quiet", "-R", "0:0"]).current_dir(&root);
-    run(pack.stdin(names).stdout(fs::File::create(&initramfs)?))?;
+    pack.args(["-o", "-H", "newc", "--quiet", "-R", "0:0"]).current_dir(root);
+    run(pack.stdin(names).stdout(fs::File::create(initramfs)?))?;
     ensure!(find.wait()?.success(), "`find` failed");
-    fs::remove_dir_all(&root)?;
-    Ok(Image { kernel: kernel_in(unpacked)?, initramfs })
+    fs::remove_dir_all(root)?;
+    Ok(())
 }
 
 /// The kernel in a build, or in a package of an older or a newer suite.
-fn kernel_in(unpacked: &Path) -> Result<PathBuf> {
+pub fn kernel_in(unpacked: &Path) -> Result<PathBuf> {
     let built = unpacked.join("arch/x86/boot/bzImage");
     let boot = fs::read_dir(unpacked.join("boot")).into_iter().flatten().flatten();
     let in_boot = boot.map(|file| file.path()).filter(|file| {
@@ -118,15 +129,34 @@ fn kernel_in(unpacked: &Path) -> Result<PathBuf> {
     candidates.find(|file| file.is_file()).context("a package without a kernel")
 }
 
+/// Packs modules of the kernel in `unpacked` whose names begin with one of `names`, and what these
+/// depend on.
+pub fn pack_modules(
+    unpacked: &Path,
+    names: &[&str],
+    without: Option<&str>,
+    root: &Path,
+) -> Result<()> {
+    for trees in ["lib/modules", "usr/lib/modules"] {
+        let Ok(trees) = fs::read_dir(unpacked.join(trees)) else {
+            continue;
+        };
+        for tree in trees {
+            copy_modules(&tree?.path(), names, without, root)?;
+        }
+    }
+    Ok(())
+}
+
 /// Copies the modules that are wanted, uncompressed, and lists them anew.
-fn pack_modules(tree: &Path, without: Option<&str>, root: &Path) -> Result<()> {
+fn copy_modules(tree: &Path, names: &[&str], without: Option<&str>, root: &Path) -> Result<()> {
     let version = tree.file_name().context("modules without a version")?;
     let base = tree.ancestors().nth(3).context("modules in no tree")?;
     if !tree.join("modules.dep").metadata().is_ok_and(|file| file.len() > 0) {
         run(Command::new("depmod").arg("-b").arg(base).arg(version))?;
     }
     let to = root.join("lib/modules").join(version);
-    for module in wanted(&fs::read_to_string(tree.join("modules.dep"))?, without) {
+    for module in wanted(&fs::read_to_string(tree.join("modules.dep"))?, names, without) {
         let (from, to) = (tree.join(&module), to.join(&module));
         fs::create_dir_all(to.parent().context("a module without a directory")?)?;
         let unpacker = match from.extension().and_then(|it| it.to_str()) {
@@ -151,7 +181,7 @@ fn pack_modules(tree: &Path, without: Option<&str>, root: &Path) -> Result<()> {
 }
 
 /// Paths of the modules that are wanted and of those that they depend on, by what `depmod` wrote.
-fn wanted(dependencies: &str, without: Option<&str>) -> BTreeSet<String> {
+fn wanted(dependencies: &str, names: &[&str], without: Option<&str>) -> BTreeSet<String> {
     let lines = dependencies.lines().filter_map(|line| line.split_once(':'));
     let needs: BTreeMap<&str, Vec<&str>> =
         lines.map(|(module, needs)| (module, needs.split_whitespace().collect())).collect();
@@ -159,7 +189,7 @@ fn wanted(dependencies: &str, without: Option<&str>) -> BTreeSet<String> {
         let file = path.rsplit('/').next().unwrap_or(path);
         file.split('.').next().unwrap_or(file).replace('-', "_")
     };
-    let is_wanted = |path: &&str| MODULES.iter().any(|it| name(path).starts_with(it));
+    let is_wanted = |path: &&str| names.iter().any(|it| name(path).starts_with(it));
     let mut left: Vec<&str> = needs.keys().copied().filter(is_wanted).collect();
     let mut all = BTreeSet::new();
     while let Some(module) = left.pop() {
@@ -182,7 +212,7 @@ mod tests {
                             kernel/lib/libcrc32c.ko.xz:\n\
                             kernel/sound/snd.ko.xz:\n\
                             kernel/drivers/net/veth.ko:\n";
-        let all: Vec<String> = wanted(dependencies, None).into_iter().collect();
+        let all: Vec<String> = wanted(dependencies, &MODULES, None).into_iter().collect();
         let expected = [
             "kernel/drivers/net/veth.ko",
             "kernel/lib/libcrc32c.ko.xz",
@@ -190,7 +220,7 @@ mod tests {
             "kernel/net/nf_conntrack.ko.xz",
         ];
         assert_eq!(all, expected);
-        let rest = wanted(dependencies, Some("nft_"));
+        let rest = wanted(dependencies, &MODULES, Some("nft_"));
         assert!(rest.iter().all(|module| !module.contains("nft_ct")), "{rest:?}");
     }
 }

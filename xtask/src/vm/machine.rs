@@ -43,20 +43,30 @@ pub fn boot(
     patience: Duration,
     line: impl FnMut(&str),
 ) -> Result<End> {
-    // It ends with this process, also if this process is killed.
-    let mut qemu = Command::new("setpriv");
-    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
-    qemu.args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", PROCESSORS, "-m", MEMORY])
-        .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
-        .args(["-append", &format!("{COMMAND_LINE} {arguments}")])
-        .args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"])
-        .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"])
+    let mut qemu = qemu("max", MEMORY);
+    qemu.args(["-append", &format!("{COMMAND_LINE} {arguments}")])
         .arg("-kernel")
         .arg(&image.kernel)
         .arg("-initrd")
-        .arg(&image.initramfs)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped());
+        .arg(&image.initramfs);
+    follow(&mut qemu, patience, line)
+}
+
+/// QEMU with this kind of processor, so many megabytes, and this machine's root to share.
+pub fn qemu(processor: &str, memory: &str) -> Command {
+    // It ends with whoever started it, in whatever way that ends.
+    let mut qemu = Command::new("setpriv");
+    qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
+        .args(["-accel", "tcg,thread=multi", "-cpu", processor, "-smp", PROCESSORS, "-m", memory])
+        .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
+        .args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"])
+        .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
+    qemu
+}
+
+/// Starts a machine, and hands on each line until it is off, for `patience` at most.
+pub fn follow(qemu: &mut Command, patience: Duration, line: impl FnMut(&str)) -> Result<End> {
+    qemu.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = qemu.spawn().context("cannot start qemu-system-x86_64")?;
     let output = child.stdout.take().context("no output")?;
     let _machine = Machine(child);

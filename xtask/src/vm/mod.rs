@@ -3,11 +3,11 @@
 //! Never runs a test on this machine's own kernel.
 
 mod built;
-mod image;
-mod kernels;
-mod machine;
+pub mod image;
+pub mod kernels;
+pub mod machine;
 mod matrix;
-mod packages;
+pub mod packages;
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -57,16 +57,31 @@ impl Packages {
     /// Unpacks a package, with the parts that it may be split into, unless that was done before.
     /// Returns where it is.
     pub fn unpack(&self, package: &str) -> Result<PathBuf> {
-        let to = self.directory.join("unpacked").join(package);
+        let parts = || Ok([vec![package.to_owned()], self.parts(package)?].concat());
+        self.unpack_into(package, parts)
+    }
+
+    /// Unpacks packages of one suite into one tree, unless that was done before. Returns where it is.
+    pub fn unpack_together(&self, tree: &str, suite: &str, packages: &[&str]) -> Result<PathBuf> {
+        let of_suite = |package: &&str| format!("{package}/{suite}");
+        self.unpack_into(tree, || Ok(packages.iter().map(of_suite).collect()))
+    }
+
+    fn unpack_into(
+        &self,
+        tree: &str,
+        packages: impl FnOnce() -> Result<Vec<String>>,
+    ) -> Result<PathBuf> {
+        let to = self.directory.join("unpacked").join(tree);
         if to.is_dir() {
             return Ok(to);
         }
-        say(&format!("fetching {package}"));
-        let archives = self.directory.join("cache/archives").join(package);
+        say(&format!("fetching {tree}"));
+        let archives = self.directory.join("cache/archives").join(tree);
         fs::create_dir_all(&archives)?;
         let mut download = self.apt("apt-get");
-        download.current_dir(&archives).args(["-q", "download", package]);
-        run(download.args(self.parts(package)?).stdout(Stdio::null()))?;
+        download.current_dir(&archives).args(["-q", "download"]);
+        run(download.args(packages()?).stdout(Stdio::null()))?;
         // Under another name until it is whole.
         let part = self.directory.join("unpacked/part");
         for file in fs::read_dir(&archives)? {

@@ -1,0 +1,90 @@
+//! What outlives an agent, and what does not outlive a qube.
+//! Never stops an agent in an orderly way.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Result, ensure};
+
+use firewall_agent::edges::conntrack::{self, Wanted};
+use firewall_tests::packets::TCP;
+
+use super::reach::{ACCEPTED, DENIED, is_alive, rules_hold};
+use crate::domain::PATIENCE;
+use crate::order::Order;
+use crate::outside::SERVER;
+use crate::stage::{NO_RULES, RULES, Stage};
+use crate::wait::until;
+
+/// SIGKILL, and another agent.
+pub fn killed(stage: &mut Stage) -> Result<String> {
+    stage.put(&RULES)?;
+    stage.work.ask(Order::Open { to: SocketAddr::new(SERVER[0], ACCEPTED) })?;
+    ensure!(is_alive(stage)?, "the connection does not work at first");
+    let uplink = stage.watch_uplink()?;
+    stage.netvm.kill_agent()?;
+    ensure!(stage.netvm.status().is_err(), "somebody answers for the killed agent");
+    for family in [0, 1] {
+        rules_hold(stage, family)?;
+    }
+    ensure!(is_alive(stage)?, "the connection ended with the agent");
+    // Nobody reads it yet.
+    for address in stage.work.spec.addresses.all() {
+        stage.netvm.write(address, &NO_RULES);
+    }
+    ensure!(is_alive(stage)?, "rules that nobody read changed something");
+    stage.netvm.start_agent()?;
+    stage.netvm.wait_for(&stage.work)?;
+    let flows = || Ok(flows_of(stage.work.spec.addresses.v4.into())?.is_empty().then_some(()));
+    until("the end of what new rules forbid", PATIENCE, flows)?;
+    ensure!(
+        !is_alive(stage)?,
+        "the connection goes on though the new agent read rules that forbid it"
+    );
+    let denied = uplink.end(|seen| seen.left && seen.is_for_port(TCP, DENIED))?.len();
+    ensure!(denied == 0, "{denied} denied packets left");
+    stage.put(&RULES)?;
+    for family in [0, 1] {
+        rules_hold(stage, family)?;
+    }
+    Ok("without an agent, an open connection and a new one went on, denied ones were rejected and 0 \
+        packets of them left; the new agent ended what rules written meanwhile forbid"
+        .to_owned())
+}
+
+/// A qube that ends, and comes again with the same addresses.
+pub fn restart(stage: &mut Stage) -> Result<String> {
+    stage.put(&RULES)?;
+    let address: IpAddr = stage.work.spec.addresses.v4.into();
+    stage.work.ask(Order::Open { to: SocketAddr::new(SERVER[0], ACCEPTED) })?;
+    ensure!(is_alive(stage)?, "the connection does not work at first");
+    let before = flows_of(address)?.len();
+    ensure!(before > 0, "the kernel knows no connection of {address}");
+    let old = stage.work.vif();
+    let mut after = None;
+    stage.restart(|netvm| {
+        until("the agent's word that the vif is gone", PATIENCE, || {
+            let status = netvm.status()?;
+            Ok((!status.vifs.iter().any(|it| it.name == old)).then_some(()))
+        })?;
+        after = Some(flows_of(address)?.len());
+        until("the end of the old connections", PATIENCE, || {
+            Ok(flows_of(address)?.is_empty().then_some(()))
+        })
+    })?;
+    let new = stage.work.vif();
+    for family in [0, 1] {
+        rules_hold(stage, family)?;
+    }
+    Ok(format!(
+        "{before} connections before on {old}, {} when the agent knew that it was gone, then 0; on \
+         {new} accepted and denied are as before",
+        after.unwrap_or(0)
+    ))
+}
+
+/// What a client has open, as the kernel knows it.
+fn flows_of(client: IpAddr) -> Result<Vec<u16>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let flows = runtime.block_on(conntrack::flows(Wanted::From([client].into())))?;
+    Ok(flows.iter().map(|flow| flow.packet.port).collect())
+}
