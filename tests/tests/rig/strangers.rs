@@ -40,19 +40,20 @@ fn no_client_speaks_as_a_server_to_another_client() -> Result<()> {
     world.put(&agent, &[Rule::all(true)])?;
     agent.wait_for_vif(other.vif())?;
     add_a_rule(&world, &agent)?;
-    let families: [(IpAddr, IpAddr, IpAddr); 2] = [
-        (SERVER4, UPLINK_V4.into(), Ipv4Addr::UNSPECIFIED.into()),
-        (SERVER6, UPLINK_V6.into(), Ipv6Addr::UNSPECIFIED.into()),
+    // A program that another test starts may still hold the socket of the family before.
+    let families: [(IpAddr, IpAddr, SocketAddr); 2] = [
+        (SERVER4, UPLINK_V4.into(), (Ipv4Addr::UNSPECIFIED, 33333).into()),
+        (SERVER6, UPLINK_V6.into(), (Ipv6Addr::UNSPECIFIED, 33334).into()),
     ];
-    for (server, translated, any) in families {
-        let asker = world.client.namespace().run(|| Ok(UdpSocket::bind((any, 33333))?))?;
+    for (server, translated, own) in families {
+        let asker = world.client.namespace().run(|| Ok(UdpSocket::bind(own)?))?;
         asker.set_read_timeout(Some(PATIENCE))?;
         asker.connect(SocketAddr::new(server, 443))?;
         asker.send(b"question")?;
         let mut buffer = [0; 64];
         asker.recv(&mut buffer).context("no answer of the server")?;
         let before = dropped(&agent)?;
-        let datagram = packets::datagram(443, 33333, b"poison");
+        let datagram = packets::datagram(443, own.port(), b"poison");
         let spoofed = frame(&packet(server, translated, UDP, &datagram));
         for _ in 0..3 {
             frames::send_raw(other.namespace(), CLIENT_INTERFACE, &spoofed)?;

@@ -6,6 +6,7 @@
 //! Where they differ: 1.0.6 tells no device of a chain, and 1.1 several in a list; of a table that is
 //! asleep 1.0.6 prints any word as its flag; the text of a limit has its burst in 1.1.
 
+#[cfg(test)]
 mod pure {
     use std::collections::BTreeSet;
 

@@ -9,7 +9,6 @@
 //! kernel that cannot take the whole gate stays closed.
 
 mod added;
-#[cfg(test)]
 mod as_printed;
 mod between;
 mod errors;
