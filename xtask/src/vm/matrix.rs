@@ -61,11 +61,11 @@ impl Row {
 /// The matrix as text: a line for each kernel, and what failed and was skipped below it.
 pub fn text(rows: &[Row]) -> String {
     let mut text =
-        format!("{:<16} {:<36} {:>6} {:>6} {:>7}\n", "kernel", "is", "passed", "failed", "skipped");
+        format!("{:<24} {:<36} {:>6} {:>6} {:>7}\n", "kernel", "is", "passed", "failed", "skipped");
     for row in rows {
         let (name, release) = (row.kernel.name, &row.release);
         let (passed, failed, skipped) = (row.passed(), row.sum.failed, row.sum.skipped);
-        let _ = writeln!(text, "{name:<16} {release:<36} {passed:>6} {failed:>6} {skipped:>7}");
+        let _ = writeln!(text, "{name:<24} {release:<36} {passed:>6} {failed:>6} {skipped:>7}");
         let notes = row.problem.iter().cloned();
         let notes = notes.chain(row.failed.iter().map(|name| format!("FAILED {name}")));
         for note in notes.chain(row.skipped.iter().map(|reason| format!("skipped: {reason}"))) {
