@@ -41,7 +41,7 @@ fn wait_for_repair(agent: &Agent, losses: usize) -> Result<()> {
 
 #[test]
 fn programs_that_somebody_took_away_come_back() -> Result<()> {
-    if !pins("programs_that_somebody_took_away")? {
+    if !pins("programs_that_somebody_took_away_come_back")? {
         return Ok(());
     }
     let world = World::new("taken")?;
@@ -81,7 +81,7 @@ fn filters_that_somebody_removed_come_back() -> Result<()> {
 
 #[test]
 fn without_a_place_for_pins_the_agent_holds_its_programs_and_says_so() -> Result<()> {
-    if !pins("without_a_place_for_pins")? {
+    if !pins("without_a_place_for_pins_the_agent_holds_its_programs_and_says_so")? {
         return Ok(());
     }
     let world = World::new("unmounted")?;
