@@ -25,10 +25,7 @@ fn renames(netvm: &Namespace, test: &str) -> Result<bool> {
     let name = if outcome.is_ok() { "trial1" } else { "trial0" };
     netvm.ip(&["link", "delete", name])?;
     if let Err(error) = &outcome {
-        firewall_tests::skip(
-            "renamed",
-            &format!("the kernel renames no link that is up: {error}"),
-        )?;
+        firewall_tests::skip(test, &format!("the kernel renames no link that is up: {error}"))?;
     }
     Ok(outcome.is_ok())
 }
