@@ -65,10 +65,10 @@ pub fn table<'a>(
     let rows: Vec<_> = rows.into_iter().collect();
     let width = rows.iter().map(|(_, what, _)| what.len()).max().unwrap_or(0).max(36);
     let mut text =
-        format!("{kind:<16} {:<width$} {:>6} {:>6} {:>7}\n", "is", "passed", "failed", "skipped");
+        format!("{kind:<24} {:<width$} {:>6} {:>6} {:>7}\n", "is", "passed", "failed", "skipped");
     for (name, what, heard) in rows {
         let (passed, failed, skipped) = (heard.passed(), heard.sum.failed, heard.sum.skipped);
-        let _ = writeln!(text, "{name:<16} {what:<width$} {passed:>6} {failed:>6} {skipped:>7}");
+        let _ = writeln!(text, "{name:<24} {what:<width$} {passed:>6} {failed:>6} {skipped:>7}");
         let notes = heard.problem.iter().cloned();
         let notes = notes.chain(heard.failed.iter().map(|name| format!("FAILED {name}")));
         for note in notes.chain(heard.skipped.iter().map(|reason| format!("skipped: {reason}"))) {

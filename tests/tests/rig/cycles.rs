@@ -184,7 +184,10 @@ fn nothing_leaks_and_nothing_breaks_by_clsact_alone() -> Result<()> {
 #[test]
 fn nothing_leaks_and_nothing_breaks_when_agents_attach_in_another_way() -> Result<()> {
     if !has_tcx() {
-        firewall_tests::skip("agents_attach_in_another_way", "the kernel has no tcx")?;
+        firewall_tests::skip(
+            "nothing_leaks_and_nothing_breaks_when_agents_attach_in_another_way",
+            "the kernel has no tcx",
+        )?;
         return Ok(());
     }
     come_and_go("cyclesway", "clsact", &[Cycle::OtherWay], rounds(10, 300))

@@ -77,7 +77,10 @@ fn take_name_away(netvm: &Namespace, vif: &str) -> Result<()> {
 #[test]
 fn a_filter_without_a_name_is_found_and_goes_when_it_has_to() -> Result<()> {
     if !has_tcx() {
-        firewall_tests::skip("a_filter_without_a_name", "the kernel has no tcx")?;
+        firewall_tests::skip(
+            "a_filter_without_a_name_is_found_and_goes_when_it_has_to",
+            "the kernel has no tcx",
+        )?;
         return Ok(());
     }
     let world = World::new("nameless")?;

@@ -129,7 +129,7 @@ fn an_address_that_left_stays_while_a_connection_to_it_is_open() -> Result<()> {
     if now.since_boot() < LEFT_AGO {
         // Nothing can have left before the machine booted, and the agent asks its own clock.
         let why = format!("the machine booted less than {} seconds ago", LEFT_AGO.as_secs());
-        firewall_tests::skip("an_address_that_left_stays", &why)?;
+        firewall_tests::skip("an_address_that_left_stays_while_a_connection_to_it_is_open", &why)?;
         return Ok(());
     }
     let mut named = Named::new("in_use")?;

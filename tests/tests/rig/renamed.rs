@@ -18,17 +18,14 @@ fn rename(netvm: &Namespace, from: &str, to: &str) -> Result<()> {
 }
 
 /// Whether the kernel renames a link that is up (since Linux 6.2). If not, that is told.
-fn renames(netvm: &Namespace) -> Result<bool> {
+fn renames(netvm: &Namespace, test: &str) -> Result<bool> {
     netvm.ip(&["link", "add", "trial0", "type", "veth", "peer", "name", "trial2"])?;
     netvm.ip(&["link", "set", "trial0", "up"])?;
     let outcome = rename(netvm, "trial0", "trial1");
     let name = if outcome.is_ok() { "trial1" } else { "trial0" };
     netvm.ip(&["link", "delete", name])?;
     if let Err(error) = &outcome {
-        firewall_tests::skip(
-            "renamed",
-            &format!("the kernel renames no link that is up: {error}"),
-        )?;
+        firewall_tests::skip(test, &format!("the kernel renames no link that is up: {error}"))?;
     }
     Ok(outcome.is_ok())
 }
@@ -67,7 +64,7 @@ fn a_link_that_is_renamed_stays_guarded_under_its_new_name() -> Result<()> {
     for &how in ways() {
         let world = World::new(&format!("ren{how}"))?;
         let netvm = world.rig.netvm();
-        if !renames(netvm)? {
+        if !renames(netvm, "a_link_that_is_renamed_stays_guarded_under_its_new_name")? {
             return Ok(());
         }
         let agent = Agent::start(&world.rig, &["--attach", how])?;
@@ -95,7 +92,10 @@ fn a_vif_that_is_called_otherwise_is_none_and_one_that_is_called_so_becomes_one(
     for &how in ways() {
         let world = World::new(&format!("out{how}"))?;
         let netvm = world.rig.netvm();
-        if !renames(netvm)? {
+        if !renames(
+            netvm,
+            "a_vif_that_is_called_otherwise_is_none_and_one_that_is_called_so_becomes_one",
+        )? {
             return Ok(());
         }
         let agent = Agent::start(&world.rig, &["--attach", how])?;
@@ -132,7 +132,8 @@ fn a_link_that_was_renamed_while_no_agent_ran_is_guarded_for_what_it_is() -> Res
     for &how in ways() {
         let world = World::new(&format!("off{how}"))?;
         let netvm = world.rig.netvm();
-        if !renames(netvm)? {
+        if !renames(netvm, "a_link_that_was_renamed_while_no_agent_ran_is_guarded_for_what_it_is")?
+        {
             return Ok(());
         }
         rename(netvm, world.client.vif(), "wan12")?;

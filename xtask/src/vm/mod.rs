@@ -48,7 +48,7 @@ pub struct Options {
 /// Runs the tests on the kernels that were asked for. An error if one failed anywhere.
 pub fn run(options: &Options) -> Result<()> {
     if options.list {
-        KERNELS.iter().for_each(|kernel| println!("{:<16} {}", kernel.name, kernel.about));
+        KERNELS.iter().for_each(|kernel| println!("{:<24} {}", kernel.name, kernel.about));
         return Ok(());
     }
     let wanted = wanted(&options.kernels)?;

@@ -7,8 +7,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use aya::Ebpf;
 use aya::programs::links::{FdLink, Link as _};
@@ -22,10 +20,6 @@ use super::pins::{
 };
 use super::{Attach, Dataplane, DataplaneError, early, name_of, with_sources};
 use firewall_core::told::status;
-
-/// How long a program is waited for whose pin is gone, and how long between two looks.
-const DETACHING: Duration = Duration::from_secs(2);
-const LOOKING: Duration = Duration::from_millis(1);
 
 /// A program, and where it is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,12 +132,7 @@ impl Dataplane {
         for version in subdirectories(&self.options.pins)? {
             let is_own = version == self.links && how == Attach::Tcx;
             if !is_own {
-                let pin = version.join(link_name(program.name(), link));
-                let before = pinned(&pin)?.map(|it| FdLink::from(it).info()).transpose()?;
-                remove_pin(&pin)?;
-                if let Some(before) = before {
-                    await_end(before.program_id(), program, link)?;
-                }
+                remove_pin(&version.join(link_name(program.name(), link)))?;
             }
         }
         if how == Attach::Tcx {
@@ -348,20 +337,6 @@ pub fn detach_all(pins: &Path) -> Result<(), DataplaneError> {
         let _ = fs::remove_dir(version);
     }
     let _ = fs::remove_dir(pins);
-    Ok(())
-}
-
-/// Waits until a program whose pin was removed is detached: the kernel does so when it has time. At an
-/// uplink it knows no stamps of another agent, and would drop what this one lets pass.
-fn await_end(number: u32, program: Program, link: u32) -> Result<(), DataplaneError> {
-    let deadline = Instant::now() + DETACHING;
-    while tcx_programs(link, program.direction())?.contains(&number) {
-        if Instant::now() > deadline {
-            warn!(link, program = program.name(), "what an earlier agent attached is still there");
-            return Ok(());
-        }
-        sleep(LOOKING);
-    }
     Ok(())
 }
 
