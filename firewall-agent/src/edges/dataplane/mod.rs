@@ -201,10 +201,14 @@ fn refused(program: &'static str, error: ProgramError) -> DataplaneError {
     DataplaneError::Refused { program, reason }
 }
 
-/// The line of a verifier's log that says what is wrong: the last one but for its sum.
+/// What a verifier's log ends with: sums.
+const SUMS: [&str; 3] = ["processed ", "stack depth ", "verification time "];
+
+/// The line of a verifier's log that says what is wrong: the last one but for the sums.
 fn last_word(log: &str) -> Option<&str> {
+    let is_sum = |line: &str| SUMS.iter().any(|sum| line.starts_with(sum));
     let mut lines = log.lines().map(str::trim);
-    lines.rfind(|line| !line.is_empty() && !line.starts_with("processed "))
+    lines.rfind(|line| !line.is_empty() && !is_sum(line))
 }
 
 /// What a link is called now.
@@ -297,7 +301,7 @@ mod tests {
     #[test]
     fn of_a_verifiers_log_its_last_word_is_told() {
         let log = "0: (b7) r0 = 0\n1: (85) call unknown#160\ninvalid func unknown#160\n\
-                   processed 2 insns (limit 1000000) max_states_per_insn 0\n\n";
+                   verification time 5 usec\nstack depth 0+0\nprocessed 2 insns (limit 1000000) max_states_per_insn 0\n\n";
         assert_eq!(last_word(log), Some("invalid func unknown#160"));
         assert_eq!(last_word("processed 0 insns\n"), None);
         assert_eq!(last_word(""), None);
