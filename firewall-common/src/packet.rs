@@ -188,6 +188,12 @@ impl Packet {
         self.protocol == Protocol::Icmp && icmp::is_echo_request(self.port, self.source.is_mapped())
     }
 
+    /// Whether the packet is an ICMP or ICMPv6 echo reply.
+    #[inline(always)]
+    pub fn is_echo_reply(&self) -> bool {
+        self.protocol == Protocol::Icmp && icmp::is_echo_reply(self.port, self.source.is_mapped())
+    }
+
     /// Whether the packet is neighbour discovery of IPv6 (RFC 4861).
     #[inline(always)]
     pub fn is_neighbour_discovery(&self) -> bool {

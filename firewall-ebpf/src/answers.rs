@@ -8,7 +8,7 @@ use core::ptr;
 use aya_ebpf::programs::TcContext;
 use firewall_common::abi::{FlowKey, OPENING, STAMPED};
 use firewall_common::answers::{ANSWERING, ANSWERS_BURST, ANSWERS_PER_SECOND, key};
-use firewall_common::packet::{self, Head, Packet, Receiver};
+use firewall_common::packet::{self, Head, Packet, Protocol, Receiver};
 
 use crate::budget;
 use crate::clock::{SECOND, coarse};
@@ -17,8 +17,9 @@ use crate::maps::{ANSWER_BUDGETS, OPENINGS};
 use crate::skb::Skb;
 use crate::uplink;
 
-/// Added to the protocol's number in a key, it makes one that no entry has: a ping is nobody's
-/// answer.
+/// Added to the protocol's number in a key, it makes one that no entry has: of ICMP, only an echo
+/// reply answers anything, and others may begin something (`icmp_new` in
+/// net/netfilter/nf_conntrack_proto_icmp.c).
 const NEVER: u32 = 1024;
 
 /// Nanoseconds of budget that an answer takes.
@@ -88,10 +89,13 @@ pub fn may_be_answer(vif: u32, packet: &Packet) -> bool {
 #[inline(always)]
 pub fn give_back(context: &TcContext) {
     // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
-    let index = unsafe { (*context.skb.skb).tc_index };
+    let skb = unsafe { &mut *context.skb.skb };
+    let index = skb.tc_index;
     if index & (STAMPED | ANSWERING) != ANSWERING || uplink::is_later_fragment(context) {
         return;
     }
+    // Once: behind a link that stands on another one (a VLAN, a macvlan), the packet leaves again.
+    skb.tc_index = 0;
     let Some(next) = ANSWER_BUDGETS.get_ptr_mut(index & !ANSWERING) else {
         return;
     };
@@ -104,7 +108,8 @@ pub fn give_back(context: &TcContext) {
 fn key_of_answer(vif: u32, packet: &Packet) -> FlowKey {
     let peer = (packet.destination, packet.port);
     let mut key = key(vif, peer, packet.source_port, packet, forget);
-    key.protocol |= forget(if packet.is_echo_request() { NEVER } else { 0 });
+    let is_never = packet.protocol == Protocol::Icmp && !packet.is_echo_reply();
+    key.protocol |= forget(if is_never { NEVER } else { 0 });
     key
 }
 

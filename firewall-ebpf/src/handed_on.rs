@@ -54,8 +54,9 @@ pub fn limit(vif: u32, packet: &Packet, decision: Decision) -> Decision {
             Reason::Answer => true,
             Reason::Arp => notice(vif, coarse()),
             _ if packet.is_neighbour_discovery() => notice(vif, coarse()),
-            // The netvm opened it: the entry of connection tracking is the netvm's own.
-            _ if answers::may_be_answer(vif, packet) => true,
+            // The netvm opened it: the entry of connection tracking is the netvm's own. Of other
+            // protocols nobody knows whether it is the same entry.
+            _ if packet.protocol != Protocol::Other && answers::may_be_answer(vif, packet) => true,
             _ => flow(vif, packet, coarse()),
         },
     };

@@ -20,6 +20,10 @@ const IPV6_REDIRECT: u16 = 137;
 const IPV4_ECHO_REQUEST: u16 = 8;
 /// The ICMPv6 type of echo requests (RFC 4443).
 const IPV6_ECHO_REQUEST: u16 = 128;
+/// The ICMP type of echo replies (RFC 792).
+const IPV4_ECHO_REPLY: u16 = 0;
+/// The ICMPv6 type of echo replies (RFC 4443).
+const IPV6_ECHO_REPLY: u16 = 129;
 
 /// Length of an ICMPv6 header (RFC 4443, section 2.1), in bytes; of a first fragment, the kernel
 /// wants all of it (`ipv6frag_thdr_truncated`).
@@ -32,6 +36,12 @@ const ADVERTISEMENT_TARGET: u32 = 8;
 #[inline(always)]
 pub(super) const fn is_echo_request(kind: u16, is_ipv4: bool) -> bool {
     kind == if is_ipv4 { IPV4_ECHO_REQUEST } else { IPV6_ECHO_REQUEST }
+}
+
+/// Whether a type of ICMP, or of ICMPv6, is that of echo replies.
+#[inline(always)]
+pub(super) const fn is_echo_reply(kind: u16, is_ipv4: bool) -> bool {
+    kind == if is_ipv4 { IPV4_ECHO_REPLY } else { IPV6_ECHO_REPLY }
 }
 
 /// Whether a type of ICMP, or of ICMPv6, is that of redirects.

@@ -261,6 +261,8 @@ impl World {
         };
         let mut effects = self.follow_links(links, true);
         effects.push(Effect::TakenOver(self.links.in_use()));
+        // Until now, an earlier agent's programs noted in tables of their own what was opened.
+        effects.push(Effect::NoteOpenings(self.links.clients(self.standings.addresses())));
         effects
     }
 

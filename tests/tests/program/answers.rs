@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
+use firewall_common::abi::{FLOWS_BURST, Local};
 use firewall_common::answers::{ANSWERS_BURST, ANSWERS_PER_SECOND};
 use firewall_common::verdict::Reason;
 use firewall_core::client::ClientId;
@@ -91,6 +92,40 @@ fn answers_go_on_whatever_is_in_force_and_over_every_budget() -> Result<()> {
     check(&mut program, "settling", &back, Outcome::NOT_PERMITTED, Reason::Answer);
     program.install(CLIENT4, &Installation::Blocked, 3)?;
     check(&mut program, "blocked", &back, Outcome::NOT_PERMITTED, Reason::Answer);
+    Ok(())
+}
+
+#[test]
+fn what_the_netvm_opened_takes_nothing_else_out_of_the_budget_of_flows() -> Result<()> {
+    const SCTP: u8 = 132;
+    let mut program = program_with(&rules(&[]))?;
+    program.maps.set_locals([(SERVER4.into(), Local::One), (SERVER6.into(), Local::One)])?;
+    for (client, icmp, others) in
+        [(CLIENT4, packets::ICMP, [13, 15, 17]), (CLIENT6, packets::ICMPV6, [139, 128, 200])]
+    {
+        for protocol in [icmp, SCTP] {
+            program.leave(&both_ways(client, protocol)[0], true)?;
+        }
+        let other = |kind| between(client, peer_of(client), icmp, &packets::icmp(kind, 0));
+        let [_, reply] = both_ways(client, icmp);
+        let [_, sctp] = both_ways(client, SCTP);
+        let frames = others.map(other).into_iter().chain([sctp]);
+        for frame in frames {
+            program.rest()?;
+            let too_many = program.counted(Some(client), Reason::TooMany).packets;
+            // Of what has a key, the same again is no new flow.
+            let mut frame = frame;
+            for id in 0..2 * FLOWS_BURST as u16 {
+                let at = frame.len() - 4;
+                frame[at..][..2].copy_from_slice(&id.to_be_bytes());
+                program.send(&frame)?;
+            }
+            let now = program.counted(Some(client), Reason::TooMany).packets;
+            ensure!(now > too_many, "{client}: all were handed on of {frame:x?}");
+            // What the netvm asked for is still handed on.
+            assert_eq!(program.send(&reply)?, Outcome::NOT_PERMITTED);
+        }
+    }
     Ok(())
 }
 
