@@ -8,6 +8,7 @@ pub mod maps;
 pub mod records;
 
 mod addresses;
+mod allowed;
 mod attach;
 mod attached;
 mod counted;
@@ -36,6 +37,7 @@ use firewall_common::abi::{CACHED_ANSWERS, CACHED_CLIENTS};
 use thiserror::Error;
 use tracing::debug;
 
+use self::allowed::Allowed;
 pub use self::attach::detach_all;
 use self::attach::{Attachment, Program};
 use self::floor::FloorError;
@@ -232,6 +234,8 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Connections towards clients.
     pub openings: Openings,
+    /// By which links clients' packets may leave.
+    pub allowed: Allowed,
 }
 
 impl Dataplane {
@@ -244,6 +248,7 @@ impl Dataplane {
         let links = pin_directory(&options.pins)?;
         let mut ebpf = load_object(&options)?;
         let (maps, openings) = (Maps::new(&mut ebpf)?, Openings::new(&mut ebpf)?);
+        let allowed = Allowed::new(&mut ebpf)?;
         for program in Program::ALL {
             let loaded = program.of(&mut ebpf)?.load();
             loaded.map_err(|error| refused(program.name(), error))?;
@@ -251,7 +256,17 @@ impl Dataplane {
         let from_client = Program::FromClient.of(&mut ebpf)?.info().ok();
         let verified_instructions = from_client.and_then(|it| it.verified_instruction_count());
         let (attached, early) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Self { ebpf, options, links, attached, early, verified_instructions, maps, openings })
+        Ok(Self {
+            ebpf,
+            options,
+            links,
+            attached,
+            early,
+            verified_instructions,
+            maps,
+            openings,
+            allowed,
+        })
     }
 
     /// The object, for reading its log.
