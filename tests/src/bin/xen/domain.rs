@@ -65,7 +65,8 @@ impl Domain {
             vif(&spec, vif_script)
         );
         fs::write(&configuration, text)?;
-        xl(&["create", &configuration.to_string_lossy()])?;
+        // Nobody is to wait for its end in the background.
+        xl(&["create", "-e", &configuration.to_string_lossy()])?;
         let id = xl(&["domid", spec.name])?.trim().parse()?;
         let key = format!("/local/domain/{id}/console/tty");
         let terminal = until("the guest's console", PATIENCE, || Ok(read(&key)))?;

@@ -14,6 +14,7 @@ mod stage;
 mod wait;
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -68,12 +69,14 @@ fn dom0(boot: &Boot, filters: &[String]) -> Result<()> {
     let is_wanted =
         |name: &str| filters.is_empty() || filters.iter().any(|it| name.contains(it.as_str()));
     for check in CHECKS.iter().filter(|check| is_wanted(check.name)) {
+        let begin = Instant::now();
         println!("checking {}", check.name);
         let (outcome, seen) = match (check.run)(&mut stage) {
             Ok(seen) => ("ok", seen),
             Err(error) => ("FAILED", format!("{error:#}")),
         };
         println!("CHECK {outcome} {} | {} | {}", check.name, check.about, line(&seen));
+        println!("in {} seconds", begin.elapsed().as_secs());
     }
     Ok(())
 }

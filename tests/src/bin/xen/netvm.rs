@@ -18,7 +18,7 @@ use firewall_tests::rig::qubesdb::FakeQubesDb;
 
 use crate::domain::{Domain, PATIENCE};
 use crate::outside::{SERVER, now};
-use crate::wait::until;
+use crate::wait::{every, until};
 
 const DIRECTORY: &str = "/run/netvm";
 
@@ -103,19 +103,30 @@ impl Netvm {
 
     /// Writes rules for both addresses of a guest, and waits until they count as handled.
     pub fn put(&self, guest: &Domain, rules: &[&str]) -> Result<()> {
-        for address in guest.spec.addresses.all() {
-            self.put_for(address, rules)?;
+        let addresses = guest.spec.addresses.all();
+        let before = addresses.map(|address| self.handled(address));
+        for address in addresses {
+            self.write(address, rules);
         }
-        Ok(())
+        let waits = addresses.into_iter().zip(before);
+        waits.map(|(address, before)| self.wait_until_handled(address, before)).collect()
     }
 
     /// Writes rules for an address, and waits until they count as handled.
     pub fn put_for(&self, address: IpAddr, rules: &[&str]) -> Result<Changed> {
-        let value = (self.handled(address) + 1).to_string();
+        let before = self.handled(address);
         let written = now();
         self.write(address, rules);
-        self.db.wait_for(&key(address), &value, PATIENCE)?;
+        self.wait_until_handled(address, before)?;
         Ok(Changed { written, handled: now() })
+    }
+
+    /// Waits until rules of an address were handled more often.
+    fn wait_until_handled(&self, address: IpAddr, before: u64) -> Result<()> {
+        let what = format!("the agent's word that the rules of {address} are handled");
+        every(Duration::from_millis(1), &what, PATIENCE, || {
+            Ok((self.handled(address) > before).then_some(()))
+        })
     }
 
     /// Writes rules for an address. `SERVER` in a rule stands for the server of its family.

@@ -32,7 +32,7 @@ pub const PROHIBITED: [Answer; 2] = [
 
 /// A guest with a queue for each of its two processors, and one with a single queue.
 const WORK: Spec = spec("work", 12, 2);
-const OTHER: Spec = spec("other", 13, 1);
+pub const OTHER: Spec = spec("other", 13, 1);
 
 const fn spec(name: &'static str, number: u8, processors: u32) -> Spec {
     let v4 = Ipv4Addr::new(10, 137, 0, number);
@@ -44,7 +44,7 @@ const fn spec(name: &'static str, number: u8, processors: u32) -> Spec {
 /// The stage.
 pub struct Stage {
     pub work: Domain,
-    pub other: Domain,
+    other: Option<Domain>,
     pub netvm: Netvm,
     pub outside: Outside,
     boot: Boot,
@@ -57,18 +57,24 @@ impl Stage {
         ip(&["netns", "attach", "dom0", &std::process::id().to_string()])?;
         println!("starting the agent");
         let netvm = Netvm::start()?;
-        println!("starting the guests");
-        let (work, other) = std::thread::scope(|scope| {
-            let work = scope.spawn(|| Domain::start(boot, WORK));
-            let other = Domain::start(boot, OTHER);
-            (work.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), other)
-        });
-        let stage = Self { work: work?, other: other?, netvm, outside, boot: boot.clone() };
-        for guest in [&stage.work, &stage.other] {
-            stage.netvm.put(guest, &RULES)?;
-            stage.netvm.wait_for(guest)?;
-        }
+        println!("starting a guest");
+        let work = Domain::start(boot, WORK)?;
+        let stage = Self { work, other: None, netvm, outside, boot: boot.clone() };
+        stage.put(&RULES)?;
+        stage.netvm.wait_for(&stage.work)?;
         Ok(stage)
+    }
+
+    /// The second guest, which is started when it is first asked for.
+    pub fn other(&mut self) -> Result<&mut Domain> {
+        if self.other.is_none() {
+            println!("starting another guest");
+            let other = Domain::start(&self.boot, OTHER)?;
+            self.netvm.put(&other, &RULES)?;
+            self.netvm.wait_for(&other)?;
+            self.other = Some(other);
+        }
+        self.other.as_mut().context("no other guest")
     }
 
     /// Gives the first guest these rules.
@@ -82,8 +88,8 @@ impl Stage {
     }
 
     /// Watches a guest's vif from now on.
-    pub fn watch_vif(&self, guest: &Domain) -> Result<Watch> {
-        Watch::begin(&dom0(), &guest.vif())
+    pub fn watch_vif(&self, vif: &str) -> Result<Watch> {
+        Watch::begin(&dom0(), vif)
     }
 
     /// What becomes of the first guest's attempt to reach something.

@@ -5,8 +5,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 
-/// Asks until there is an answer.
+/// Asks until there is an answer, in no hurry.
 pub fn until<T>(
+    what: &str,
+    patience: Duration,
+    ask: impl FnMut() -> Result<Option<T>>,
+) -> Result<T> {
+    every(Duration::from_millis(100), what, patience, ask)
+}
+
+/// Asks so often until there is an answer.
+pub fn every<T>(
+    pause: Duration,
     what: &str,
     patience: Duration,
     mut ask: impl FnMut() -> Result<Option<T>>,
@@ -19,6 +29,6 @@ pub fn until<T>(
         if Instant::now() > deadline {
             bail!("never came, in {} seconds: {what}", patience.as_secs());
         }
-        std::thread::sleep(Duration::from_millis(20));
+        std::thread::sleep(pause);
     }
 }

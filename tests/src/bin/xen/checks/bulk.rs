@@ -15,7 +15,7 @@ const MEGABYTE: u64 = 1 << 20;
 /// Both directions, both families.
 pub fn bulk(stage: &mut Stage) -> Result<String> {
     stage.put(&RULES)?;
-    let vif = stage.watch_vif(&stage.work)?;
+    let vif = stage.watch_vif(&stage.work.vif())?;
     for (server, bytes) in SERVER.into_iter().zip([16 * MEGABYTE, 4 * MEGABYTE]) {
         let to = SocketAddr::new(server, SINK);
         let answer = stage.work.ask(Order::Upload { to, bytes })?;

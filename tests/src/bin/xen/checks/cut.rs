@@ -35,7 +35,7 @@ pub fn cut(stage: &mut Stage) -> Result<String> {
 fn one(stage: &mut Stage, family: usize) -> Result<String> {
     stage.put(&RULES)?;
     let to = SocketAddr::new(SERVER[family], SINK);
-    let (uplink, vif) = (stage.watch_uplink()?, stage.watch_vif(&stage.work)?);
+    let (uplink, vif) = (stage.watch_uplink()?, stage.watch_vif(&stage.work.vif())?);
     let before = stage.outside.growth();
     stage.work.give(Order::Upload { to, bytes: u64::MAX })?;
     let is_new = |growth: &[(Duration, u64)]| growth.first() != before.first();

@@ -72,7 +72,7 @@ fn passed(
     data: usize,
     cuts: &[Option<u16>],
 ) -> Result<usize> {
-    let (uplink, vif) = (stage.watch_uplink()?, stage.watch_vif(&stage.work)?);
+    let (uplink, vif) = (stage.watch_uplink()?, stage.watch_vif(&stage.work.vif())?);
     let tokens = [b"cut and denied!!", b"cut and accepted", b"the last of them"];
     let make = |stage: &Stage, kind, options, data, port, token: &[u8; 16], linear| {
         let bytes = frame(&stage.work, &packet(stage, kind, options, data, port, token));

@@ -14,17 +14,16 @@ use crate::domain::PATIENCE;
 use crate::order::{Answer, Order};
 use crate::outside::{SERVER, now};
 use crate::seen::Seen;
-use crate::stage::{RULES, Stage};
+use crate::stage::Stage;
 
 const TOKEN: &[u8] = b"as soon as there is a way";
 const ROUNDS: usize = 2;
 
 /// Has the second guest send all the time, to accepted ports and to denied ones.
 fn pump(stage: &mut Stage) -> Result<()> {
-    stage.netvm.put(&stage.other, &RULES)?;
     let ports = [ACCEPTED, DENIED];
     let to = SERVER.into_iter().flat_map(|server| ports.map(|port| SocketAddr::new(server, port)));
-    stage.other.ask(Order::Pump { to: to.collect(), token: TOKEN.to_vec() }).map(drop)
+    stage.other()?.ask(Order::Pump { to: to.collect(), token: TOKEN.to_vec() }).map(drop)
 }
 
 fn left(seen: &Seen) -> bool {
@@ -34,10 +33,11 @@ fn left(seen: &Seen) -> bool {
 /// Takes the vif away and plugs it in again, and waits until the guest uses it. Returns when `xl`
 /// was asked for it.
 fn replug(stage: &mut Stage) -> Result<Duration> {
-    stage.other.unplug()?;
+    let guest = stage.other()?;
+    guest.unplug()?;
     let begin = now();
-    stage.other.plug()?;
-    stage.other.configure()?;
+    guest.plug()?;
+    guest.configure()?;
     Ok(begin)
 }
 
@@ -48,7 +48,8 @@ pub fn plug(stage: &mut Stage) -> Result<String> {
     let mut waits = Vec::new();
     for _ in 0..ROUNDS {
         let begin = replug(stage)?;
-        let vif = stage.watch_vif(&stage.other)?;
+        let name = stage.other()?.vif();
+        let vif = stage.watch_vif(&name)?;
         let is_new = |seen: &Seen| left(seen) && seen.at > begin;
         uplink.wait_for("accepted packets of the new vif", 1, PATIENCE, is_new)?;
         let denied = |seen: &Seen| !seen.left && seen.is_for_port(UDP, DENIED);
@@ -56,10 +57,9 @@ pub fn plug(stage: &mut Stage) -> Result<String> {
         let new = uplink.so_far(is_new);
         waits.extend(new.first().map(|first| first.at.saturating_sub(begin).as_millis()));
         let agent = stage.netvm.status()?;
-        let name = stage.other.vif();
         ensure!(agent.vifs.iter().any(|it| it.name == name), "the agent does not know {name}");
     }
-    let sent = stage.other.ask(Order::StopPump)?;
+    let sent = stage.other()?.ask(Order::StopPump)?;
     let Answer::Number(sent) = sent else { anyhow::bail!("{sent:?} were sent") };
     let all = uplink.end(left)?;
     let denied = all.iter().filter(|seen| seen.is_for_port(UDP, DENIED)).count();
@@ -82,8 +82,7 @@ pub fn held(stage: &mut Stage) -> Result<String> {
     let end = now();
     let is_new = |seen: &Seen| left(seen) && seen.at > begin;
     uplink.wait_for("accepted packets once the agent goes on", 10, PATIENCE, is_new)?;
-    stage.netvm.wait_for(&stage.other)?;
-    stage.other.ask(Order::StopPump)?;
+    stage.other()?.ask(Order::StopPump)?;
     let all = uplink.end(is_new)?;
     let early = all.iter().filter(|seen| seen.at < end).count();
     ensure!(early == 0, "{early} packets left while the agent was held");
@@ -99,7 +98,8 @@ pub fn held(stage: &mut Stage) -> Result<String> {
 /// A vif that no agent sees; returns when it began, and how many datagrams came by it.
 fn unseen(stage: &mut Stage) -> Result<(Duration, usize)> {
     let begin = replug(stage)?;
-    let vif = stage.watch_vif(&stage.other)?;
+    let name = stage.other()?.vif();
+    let vif = stage.watch_vif(&name)?;
     let came = vif.wait_for("datagrams", 200, PATIENCE, |it| !it.left && it.has(TOKEN))?;
     Ok((begin, came.len()))
 }

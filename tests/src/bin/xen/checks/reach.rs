@@ -10,7 +10,7 @@ use firewall_tests::packets::{self, TCP, UDP, V4, V6};
 use crate::domain::PATIENCE;
 use crate::order::{Answer, Frame, How, Order};
 use crate::outside::{ECHO, OTHER, SERVER, SERVER4};
-use crate::stage::{PROHIBITED, RULES, Stage, frame};
+use crate::stage::{self, PROHIBITED, RULES, Stage, frame};
 
 pub const ACCEPTED: u16 = ECHO[0];
 pub const DENIED: u16 = ECHO[1];
@@ -66,7 +66,7 @@ fn told(stage: &Stage, source: IpAddr, to: IpAddr, token: &[u8]) -> Vec<u8> {
 pub fn spoofed(stage: &mut Stage) -> Result<String> {
     stage.put(&RULES)?;
     let [own4, own6] = stage.work.spec.addresses.all();
-    let [other4, other6] = stage.other.spec.addresses.all();
+    let [other4, other6] = stage::OTHER.addresses.all();
     let strangers = [
         other4,
         IpAddr::V4(Ipv4Addr::new(203, 0, 113, 9)),
@@ -76,7 +76,7 @@ pub fn spoofed(stage: &mut Stage) -> Result<String> {
         IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, 9)),
         IpAddr::V6(Ipv6Addr::new(0xfd09, 0, 0, 0, 0, 0, 0, 1)),
     ];
-    let (uplink, vif) = (stage.watch_uplink()?, stage.watch_vif(&stage.work)?);
+    let (uplink, vif) = (stage.watch_uplink()?, stage.watch_vif(&stage.work.vif())?);
     let [bad, good] = [b"spoofed by work!", b"honestly by work"];
     let server = |source: &IpAddr| SERVER[usize::from(source.is_ipv6())];
     let spoofed = strangers.map(|source| told(stage, source, server(&source), bad));
@@ -101,7 +101,7 @@ pub fn spoofed(stage: &mut Stage) -> Result<String> {
 /// Fragments that the guest's kernel makes, and later ones without a first.
 pub fn fragments(stage: &mut Stage) -> Result<String> {
     stage.put(&RULES)?;
-    let (uplink, vif) = (stage.watch_uplink()?, stage.watch_vif(&stage.work)?);
+    let (uplink, vif) = (stage.watch_uplink()?, stage.watch_vif(&stage.work.vif())?);
     let bytes = 4000;
     for server in SERVER {
         for (port, expected) in [(ACCEPTED, Answer::Number(bytes)), (DENIED, Answer::Silent)] {
