@@ -335,9 +335,6 @@ pub const PERMIT_RELATED: [u8; 4] = [0x0e, b'Q', b'E', b'G'];
 
 /// The bit of `skb->tc_index` that says that the other bits are a stamp.
 pub const STAMPED: u32 = 1 << 15;
-/// What `skb->tc_index` says of a client's packet that was handed on with neither a permit nor the
-/// other bits: it is no answer, or was counted as one that left.
-pub const FROM_CLIENT: u32 = 1;
 /// What `skb->priority` is while the first packet of a connection leaves towards a client: nftables
 /// writes it, and the program `to_client` reads it and writes 0. The lowest bits are those of
 /// ordinary traffic (`TC_PRIO_BESTEFFORT`, uapi/linux/pkt_sched.h), and no qdisc has the upper half
@@ -347,9 +344,6 @@ pub const OPENING: u32 = 0x0e51_4600;
 /// How many stamps there are, of which 0 is none. With [`STAMPED`], a stamp takes the 16 bits of
 /// `skb->tc_index` (include/linux/skbuff.h).
 pub const MAX_STAMPS: usize = 1 << 15;
-
-/// Most links by which clients' packets may leave, where that is limited.
-pub const MAX_ALLOWED: usize = 256;
 
 /// Most clients (vif and address) at once.
 pub const MAX_CLIENTS: usize = 4096;

@@ -2,7 +2,7 @@
 //! how many answers may be lost.
 //! Never lets a packet pass: whether a connection is there, connection tracking says.
 
-use crate::abi::{Address, FROM_CLIENT, FlowKey, MAX_CLIENTS, STAMPED};
+use crate::abi::{Address, FlowKey, MAX_CLIENTS};
 use crate::packet::{Packet, Protocol};
 
 /// Answers of one client that can be on their way to the uplink at once: more than wait for the
@@ -18,7 +18,6 @@ pub const MAX_OPENINGS: usize = 1 << 15;
 /// The bit of `skb->tc_index` that says, without [`STAMPED`](crate::abi::STAMPED), that the other
 /// bits are the index of a client that sent the packet as an answer.
 pub const ANSWERING: u32 = 1 << 14;
-const _: () = assert!(FROM_CLIENT & (ANSWERING | STAMPED) == 0, "bits have one meaning");
 const _: () = assert!(MAX_CLIENTS <= ANSWERING as usize, "an index does not fit beside the bit");
 
 /// One end of a connection: an address, and a UDP or TCP port.

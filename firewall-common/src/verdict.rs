@@ -153,8 +153,7 @@ reasons! {
     ConnectedDestination = "connected-destination",
     /// An ICMP error of a client of which connections may have to end.
     Settling = "settling",
-    /// About to leave by an uplink, but what accepted it is not in force any more, or clients' packets
-    /// are not to leave by that uplink any more.
+    /// About to leave by an uplink, but what accepted it is not in force any more.
     Outdated = "outdated",
     /// The tables contradict themselves; a bug.
     Inconsistent = "inconsistent",

@@ -6,7 +6,7 @@
 use core::ptr;
 
 use aya_ebpf::programs::TcContext;
-use firewall_common::abi::{FROM_CLIENT, FlowKey, OPENING, STAMPED};
+use firewall_common::abi::{FlowKey, OPENING, STAMPED};
 use firewall_common::answers::{ANSWERING, ANSWERS_BURST, ANSWERS_PER_SECOND, key};
 use firewall_common::packet::{self, Head, Packet, Protocol, Receiver};
 
@@ -95,7 +95,7 @@ pub fn give_back(context: &TcContext) {
         return;
     }
     // Once: behind a link that stands on another one (a VLAN, a macvlan), the packet leaves again.
-    skb.tc_index = FROM_CLIENT;
+    skb.tc_index = 0;
     let Some(next) = ANSWER_BUDGETS.get_ptr_mut(index & !ANSWERING) else {
         return;
     };

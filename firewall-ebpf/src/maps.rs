@@ -9,9 +9,9 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, RingB
 use aya_ebpf::macros::btf_map;
 use firewall_common::abi::{
     Address, CACHED_ANSWERS, CACHED_CLIENTS, Class, Client, ClientKey, Counter, DropRecord,
-    FILTER_WORDS, FlowKey, MAX_ALLOWED, MAX_BUDGETS, MAX_CLASSES, MAX_CLIENTS, MAX_CONNECTED,
-    MAX_COUNTERS, MAX_FLOWS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES, MAX_SEGMENTS,
-    MAX_STAMPS, RECORDS_BYTES, Segment,
+    FILTER_WORDS, FlowKey, MAX_BUDGETS, MAX_CLASSES, MAX_CLIENTS, MAX_CONNECTED, MAX_COUNTERS,
+    MAX_FLOWS, MAX_INSTALLED, MAX_LOCALS, MAX_POLICIES, MAX_PREFIXES, MAX_SEGMENTS, MAX_STAMPS,
+    RECORDS_BYTES, Segment,
 };
 use firewall_common::answers::MAX_OPENINGS;
 use firewall_common::fragments::{Datagrams, MAX_TABLES};
@@ -191,17 +191,6 @@ pub static COUNTERS: Array<Counter, MAX_COUNTERS, MMAPABLE> = Array::new();
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.others")]
 pub static mut OTHERS: u32 = 0;
-
-/// Links by which clients' packets may leave, by interface index, where that is limited. The agent
-/// writes; what sees packets leave reads.
-#[btf_map]
-pub static ALLOWED: HashMap<u32, u8, MAX_ALLOWED> = HashMap::new();
-
-/// Whether clients' packets may leave by links in `ALLOWED` alone; 0 is no. The agent writes; what
-/// sees packets leave reads.
-#[unsafe(no_mangle)]
-#[unsafe(link_section = ".data.limited")]
-pub static mut LIMITED: u32 = 0;
 
 /// Frames that got a permit, and frames with a stamp that left, in this order. The programs add;
 /// the agent reads.

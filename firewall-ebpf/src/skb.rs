@@ -8,7 +8,7 @@
 
 use aya_ebpf::bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::programs::TcContext;
-use firewall_common::abi::{FROM_CLIENT, PERMIT, PERMIT_RELATED, STAMPED};
+use firewall_common::abi::{PERMIT, PERMIT_RELATED, STAMPED};
 use firewall_common::answers::ANSWERING;
 use firewall_common::packet::{Head, Receiver, Source};
 use firewall_common::verdict::{Decision, Reason, Verdict};
@@ -88,7 +88,7 @@ impl<'a, const LINEAR: bool> Skb<'a, LINEAR> {
             Verdict::Pass if decision.reason == Reason::Answer => {
                 self.deny(ANSWERING | decision.client);
             }
-            Verdict::Reject | Verdict::Pass => self.deny(FROM_CLIENT),
+            Verdict::Reject | Verdict::Pass => self.deny(0),
             Verdict::Drop => return TC_ACT_SHOT,
         }
         TC_ACT_UNSPEC

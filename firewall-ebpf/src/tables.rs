@@ -13,21 +13,12 @@ use firewall_common::packet::Packet;
 use firewall_common::policy::Tables;
 
 use crate::maps::{
-    ALLOWED, CLASSES, CLIENTS, CONNECTED, CONNECTED_FILTER, INSTALLED, LIMITED, LIVE, LOCALS,
-    LOCALS_FILTER, OTHERS, POLICIES, SEGMENTS, STAMPS,
+    CLASSES, CLIENTS, CONNECTED, CONNECTED_FILTER, INSTALLED, LIVE, LOCALS, LOCALS_FILTER, OTHERS,
+    POLICIES, SEGMENTS, STAMPS,
 };
 use crate::{cache, clock};
 
 const ADDRESS_BITS: u32 = 128;
-
-/// Whether clients' packets may leave by the link with this interface index.
-#[inline(always)]
-pub fn may_leave_by(link: u32) -> bool {
-    // SAFETY: a word, which is read as a whole.
-    let is_limited = unsafe { ptr::read_volatile(&raw const LIMITED) != 0 };
-    // SAFETY: only whether there is an entry matters.
-    !is_limited || unsafe { ALLOWED.get(&link) }.is_some()
-}
 
 /// Whether IPv6 neighbour discovery is judged; 0 is no. The agent sets it before loading.
 #[unsafe(no_mangle)]

@@ -11,7 +11,7 @@ use firewall_common::packet::{Frame, Packet};
 use firewall_common::verdict::{Decision, Reason, Verdict};
 
 use crate::skb::{self, Skb};
-use crate::tables::{is_connected, is_stale, may_leave_by};
+use crate::tables::{is_connected, is_stale};
 use crate::{budget, report};
 
 /// `skb->protocol` (uapi/linux/if_ether.h), as it is in memory.
@@ -67,18 +67,13 @@ pub fn is_later_fragment(context: &TcContext) -> bool {
     }
 }
 
-/// Drops a packet that a client sent if what accepted the packet is not in force any more, or if
-/// clients' packets are not to leave by this link any more: the packet waited meanwhile, for the
-/// address of a neighbour or for the rest of its fragments. Returns what tc is to do.
+/// Drops a packet that a client sent if what accepted the packet is not in force any more: the
+/// packet waited meanwhile, for the address of a neighbour or for the rest of its fragments.
+/// Returns what tc is to do.
 #[inline(always)]
 pub fn check_stamp(context: &TcContext) -> i32 {
     let stamp = skb::stamp_of(context);
-    // SAFETY: the kernel passes a valid context; it checks and rewrites each access.
-    let (from_client, link) = unsafe {
-        let skb = context.skb.skb;
-        ((*skb).tc_index != 0, (*skb).ifindex)
-    };
-    if is_stale(stamp) || from_client && !may_leave_by(link) {
+    if is_stale(stamp) {
         return drop_for(context, Reason::Outdated, &Err(Reason::Outdated));
     }
     count_leaving(context, stamp);

@@ -40,9 +40,6 @@ impl Daemon {
                 self.gate.uplinks = uplinks;
                 None
             }
-            Effect::AllowLinks(links) => {
-                Some(tried(Task::AllowLinks, self.dataplane.allowed.set(links.as_ref())))
-            }
             Effect::AnswerDenied(vifs) => {
                 Some(Event::AnswersDenied(Gate::answer_denied(&vifs).await.map_err(Why::of)))
             }

@@ -50,9 +50,6 @@ pub enum Effect {
     /// From now on, the gate is to let clients' packets leave by these links alone, and names are to be
     /// asked by them; `None`: by any.
     LimitUplinks(Option<Uplinks>),
-    /// The programs are to let clients' packets leave by the links with these interface indices alone;
-    /// `None`: by any.
-    AllowLinks(Option<BTreeSet<u32>>),
     /// Put something in force for a client.
     Put {
         /// The client.

@@ -12,8 +12,6 @@ pub enum Task {
     Locals,
     /// [`Effect::LeaveToOthers`](super::Effect::LeaveToOthers).
     LeaveToOthers,
-    /// [`Effect::AllowLinks`](super::Effect::AllowLinks).
-    AllowLinks,
     /// [`Effect::SetConnected`](super::Effect::SetConnected).
     Connected,
     /// [`Effect::Put`](super::Effect::Put).

@@ -268,7 +268,6 @@ impl World {
 
     fn follow_links(&mut self, mut links: Links, takes_over: bool) -> Vec<Effect> {
         let mut effects = self.links.rename(&links);
-        effects.extend(self.limit.allow());
         if let Some(effect) = self.links.set_locals(&links.locals) {
             self.naming.retry();
             effects.push(effect);

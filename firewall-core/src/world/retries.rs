@@ -106,11 +106,6 @@ fn what(task: Task) -> String {
         Task::LeaveToOthers => {
             "rules of others in the gate are not asked about clients without rules".to_owned()
         }
-        Task::AllowLinks => {
-            "packets of clients that wait in the netvm may leave by links that are \
-                             not among the uplinks, or not leave by those that are"
-                .to_owned()
-        }
         Task::Connected => "addresses of clients are not all guarded on other links".to_owned(),
         Task::Put(client) => format!("the rules of {} are not in force", of(client)),
         Task::Audit(client) => format!("the audit of {} has not changed", of(client)),

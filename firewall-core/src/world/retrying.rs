@@ -37,7 +37,6 @@ impl World {
             Task::Links => vec![Effect::ReadLinks],
             Task::Locals => vec![self.links.locals_effect()],
             Task::LeaveToOthers => vec![self.gate.leave_effect()],
-            Task::AllowLinks => vec![self.limit.allow_effect()],
             Task::Connected => vec![self.connected.effect()],
             Task::Put(client) if self.is_stand_in(task) => {
                 let installation = self.standings.installation(client.address);

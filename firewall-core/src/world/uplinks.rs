@@ -2,7 +2,7 @@
 //! these there are.
 //! Never decides by that: a link may come later.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::World;
 use crate::client::{ClientId, Links};
@@ -18,10 +18,8 @@ pub(super) struct Limit {
     /// What the key says, or what was in force before the key was read.
     of_key: Option<Uplinks>,
     is_key_read: bool,
-    /// Interface indices and names of the links there are, but vifs.
-    there: BTreeMap<u32, String>,
-    /// Which of these were allowed last; `None`: any.
-    allowed: Option<BTreeSet<u32>>,
+    /// Names of the links there are, but vifs.
+    there: BTreeSet<String>,
     /// What is wrong with the key.
     problem: Option<String>,
 }
@@ -35,29 +33,12 @@ impl Limit {
 
     /// Takes in which links there are.
     pub(super) fn see(&mut self, links: &Links) {
-        self.there.clone_from(&links.uplinks);
+        self.there = links.uplinks.values().cloned().collect();
     }
 
     /// What is in force: each of both wishes takes links away, and none gives any.
     pub(super) fn in_force(&self) -> Option<Uplinks> {
         Uplinks::both(self.given.as_ref(), self.of_key.as_ref())
-    }
-
-    /// Allows those links that are in force and there, if these are others than before.
-    pub(super) fn allow(&mut self) -> Option<Effect> {
-        let allowed = self.in_force().map(|Uplinks(names)| {
-            let is_named = |name: &str| names.iter().any(|it| it.as_str() == name);
-            let links = self.there.iter().filter(|(_, name)| is_named(name));
-            links.map(|(link, _)| *link).collect::<BTreeSet<u32>>()
-        });
-        let is_new = allowed != self.allowed;
-        self.allowed = allowed;
-        is_new.then(|| self.allow_effect())
-    }
-
-    /// Allows them once more.
-    pub(super) fn allow_effect(&self) -> Effect {
-        Effect::AllowLinks(self.allowed.clone())
     }
 
     /// Takes in what the key says. What is wrong in it lets nothing leave that does not leave now.
@@ -78,7 +59,6 @@ impl Limit {
         let now = self.in_force();
         if now != before {
             effects.push(Effect::Tell(Notice::Uplinks(now.clone())));
-            effects.extend(self.allow());
             effects.extend([Effect::LimitUplinks(now), Effect::LoadGate]);
         }
         effects
@@ -118,7 +98,7 @@ impl World {
         let Uplinks(links) = self.limit.in_force()?;
         let link = |name: &str| UplinkStatus {
             name: name.to_owned(),
-            there: self.limit.there.values().any(|it| it == name),
+            there: self.limit.there.contains(name),
         };
         let links = links.iter().map(|name| link(name.as_str())).collect();
         Some(UplinksStatus { links, from: self.limit.origins() })

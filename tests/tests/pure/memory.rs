@@ -89,7 +89,6 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
         Effect::Remove(client) => Some(format!("remove {} {}", client.vif, client.address)),
         Effect::Attach { vif, name } => Some(format!("attach {vif} {name}")),
         Effect::Forget { link } => Some(format!("forget {link}")),
-        Effect::AllowLinks(_) => None,
         Effect::LeaveToOthers(_) | Effect::LookBetween | Effect::AnswerDenied(_) => None,
         Effect::Tell(_) => None,
     };

@@ -8,7 +8,6 @@ pub mod maps;
 pub mod records;
 
 mod addresses;
-mod allowed;
 mod attach;
 mod attached;
 mod counted;
@@ -37,7 +36,6 @@ use firewall_common::abi::{CACHED_ANSWERS, CACHED_CLIENTS};
 use thiserror::Error;
 use tracing::debug;
 
-use self::allowed::Allowed;
 pub use self::attach::detach_all;
 use self::attach::{Attachment, Program};
 use self::floor::FloorError;
@@ -234,8 +232,6 @@ pub struct Dataplane {
     pub maps: Maps,
     /// Connections towards clients.
     pub openings: Openings,
-    /// By which links clients' packets may leave.
-    pub allowed: Allowed,
 }
 
 impl Dataplane {
@@ -248,7 +244,6 @@ impl Dataplane {
         let links = pin_directory(&options.pins)?;
         let mut ebpf = load_object(&options)?;
         let (maps, openings) = (Maps::new(&mut ebpf)?, Openings::new(&mut ebpf)?);
-        let allowed = Allowed::new(&mut ebpf)?;
         for program in Program::ALL {
             let loaded = program.of(&mut ebpf)?.load();
             loaded.map_err(|error| refused(program.name(), error))?;
@@ -256,17 +251,7 @@ impl Dataplane {
         let from_client = Program::FromClient.of(&mut ebpf)?.info().ok();
         let verified_instructions = from_client.and_then(|it| it.verified_instruction_count());
         let (attached, early) = (BTreeMap::new(), BTreeSet::new());
-        Ok(Self {
-            ebpf,
-            options,
-            links,
-            attached,
-            early,
-            verified_instructions,
-            maps,
-            openings,
-            allowed,
-        })
+        Ok(Self { ebpf, options, links, attached, early, verified_instructions, maps, openings })
     }
 
     /// The object, for reading its log.
