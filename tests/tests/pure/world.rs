@@ -160,7 +160,8 @@ fn nothing_is_taken_over_before_rules_and_links_are_known() {
     let rules = || Ok(ruleset("10.137.0.1", ACCEPT));
     let all = || Event::AllRules([(address("10.137.0.1"), rules())].into());
     let expected = ["policy 7 10.137.0.1", "attach 7 vif1.0"];
-    let takes_over = |effects: &[Effect]| matches!(effects.last(), Some(Effect::TakenOver(_)));
+    let takes_over =
+        |effects: &[Effect]| matches!(effects, [.., Effect::TakenOver(_), Effect::NoteOpenings(_)]);
     for links_first in [true, false] {
         let mut world = World::default();
         check(&mut world, Event::Source(Some("not there".to_owned())), &[]);
