@@ -199,7 +199,7 @@ impl Gate {
         };
         let text: String = tables.iter().map(Table::text).collect();
         let Err(error) = nft::load(&text).await else {
-            return Ok(());
+            return self.verify().await;
         };
         Err(match self.open().await {
             Ok(open) if open.is_empty() => {

@@ -82,12 +82,14 @@ async fn run(arguments: &[&str], text: &str) -> Result<(), NftError> {
         .stderr(Stdio::piped())
         .kill_on_drop(true)
         .spawn()?;
-    if let Some(mut stdin) = nft.stdin.take() {
-        stdin.write_all(text.as_bytes()).await?;
-    }
+    let written = match nft.stdin.take() {
+        Some(mut stdin) => stdin.write_all(text.as_bytes()).await,
+        None => Ok(()),
+    };
     let output = nft.wait_with_output().await?;
     if output.status.success() {
-        return Ok(());
+        return Ok(written?);
     }
+    // Why it did not read all, it says itself.
     Err(NftError::Refused(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
 }
