@@ -35,7 +35,7 @@ impl Drop for Machine {
 
 /// Boots, and hands on each line until the machine is off, for `patience` at most.
 pub fn boot(image: &Image, patience: Duration, line: impl FnMut(&str)) -> Result<End> {
-    let mut qemu = qemu("max", MEMORY);
+    let mut qemu = qemu("max", PROCESSORS, MEMORY);
     qemu.args(["-append", "console=ttyS0 quiet loglevel=4 panic=-1 nokaslr mitigations=off"])
         .arg("-kernel")
         .arg(&image.kernel)
@@ -44,12 +44,12 @@ pub fn boot(image: &Image, patience: Duration, line: impl FnMut(&str)) -> Result
     follow(&mut qemu, patience, line)
 }
 
-/// QEMU with this kind of processor, so many megabytes, and this machine's root to share.
-pub fn qemu(processor: &str, memory: &str) -> Command {
+/// QEMU with so many processors of a kind, so many megabytes, and this machine's root to share.
+pub fn qemu(kind: &str, processors: &str, memory: &str) -> Command {
     // It ends with whoever started it, in whatever way that ends.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-        .args(["-accel", "tcg,thread=multi", "-cpu", processor, "-smp", PROCESSORS, "-m", memory])
+        .args(["-accel", "tcg,thread=multi", "-cpu", kind, "-smp", processors, "-m", memory])
         .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"])
         .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);
