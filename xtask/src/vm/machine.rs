@@ -43,7 +43,7 @@ pub fn boot(
     patience: Duration,
     line: impl FnMut(&str),
 ) -> Result<End> {
-    let mut qemu = qemu("max", MEMORY);
+    let mut qemu = qemu("max", PROCESSORS, MEMORY);
     qemu.args(["-append", &format!("{COMMAND_LINE} {arguments}")])
         .arg("-kernel")
         .arg(&image.kernel)
@@ -52,12 +52,12 @@ pub fn boot(
     follow(&mut qemu, patience, line)
 }
 
-/// QEMU with this kind of processor, so many megabytes, and this machine's root to share.
-pub fn qemu(processor: &str, memory: &str) -> Command {
+/// QEMU with so many processors of a kind, so many megabytes, and this machine's root to share.
+pub fn qemu(kind: &str, processors: &str, memory: &str) -> Command {
     // It ends with whoever started it, in whatever way that ends.
     let mut qemu = Command::new("setpriv");
     qemu.args(["--pdeathsig", "KILL", "qemu-system-x86_64"])
-        .args(["-accel", "tcg,thread=multi", "-cpu", processor, "-smp", PROCESSORS, "-m", memory])
+        .args(["-accel", "tcg,thread=multi", "-cpu", kind, "-smp", processors, "-m", memory])
         .args(["-nodefaults", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .args(["-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"])
         .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=root"]);

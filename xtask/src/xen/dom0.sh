@@ -16,5 +16,6 @@ mount -t debugfs debugfs /sys/kernel/debug 2>/dev/null
 xenstored --pid-file /run/xenstored.pid && xenstore-read / >/dev/null || { echo "VM lacks xenstored"; exit 1; }
 xen-init-dom0 || { echo "VM lacks a dom0"; exit 1; }
 xenconsoled --pid-file=/run/xenconsoled.pid || { echo "VM lacks xenconsoled"; exit 1; }
-modprobe xen-netback || { echo "VM lacks xen-netback"; exit 1; }
+# As many queues as a guest has processors, however many dom0 has.
+modprobe xen-netback max_queues=4 || { echo "VM lacks xen-netback"; exit 1; }
 eval "exec $CHECKS"

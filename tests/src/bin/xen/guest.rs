@@ -28,6 +28,8 @@ const PATIENCE: Duration = Duration::from_secs(500);
 /// How long nothing must come back to call it silence.
 const SILENCE: Duration = Duration::from_secs(4);
 
+const PUMP_PAUSE: Duration = Duration::from_millis(2);
+
 /// What outlives an order.
 #[derive(Clone, Default)]
 struct Guest {
@@ -121,12 +123,11 @@ impl Guest {
         while self.pumps.load(Ordering::Relaxed) {
             for to in to {
                 let socket = if to.is_ipv4() { &v4 } else { &v6 };
-                if socket.send_to(token, to).is_ok() {
-                    self.pumped.fetch_add(1, Ordering::Relaxed);
-                } else {
-                    thread::yield_now();
-                }
+                let is_sent = socket.send_to(token, to).is_ok();
+                self.pumped.fetch_add(u64::from(is_sent), Ordering::Relaxed);
             }
+            // The firewall and this guest may share one processor.
+            thread::sleep(PUMP_PAUSE);
         }
         Ok(())
     }
