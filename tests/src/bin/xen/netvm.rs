@@ -108,8 +108,8 @@ impl Netvm {
         for address in addresses {
             self.write(address, rules);
         }
-        let waits = addresses.into_iter().zip(before);
-        waits.map(|(address, before)| self.wait_until_handled(address, before)).collect()
+        let mut waits = addresses.into_iter().zip(before);
+        waits.try_for_each(|(address, before)| self.wait_until_handled(address, before))
     }
 
     /// Writes rules for an address, and waits until they count as handled.
