@@ -10,9 +10,9 @@ use firewall_tests::packets::TCP;
 
 use super::reach::{ACCEPTED, DENIED, is_alive, rules_hold};
 use crate::domain::PATIENCE;
-use crate::order::Order;
+use crate::order::{How, Order};
 use crate::outside::SERVER;
-use crate::stage::{NO_RULES, RULES, Stage};
+use crate::stage::{NO_RULES, PROHIBITED, RULES, Stage};
 use crate::wait::until;
 
 /// SIGKILL, and another agent.
@@ -51,34 +51,41 @@ pub fn killed(stage: &mut Stage) -> Result<String> {
         .to_owned())
 }
 
-/// A qube that ends, and comes again with the same addresses.
+/// A qube that ends, and comes again with the same addresses and other rules.
 pub fn restart(stage: &mut Stage) -> Result<String> {
     stage.put(&RULES)?;
+    let addresses = stage.work.spec.addresses.all();
     let address: IpAddr = stage.work.spec.addresses.v4.into();
     stage.work.ask(Order::Open { to: SocketAddr::new(SERVER[0], ACCEPTED) })?;
     ensure!(is_alive(stage)?, "the connection does not work at first");
     let before = flows_of(address)?.len();
     ensure!(before > 0, "the kernel knows no connection of {address}");
     let old = stage.work.vif();
-    let mut after = None;
+    let mut between = 0;
     stage.restart(|netvm| {
         until("the agent's word that the vif is gone", PATIENCE, || {
             let status = netvm.status()?;
             Ok((!status.vifs.iter().any(|it| it.name == old)).then_some(()))
         })?;
-        after = Some(flows_of(address)?.len());
-        until("the end of the old connections", PATIENCE, || {
-            Ok(flows_of(address)?.is_empty().then_some(()))
-        })
+        between = flows_of(address)?.len();
+        addresses.iter().for_each(|address| netvm.write(*address, &NO_RULES));
+        Ok(())
     })?;
     let new = stage.work.vif();
+    until("the end of connections from before", PATIENCE, || {
+        Ok(flows_of(address)?.is_empty().then_some(()))
+    })?;
+    for family in [0, 1] {
+        let answer = stage.probe(How::Tcp, SERVER[family], ACCEPTED)?;
+        ensure!(answer == PROHIBITED[family], "TCP that rules deny meanwhile: {answer:?}");
+    }
+    stage.put(&RULES)?;
     for family in [0, 1] {
         rules_hold(stage, family)?;
     }
     Ok(format!(
-        "{before} connections before on {old}, {} when the agent knew that it was gone, then 0; on \
-         {new} accepted and denied are as before",
-        after.unwrap_or(0)
+        "{before} connections on {old}, {between} still known when it was gone, 0 once {new} was there \
+         with rules that deny them; there, what was accepted is rejected, and accepted after another change"
     ))
 }
 

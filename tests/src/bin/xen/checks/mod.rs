@@ -1,5 +1,5 @@
 //! The checks: each asks one question of the real thing, and says what it saw.
-//! Never relies on what another check left behind, but guests and agent.
+//! Never relies on rules that another check left behind.
 
 mod bulk;
 mod cut;
@@ -71,7 +71,7 @@ pub const CHECKS: [Check; 11] = [
     },
     Check {
         name: "restart",
-        about: "a qube that starts again has its rules, and nothing of what was open before",
+        about: "a qube that starts again has the rules of now, and nothing open that they deny",
         run: life::restart,
     },
 ];
