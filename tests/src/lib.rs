@@ -16,7 +16,7 @@
 //! | machines | does the package work where systemd runs? | `tests/rig/packages.rs` | as rig, containers; a minute | [`machine`], [`stock`] |
 //! | attack | does it hold against a hostile client? | `tests/attack` | as rig | [`attack`] |
 //! | soak | does it hold for long? | random tests of all rings, with `--soak` | an hour | [`rounds`], [`seed`] |
-//! | xen | does it hold on real vifs? | `src/bin/xen`, by `cargo xtask xen` | QEMU; half an hour | [`traffic`], [`packets`], [`rig::qubesdb`] |
+//! | xen | does it hold on real vifs? | `src/bin/xen`, by `cargo xtask xen` | QEMU; a quarter of an hour | [`traffic`], [`packets`], [`rig::qubesdb`] |
 //! | bench | what does it cost? | `src/bin/bench` | as rig, quiet; ten minutes | [`traffic::kernel`], [`program`], [`stock`] |
 
 pub mod attack;

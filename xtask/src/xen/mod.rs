@@ -63,8 +63,8 @@ const VIF: &str = include_str!("vif.sh");
 #[derive(clap::Args)]
 #[command(after_long_help = "\
 Xen, its tools and the kernels are packages of Debian, which are fetched once and unpacked below \
-target/vm, never installed. QEMU interprets all of it (no KVM is needed), so a kernel takes ten to \
-thirty minutes. In the virtual machine, Xen's dom0 is the netvm: its root is this machine's root, \
+target/vm, never installed. QEMU interprets all of it (no KVM is needed), so a kernel takes five to \
+fifteen minutes. In the virtual machine, Xen's dom0 is the netvm: its root is this machine's root, \
 read-only, under a layer in memory. There runs the agent that was just built, with rules from a \
 QubesDB made for the tests; the clients are PV guests behind xen-netback, and the outside is a \
 namespace in dom0. No packet leaves the virtual machine.

@@ -85,6 +85,7 @@ impl Guest {
                 lock(&self.uploads).push(stream.try_clone()?);
                 upload(stream, bytes)
             }
+            Order::Neighbours => Ok(Answer::Text(ip(&["neigh", "show"])?)),
             Order::Abandon => {
                 for stream in lock(&self.uploads).drain(..) {
                     // The last one that closes it ends it at once.
@@ -164,11 +165,11 @@ fn configure(addresses: Addresses) -> Result<Answer> {
     Ok(Answer::Number(sends.count() as u64))
 }
 
-fn ip(words: &[&str]) -> Result<()> {
+fn ip(words: &[&str]) -> Result<String> {
     let output = Command::new("/bin/busybox").arg("ip").args(words).output()?;
     let error = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "`ip {}`: {error}", words.join(" "));
-    Ok(())
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 fn datagram(to: SocketAddr, bytes: usize, from_port: u16) -> Result<Answer> {

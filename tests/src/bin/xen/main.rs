@@ -21,6 +21,7 @@ use clap::{Parser, Subcommand};
 
 use self::checks::CHECKS;
 use self::domain::Boot;
+use self::order::{Answer, Order};
 use self::stage::Stage;
 
 /// Checks of the firewall on vifs of Xen; `cargo xtask xen` runs them.
@@ -76,6 +77,12 @@ fn dom0(boot: &Boot, filters: &[String]) -> Result<()> {
             Err(error) => ("FAILED", format!("{error:#}")),
         };
         println!("CHECK {outcome} {} | {} | {}", check.name, check.about, line(&seen));
+        if outcome != "ok" {
+            stage.netvm.last_words().iter().for_each(|line| println!("netvm| {line}"));
+            if let Ok(Answer::Text(text)) = stage.work.ask(Order::Neighbours) {
+                text.lines().for_each(|line| println!("work| {line}"));
+            }
+        }
         println!("in {} seconds", begin.elapsed().as_secs());
     }
     Ok(())

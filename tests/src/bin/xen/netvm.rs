@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 
 use firewall_agent::edges::control::{self, Request};
 use firewall_core::told::status::{State, Status};
+use firewall_tests::rig::namespace::ip;
 use firewall_tests::rig::qubesdb::FakeQubesDb;
 
 use crate::domain::{Domain, PATIENCE};
@@ -72,6 +73,11 @@ impl Netvm {
         agent.kill()?;
         agent.wait()?;
         Ok(())
+    }
+
+    /// Whether an agent was started, and not killed since.
+    pub fn has_agent(&self) -> bool {
+        self.agent.is_some()
     }
 
     /// Sends the agent a signal.
@@ -139,6 +145,16 @@ impl Netvm {
         let pairs: Vec<(&str, &[u8])> =
             keys.iter().zip(&texts).map(|(key, it)| (key.as_str(), it.as_bytes())).collect();
         self.db.reload(&address.to_string(), "drop", &pairs);
+    }
+
+    /// What may tell why something is not as it should be: the last lines of the agent's log, and
+    /// the netvm's neighbours.
+    pub fn last_words(&self) -> Vec<String> {
+        let mut text = fs::read_to_string(log_path()).unwrap_or_default();
+        text += &ip(&["neighbour", "show"]).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines.iter().rev().take(30).rev();
+        last.map(|line| (*line).to_owned()).collect()
     }
 
     /// How often rules of an address were handled.

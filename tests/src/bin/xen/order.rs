@@ -36,6 +36,8 @@ pub enum Order {
     Frames(Vec<Frame>),
     /// Send so many bytes of the pattern, or for as long as it goes, and say what the server says.
     Upload { to: SocketAddr, bytes: u64 },
+    /// Say which neighbours the guest knows.
+    Neighbours,
     /// Forget all uploads that are not over.
     Abandon,
     /// Receive so many bytes of the pattern; an error if one is another.

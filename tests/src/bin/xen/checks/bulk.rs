@@ -40,8 +40,8 @@ pub fn bulk(stage: &mut Stage) -> Result<String> {
         };
         let partial = frames.iter().filter(|it| it.is_partial).count();
         format!(
-            "{} frames, of which {} are to be segmented (to {}; {} bytes linear), the longest of \
-             {longest} bytes, {partial} with a partial checksum",
+            "{} frames, {partial} with a partial checksum, {} to be segmented (into {} bytes each; \
+             {} bytes linear), the longest of {longest} bytes",
             frames.len(),
             long.len(),
             range(|it| it.0),

@@ -17,6 +17,14 @@ use crate::wait::until;
 
 /// SIGKILL, and another agent.
 pub fn killed(stage: &mut Stage) -> Result<String> {
+    let outcome = killed_and_replaced(stage);
+    if !stage.netvm.has_agent() {
+        stage.netvm.start_agent()?;
+    }
+    outcome
+}
+
+fn killed_and_replaced(stage: &mut Stage) -> Result<String> {
     stage.put(&RULES)?;
     stage.work.ask(Order::Open { to: SocketAddr::new(SERVER[0], ACCEPTED) })?;
     ensure!(is_alive(stage)?, "the connection does not work at first");
