@@ -101,6 +101,11 @@ impl Uplinks {
         }
     }
 
+    /// Whether a link of this name is among them.
+    pub fn contains(&self, name: &str) -> bool {
+        self.0.iter().any(|link| link.as_str() == name)
+    }
+
     /// What two wishes come to, of which each may be none: by a link that is not in both nothing
     /// leaves.
     pub fn both(one: Option<&Self>, other: Option<&Self>) -> Option<Self> {

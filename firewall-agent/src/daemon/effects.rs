@@ -9,6 +9,7 @@ use crate::edges::conntrack::Wanted;
 use crate::edges::dataplane::maps::Maps;
 use crate::edges::gate::Gate;
 use crate::edges::memory;
+use crate::edges::neighbours::end_waiting;
 use firewall_core::events::{Effect, Event, Notice, Task, Why};
 use firewall_core::names::answer::Remembered;
 use firewall_core::told::news::News;
@@ -39,6 +40,16 @@ impl Daemon {
                 self.dns.ask_by(uplinks.as_ref());
                 self.gate.uplinks = uplinks;
                 None
+            }
+            Effect::EndWaiting(uplinks) => {
+                // Packets that met the gate as it was before have got to their link by then.
+                let vifs = &self.options.vifs;
+                let may_stay = |name: &str| vifs.matches(name) || uplinks.contains(name);
+                let ended = match maps.quiesce() {
+                    Ok(()) => end_waiting(may_stay).await.map_err(Why::of),
+                    Err(error) => Err(Why::of(error)),
+                };
+                Some(tried(Task::EndWaiting, ended))
             }
             Effect::AnswerDenied(vifs) => {
                 Some(Event::AnswersDenied(Gate::answer_denied(&vifs).await.map_err(Why::of)))

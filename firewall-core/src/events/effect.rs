@@ -50,6 +50,8 @@ pub enum Effect {
     /// From now on, the gate is to let clients' packets leave by these links alone, and names are to be
     /// asked by them; `None`: by any.
     LimitUplinks(Option<Uplinks>),
+    /// End what waits for the address of a neighbour at any other link than these and vifs.
+    EndWaiting(Uplinks),
     /// Put something in force for a client.
     Put {
         /// The client.

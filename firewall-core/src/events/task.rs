@@ -12,6 +12,8 @@ pub enum Task {
     Locals,
     /// [`Effect::LeaveToOthers`](super::Effect::LeaveToOthers).
     LeaveToOthers,
+    /// [`Effect::EndWaiting`](super::Effect::EndWaiting).
+    EndWaiting,
     /// [`Effect::SetConnected`](super::Effect::SetConnected).
     Connected,
     /// [`Effect::Put`](super::Effect::Put).

@@ -36,7 +36,7 @@ impl Gate {
     }
 
     /// Takes in how the gate was found. Without it, everything is forwarded: it is loaded again.
-    pub(super) fn looked(&mut self, look: GateLook) -> Vec<Effect> {
+    fn looked(&mut self, look: GateLook) -> Vec<Effect> {
         let mut effects = self.look(look);
         effects.extend(self.answer());
         effects
@@ -71,7 +71,7 @@ impl Gate {
     }
 
     /// Takes in what came of loading the gate.
-    pub(super) fn loaded(&mut self, outcome: Result<(), Why>) -> Option<Effect> {
+    fn loaded(&mut self, outcome: Result<(), Why>) -> Option<Effect> {
         self.problem = outcome.err().map(|Why(why)| why);
         self.problem.clone().map(|why| Effect::Tell(Notice::GateNotLoaded(why)))
     }
@@ -159,6 +159,22 @@ impl Gate {
 }
 
 impl World {
+    /// Takes in how the gate was found.
+    pub(super) fn gate_looked(&mut self, look: GateLook) -> Vec<Effect> {
+        let is_whole = matches!(look, GateLook::Whole(_));
+        let effects = self.gate.looked(look).into_iter();
+        let ended = if is_whole { self.end_waiting() } else { Vec::new() };
+        effects.chain(ended).collect()
+    }
+
+    /// Takes in what came of loading the gate.
+    pub(super) fn gate_loaded(&mut self, outcome: Result<(), Why>) -> Vec<Effect> {
+        let is_whole = outcome.is_ok();
+        let told = self.gate.loaded(outcome).into_iter();
+        let ended = if is_whole { self.end_waiting() } else { Vec::new() };
+        told.chain(ended).collect()
+    }
+
     /// Takes in which virtual resolvers nobody leads elsewhere. As long as that cannot be read, what
     /// was known before counts.
     pub(super) fn not_redirected(

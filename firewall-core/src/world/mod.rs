@@ -195,7 +195,7 @@ impl World {
                 let prepare = is_failing.then_some(Effect::Prepare);
                 prepare.into_iter().chain(self.source.ready()).collect()
             }
-            Event::Gate(look) => self.gate.looked(look),
+            Event::Gate(look) => self.gate_looked(look),
             // What rules accept there is for Tor, and does not leave.
             Event::Passage(_) if self.judges_all() => Vec::new(),
             Event::Passage(frames) => {
@@ -205,7 +205,7 @@ impl World {
             Event::Between(between) => one(self.passage.between(between)),
             Event::NotRedirected(resolvers) => self.not_redirected(resolvers),
             Event::AnswersDenied(outcome) => one(self.gate.answers(outcome)),
-            Event::GateLoaded(outcome) => one(self.gate.loaded(outcome)),
+            Event::GateLoaded(outcome) => self.gate_loaded(outcome),
             Event::Denied { records, time_ms } => {
                 records.iter().for_each(|record| self.denials.count(record));
                 let denied = records.iter().map(|record| self.denied(record, time_ms));

@@ -106,6 +106,9 @@ fn what(task: Task) -> String {
         Task::LeaveToOthers => {
             "rules of others in the gate are not asked about clients without rules".to_owned()
         }
+        Task::EndWaiting => {
+            "what waits at a link by which clients may not leave any more is not ended".to_owned()
+        }
         Task::Connected => "addresses of clients are not all guarded on other links".to_owned(),
         Task::Put(client) => format!("the rules of {} are not in force", of(client)),
         Task::Audit(client) => format!("the audit of {} has not changed", of(client)),

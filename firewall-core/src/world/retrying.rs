@@ -37,6 +37,7 @@ impl World {
             Task::Links => vec![Effect::ReadLinks],
             Task::Locals => vec![self.links.locals_effect()],
             Task::LeaveToOthers => vec![self.gate.leave_effect()],
+            Task::EndWaiting => self.end_waiting_again().into_iter().collect(),
             Task::Connected => vec![self.connected.effect()],
             Task::Put(client) if self.is_stand_in(task) => {
                 let installation = self.standings.installation(client.address);

@@ -22,13 +22,15 @@ pub(super) struct Limit {
     there: BTreeSet<String>,
     /// What is wrong with the key.
     problem: Option<String>,
+    /// Whether something may wait at other links that was let pass before.
+    has_waiting: bool,
 }
 
 impl Limit {
     /// What the command line says, and what an earlier agent left in force: as long as the key is not
     /// read, nobody may leave by another link.
     pub(super) fn new(given: Option<Uplinks>, before: Option<Uplinks>) -> Self {
-        Self { given, of_key: before, ..Self::default() }
+        Self { given, of_key: before, has_waiting: true, ..Self::default() }
     }
 
     /// Takes in which links there are.
@@ -60,6 +62,7 @@ impl Limit {
         if now != before {
             effects.push(Effect::Tell(Notice::Uplinks(now.clone())));
             effects.extend([Effect::LimitUplinks(now), Effect::LoadGate]);
+            self.has_waiting = true;
         }
         effects
     }
@@ -86,11 +89,26 @@ impl World {
         let mut effects = self.limit.read(key);
         if effects.iter().any(|effect| matches!(effect, Effect::LimitUplinks(_))) {
             effects.push(self.naming.ask_all());
-            // What waits in the netvm for the address of a neighbour was let pass by the list before.
-            let clients: Vec<ClientId> = self.clients.installed().all().collect();
-            effects.extend(clients.into_iter().flat_map(|client| self.put(client, false)));
         }
         effects
+    }
+
+    /// Ends what waits in the netvm, at a link by which it may not leave any more. To be called when
+    /// the gate lets nothing more get there.
+    pub(super) fn end_waiting(&mut self) -> Vec<Effect> {
+        let has_waiting = std::mem::take(&mut self.limit.has_waiting);
+        let Some(uplinks) = self.limit.in_force().filter(|_| has_waiting) else {
+            return Vec::new();
+        };
+        // What rules accepted may also wait for something else than a neighbour.
+        let clients: Vec<ClientId> = self.clients.installed().all().collect();
+        let puts = clients.into_iter().flat_map(|client| self.put(client, false));
+        puts.chain([Effect::EndWaiting(uplinks)]).collect()
+    }
+
+    /// What waits at other links than these, if anything may: to be tried again.
+    pub(super) fn end_waiting_again(&self) -> Option<Effect> {
+        self.limit.in_force().map(Effect::EndWaiting)
     }
 
     /// What is told of the only links by which clients' packets may leave; `None` if any will do.

@@ -53,6 +53,7 @@ pub fn short(effects: &[Effect]) -> Vec<String> {
         Effect::SetLocals(locals) => Some(format!("locals {}", locals.len())),
         Effect::Redirect(to) => Some(format!("redirect {}", to.len())),
         Effect::LimitUplinks(to) => Some(format!("uplinks {}", to.clone().unwrap_or_default())),
+        Effect::EndWaiting(links) => Some(format!("end what waits but at {links}")),
         Effect::Put { client, installation, .. } => {
             let what = match installation {
                 Installation::Waiting => "waiting",

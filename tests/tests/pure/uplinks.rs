@@ -1,15 +1,17 @@
 //! Lists of uplinks: how they are read, and what comes of two wishes and of what is wrong.
 
+use std::time::Duration;
+
 use firewall_agent::cli::text;
 use firewall_core::client::Links;
-use firewall_core::events::{Effect, Event, Notice};
+use firewall_core::events::{Effect, Event, GateLook, Notice, Task, Why};
 use firewall_core::time::Moment;
 use firewall_core::told::status::UplinksFrom;
 use firewall_core::told::totals::problems;
 use firewall_core::uplinks::{LinkName, Uplinks};
 use firewall_core::world::{Settings, World};
 
-use super::memory::{status_at, step};
+use super::memory::{When, check, links, rules, running, status_at, step};
 
 fn list(names: &str) -> Option<Uplinks> {
     Uplinks::parse(names).expect("a list")
@@ -120,6 +122,38 @@ fn what_is_wrong_in_the_key_or_not_read_yet_lets_nothing_leave_that_did_not_befo
     it.key("wg0", Some("wg0"), false, false);
     assert_eq!(it.from(), [Qubesdb]);
     it.key("", None, false, true);
+}
+
+#[test]
+fn what_waits_ends_when_the_gate_has_the_new_list_and_not_before() {
+    let listed = |text: &str| Event::Uplinks(Uplinks::parse(text));
+    let whole = || Event::Gate(GateLook::Whole(Vec::new()));
+    let mut world = running();
+    step(&mut world, links(&[(7, "vif1.0", &["10.137.0.1"])]));
+    step(&mut world, rules("10.137.0.1", "default drop\n"));
+    // Any link will do.
+    check(&mut world, whole(), &[]);
+    check(&mut world, listed("wg0"), &["uplinks wg0", "gate"]);
+    let refused = || Err(Why("no".to_owned()));
+    check(&mut world, Event::GateLoaded(refused()), &[]);
+    check(&mut world, Event::Gate(GateLook::Changed("other links".to_owned())), &["gate"]);
+    let ended = ["blocked 7 10.137.0.1", "end what waits but at wg0"];
+    check(&mut world, Event::GateLoaded(Ok(())), &ended);
+    check(&mut world, whole(), &[]);
+    // Somebody else may have loaded it.
+    check(&mut world, listed("wg0 tun0"), &["uplinks tun0, wg0", "gate"]);
+    check(&mut world, whole(), &["blocked 7 10.137.0.1", "end what waits but at tun0, wg0"]);
+    // It is tried again until it works, and only as long as somebody wants it.
+    let outcome = |outcome| Event::Tried { task: Task::EndWaiting, outcome };
+    step(&mut world, outcome(refused()));
+    let again = ["end what waits but at tun0, wg0"];
+    check(&mut world, When(Moment::BOOT + Duration::from_secs(2), Event::Time), &again);
+    step(&mut world, outcome(refused()));
+    step(&mut world, listed(""));
+    check(&mut world, When(Moment::BOOT + Duration::from_secs(20), Event::Time), &[]);
+    // What was there before the agent is there.
+    let mut world = World::new(Settings { uplinks: list("wg0"), ..Settings::default() });
+    check(&mut world, whole(), &["end what waits but at wg0"]);
 }
 
 #[test]

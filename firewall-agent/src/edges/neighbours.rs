@@ -1,0 +1,116 @@
+//! What waits in the kernel for the address of a neighbour, and its end.
+//! Never touches a neighbour whose address is known, or was asked for in vain: nothing waits for it.
+//!
+//! Only of an entry in state INCOMPLETE packets are kept, for 3 seconds as the kernel asks three times,
+//! and they go with the entry (`__neigh_event_send` and `__neigh_update` in net/core/neighbour.c). Whoever sent
+//! them is told that the host is unreachable. What is sent later makes a new entry.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use futures_util::TryStreamExt as _;
+use netlink_packet_route::link::LinkAttribute;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use nix::libc::ENOENT;
+use rtnetlink::Handle;
+use thiserror::Error;
+
+/// How often entries are looked for. The kernel may leave some out of a list if others go meanwhile.
+const LOOKS: u32 = 10;
+
+/// What waits could not be ended.
+#[derive(Debug, Error)]
+pub enum NeighboursError {
+    /// No netlink socket.
+    #[error("cannot open rtnetlink: {0}")]
+    Socket(#[from] std::io::Error),
+    /// The kernel does not tell, or does not do it.
+    #[error(transparent)]
+    Netlink(#[from] rtnetlink::Error),
+    /// Others are made as fast as some are ended.
+    #[error("there are always others")]
+    Always,
+}
+
+/// A neighbour that is being asked for: index of its link, and its address.
+type Waited = (u32, IpAddr);
+
+/// Ends what waits for the address of a neighbour at links whose names may not stay. Must be called
+/// inside a tokio runtime.
+pub async fn end_waiting(may_stay: impl Fn(&str) -> bool) -> Result<(), NeighboursError> {
+    let (connection, handle, _) = rtnetlink::new_connection()?;
+    let connection = tokio::spawn(connection);
+    let ended = end_all(&handle, may_stay).await;
+    connection.abort();
+    ended
+}
+
+async fn end_all(handle: &Handle, may_stay: impl Fn(&str) -> bool) -> Result<(), NeighboursError> {
+    let mut ended = BTreeSet::new();
+    for _ in 0..LOOKS {
+        let names = names(handle).await?;
+        let mut waited = waited(handle).await?;
+        waited.retain(|key @ (link, _), _| {
+            // What waits for one that was asked for anew was sent since.
+            !ended.contains(key) && !names.get(link).is_some_and(|name| may_stay(name))
+        });
+        if waited.is_empty() {
+            return Ok(());
+        }
+        for (key, neighbour) in waited {
+            match handle.neighbours().del(neighbour).execute().await {
+                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -ENOENT => {}
+                outcome => outcome?,
+            }
+            ended.insert(key);
+        }
+    }
+    Err(NeighboursError::Always)
+}
+
+/// Names of links, by index.
+async fn names(handle: &Handle) -> Result<BTreeMap<u32, String>, rtnetlink::Error> {
+    let mut names = BTreeMap::new();
+    let mut links = handle.link().get().execute();
+    while let Some(link) = links.try_next().await? {
+        names.extend(link.attributes.into_iter().find_map(|attribute| match attribute {
+            LinkAttribute::IfName(name) => Some((link.header.index, name)),
+            _ => None,
+        }));
+    }
+    Ok(names)
+}
+
+/// The neighbours that are being asked for, and what to say to the kernel about each.
+async fn waited(handle: &Handle) -> Result<BTreeMap<Waited, NeighbourMessage>, rtnetlink::Error> {
+    let mut waited = BTreeMap::new();
+    let mut neighbours = handle.neighbours().get().execute();
+    while let Some(neighbour) = neighbours.try_next().await? {
+        if neighbour.header.state != NeighbourState::Incomplete {
+            continue;
+        }
+        let mut key = None;
+        let mut message = NeighbourMessage::default();
+        message.header.family = neighbour.header.family;
+        message.header.ifindex = neighbour.header.ifindex;
+        for attribute in neighbour.attributes {
+            if let NeighbourAttribute::Destination(address) = &attribute {
+                key = ip(address).map(|address| (neighbour.header.ifindex, address));
+                message.attributes = vec![attribute];
+            }
+        }
+        waited.extend(key.map(|key| (key, message)));
+    }
+    Ok(waited)
+}
+
+fn ip(address: &NeighbourAddress) -> Option<IpAddr> {
+    match address {
+        NeighbourAddress::Inet(v4) => Some((*v4).into()),
+        NeighbourAddress::Inet6(v6) => Some((*v6).into()),
+        // The kernel forwards nothing else.
+        _ => None,
+    }
+}
