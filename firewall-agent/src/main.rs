@@ -1,6 +1,7 @@
 //! Starts what the arguments ask for, and turns what came of it into an exit code.
 //! Never does any command's work itself.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -16,12 +17,14 @@ use tracing_subscriber::EnvFilter;
 const EXIT_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
-    let command = Arguments::parse().command;
+    let line: Vec<OsString> = std::env::args_os().collect();
+    let command = Arguments::parse_from(&line).command;
     let is_for_scripts = command.is_for_scripts();
     let outcome = match command {
-        Command::Prepare(prepare) => in_runtime(cli::prepare(&prepare)),
+        Command::Prepare(prepare) => in_runtime(cli::prepare(&prepare, &line)),
         Command::Run(run) => {
-            daemon::Options::try_from(run).and_then(|options| in_runtime(daemon::run(options)))
+            let socket = run.qubesdb();
+            daemon::Options::try_from(run).and_then(|_| in_runtime(cli::run(&line, socket)))
         }
         Command::Status(ask) => cli::show::status(&ask),
         Command::Show(show) => cli::show::show(&show),

@@ -7,6 +7,7 @@ use firewall_common::abi::Counter;
 use firewall_common::verdict::Reason;
 
 use crate::client::ClientId;
+use crate::told::options::OptionStatus;
 
 /// Packets and bytes that met each reason.
 pub type ReasonCounters = Vec<(Reason, Counter)>;
@@ -18,6 +19,10 @@ pub struct Readings {
     pub version: String,
     /// Process number of the agent.
     pub pid: u32,
+    /// Options that somebody set.
+    pub options: Vec<OptionStatus>,
+    /// What is wrong with the keys of QubesDB that set options.
+    pub option_problems: Vec<String>,
     /// Where rules come from.
     pub source: String,
     /// Instructions that the kernel's verifier walked through to accept the program; `None` if the

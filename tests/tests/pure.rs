@@ -17,6 +17,7 @@ mod pure {
     mod monitoring;
     mod names;
     mod names_age;
+    mod options;
     mod packets;
     mod parts;
     mod policies;

@@ -34,6 +34,7 @@ mod rig {
     mod nat;
     mod offload;
     mod openings;
+    mod options;
     mod others;
     mod own_recipes;
     mod own_rules;

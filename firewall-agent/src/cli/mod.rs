@@ -11,7 +11,9 @@ pub mod manual;
 pub mod monitor;
 pub mod remains;
 pub mod run;
+pub mod said;
 pub mod schema;
+pub mod serve;
 pub mod show;
 pub mod text;
 pub mod top;
@@ -20,7 +22,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-pub use self::run::{Prepare, Run, SourceKind, prepare};
+pub use self::run::{Prepare, Run, SourceKind};
+pub use self::serve::{prepare, run};
 
 /// Exit code when the agent runs but something needs attention.
 pub const EXIT_PROBLEM: u8 = 1;

@@ -10,7 +10,6 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::{DEFAULT_PINS, DEFAULT_RULES, DEFAULT_SOCKET};
-use crate::daemon::prepare;
 use crate::edges::dataplane::{self, Attach};
 use crate::edges::gate::{Gate, Mode};
 use crate::edges::links::Pattern;
@@ -146,7 +145,7 @@ impl Prepare {
     }
 
     /// The gate, with what is known about resolvers now.
-    fn gate(&self) -> Gate {
+    pub(super) fn gate(&self) -> Gate {
         let resolvers =
             resolv_conf::read_both(&self.resolv_conf, Path::new(resolv_conf::BEHIND_STUB));
         Gate {
@@ -164,13 +163,21 @@ impl Prepare {
     }
 
     /// The socket of QubesDB; `None` if this is no qube.
-    fn qubesdb(&self) -> Option<PathBuf> {
+    pub(super) fn qubesdb(&self) -> Option<PathBuf> {
         let socket = self.root.join(QUBESDB);
         (socket.exists() || self.is_qube()).then_some(socket)
     }
 }
 
 impl Run {
+    /// The socket of QubesDB, where dom0 may set options; `None` if this is no qube.
+    pub fn qubesdb(&self) -> Option<PathBuf> {
+        match self.source {
+            Some(SourceKind::Qubesdb) => Some(self.prepare.root.join(QUBESDB)),
+            Some(SourceKind::Files) | None => self.prepare.qubesdb(),
+        }
+    }
+
     fn source(&self) -> Place {
         let by_default =
             || self.prepare.qubesdb().map_or(SourceKind::Files, |_| SourceKind::Qubesdb);
@@ -246,12 +253,6 @@ impl TryFrom<Run> for crate::daemon::Options {
             dataplane,
         })
     }
-}
-
-/// Runs `prepare`.
-pub async fn prepare(prepare: &Prepare) -> Result<()> {
-    let Prepare { pins, root, .. } = prepare;
-    prepare::prepare(prepare.gate(), prepare.qubesdb().as_deref(), pins, root).await
 }
 
 /// Packets or flows in a second. The kernel program counts in nanoseconds.

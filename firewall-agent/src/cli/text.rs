@@ -1,18 +1,23 @@
 //! Status as text for people.
 //! Never asks anybody anything.
 
+mod names;
+
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use self::names::{NO_MATTER, leads, users};
 use super::colour::{BAD, Colours};
+use firewall_core::options::PREFIX;
 use firewall_core::rules::lint::match_first;
 use firewall_core::rules::resolve::VIRTUAL_RESOLVERS;
 use firewall_core::rules::socks::BYPASSED;
 use firewall_core::rules::{Family, IMPLIED};
 use firewall_core::told::added::{AddedRule, Warning};
 use firewall_core::told::gateway::GatewayStatus;
+use firewall_core::told::options::{OptionFrom, OptionStatus};
 use firewall_core::told::passage::Loss;
 use firewall_core::told::status::{
     ClientStatus, CounterStatus, FailingStatus, Mode, NameStatus, ProblemStatus, RuleStatus, State,
@@ -53,6 +58,16 @@ pub fn summary(status: &Status) -> String {
     if let Some(uplinks) = &agent.uplinks {
         let _ = writeln!(text, "{}", leaving(uplinks));
     }
+    for OptionStatus { name, value, from } in &agent.options {
+        let from = match from {
+            OptionFrom::Options => "the command line".to_owned(),
+            OptionFrom::Qubesdb => format!("{PREFIX}{name}"),
+        };
+        let _ = writeln!(text, "option {name}: {value}, says {from}");
+    }
+    for problem in &agent.option_problems {
+        let _ = writeln!(text, "PROBLEM: {problem}");
+    }
     let count = |state| status.clients.iter().filter(|client| client.state == state).count();
     let _ = writeln!(
         text,
@@ -81,7 +96,7 @@ pub fn summary(status: &Status) -> String {
         if let Some(warning) = warning {
             let word = match warning {
                 Warning::NeverReached | Warning::SeesOnlyDenied => "WARNING",
-                Warning::OpensAll => "PROBLEM",
+                Warning::OpensAll | Warning::LeavesElsewhere => "PROBLEM",
             };
             let _ = writeln!(text, "    {word}: {}", warning.told());
         }
@@ -349,52 +364,4 @@ pub fn told(problem: &ProblemStatus) -> String {
 pub fn counted(counter: &CounterStatus) -> String {
     let word = if counter.packets == 1 { "packet" } else { "packets" };
     format!("{} {word}, {} bytes", counter.packets, counter.bytes)
-}
-
-const NO_MATTER: &str = "not looked up, it makes no difference";
-
-/// Most addresses of a name that are shown; JSON has all.
-const MOST_SHOWN: usize = 8;
-
-/// Where a name leads.
-fn leads(name: &NameStatus) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    for it in name.addresses.iter().take(MOST_SHOWN) {
-        let mut text = format!("{} ({} s", it.address, it.age_seconds);
-        if !it.in_answer {
-            text.push_str(", in no answer any more");
-        }
-        if !it.usable {
-            text.push_str(", not for accept rules");
-        }
-        text.push(')');
-        parts.push(text);
-    }
-    let more = name.addresses.len() - parts.len();
-    if more > 0 {
-        parts.push(format!("{more} more"));
-    }
-    if name.addresses.is_empty() {
-        let is_answered = name.answered_seconds_ago.is_some();
-        parts.push(if is_answered { "no address of this family" } else { "not resolved" }.into());
-    }
-    let mut text = parts.join(", ");
-    if let Some(problem) = &name.problem {
-        let _ = write!(text, "; {problem}");
-    }
-    if name.failures > 1 {
-        let _ = write!(text, " ({} times)", name.failures);
-    }
-    let _ = write!(text, "; asked again in {} s", name.next_seconds_left);
-    text
-}
-
-/// The rules that use a name.
-fn users(name: &NameStatus) -> String {
-    let users = name.users.iter().map(|(client, numbers)| {
-        let word = if numbers.len() == 1 { "rule" } else { "rules" };
-        let numbers: Vec<String> = numbers.iter().map(|it| format!("{it:04}")).collect();
-        format!("{word} {} of {client}", numbers.join(", "))
-    });
-    users.collect::<Vec<_>>().join(", ")
 }

@@ -77,6 +77,8 @@ impl Daemon {
         let readings = Readings {
             version: VERSION.to_owned(),
             pid: std::process::id(),
+            options: self.heard.options.clone(),
+            option_problems: self.heard.problems.clone(),
             source: self.options.source.name(),
             verified_instructions: self.dataplane.verified_instructions(),
             caches: self.options.dataplane.caches,

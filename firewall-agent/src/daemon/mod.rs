@@ -1,10 +1,11 @@
-//! THE event loop: edges tell what happened, [`World`] answers what to do, the daemon does it.
+//! The daemon: edges tell what happened, [`World`] answers what to do, the daemon does it.
 //! Never decides anything itself.
 
 mod answers;
 mod clock;
 mod cutting;
 mod effects;
+mod event_loop;
 pub mod handover;
 pub mod logging;
 mod notices;
@@ -12,17 +13,12 @@ pub mod prepare;
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, MissedTickBehavior, interval_at};
 use tracing::{error, info, warn};
 
 use crate::edges::conntrack::Forgetting;
-use crate::edges::control::Listener;
 use crate::edges::control::feed::Feed;
-use crate::edges::dataplane::records::{Log, Records};
 use crate::edges::dataplane::{self, Dataplane};
 use crate::edges::desktop::Desktop;
 use crate::edges::dns::Dns;
@@ -35,17 +31,15 @@ use crate::edges::systemd::Service;
 use crate::edges::wait::pace::Changes;
 use firewall_core::events::{Effect, Event, GateLook, Why};
 use firewall_core::names::rebinding::Guard;
+use firewall_core::options::Said;
+use firewall_core::told::options::OptionStatus;
 use firewall_core::tor::{Access, Each};
 use firewall_core::uplinks::Uplinks;
 use firewall_core::world::{Settings, World};
 
-use self::clock::{milliseconds_since_1970, now, sleep_until};
+use self::clock::now;
 use self::cutting::Underway;
-
-/// Everything is read again this often, should a change have gone unnoticed.
-const RESYNC: Duration = Duration::from_secs(10);
-/// Somebody may take programs away, of which nobody tells: they are looked at this often.
-const CHECK: Duration = Duration::from_secs(2);
+pub use self::event_loop::{End, Lasting, Started, start};
 
 /// How the daemon is to run.
 #[derive(Clone, Debug)]
@@ -76,70 +70,20 @@ pub struct Options {
     pub dataplane: dataplane::Options,
 }
 
-/// Runs until SIGTERM or SIGINT. What is in force then stays in force, unless the options
-/// say otherwise. An error if the daemon cannot start or end as it should, or can no longer read
-/// what the kernel program tells.
-pub async fn run(options: Options) -> Result<()> {
-    dataplane::require_object()?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut hangup = signal(SignalKind::hangup())?;
-    let service = Service::find();
-    let mut listener = Listener::bind(&options.socket).await?;
-    let mut daemon = Daemon::start(options, service).await?;
-    let mut records = Records::new(daemon.dataplane.ebpf())?;
-    let mut log = Log::new(daemon.dataplane.ebpf())?;
-    let mut resync = interval_at(Instant::now() + RESYNC, RESYNC);
-    let mut check = interval_at(Instant::now() + CHECK, CHECK);
-    check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
-            _ = hangup.recv() => {
-                daemon.happened(Event::Reload).await;
-                daemon.read_all().await;
-                daemon.follow(Event::AskAll).await;
-            }
-            _ = resync.tick() => {
-                daemon.happened(Event::Resync).await;
-                daemon.read_all().await;
-                daemon.look().await;
-                give_back_memory();
-            }
-            _ = check.tick() => daemon.check_programs().await,
-            () = daemon.gate_changes.next() => daemon.check_gate().await,
-            event = daemon.source.next() => daemon.follow(event).await,
-            () = daemon.resolvers.changed() => daemon.read_resolvers().await,
-            outcomes = daemon.dns.next() => daemon.follow(Event::Answered(outcomes)).await,
-            () = sleep_until(daemon.world.next_time()) => daemon.follow(Event::Time).await,
-            () = daemon.watch.changed() => daemon.read_links().await,
-            part = daemon.cutting.next() => daemon.take_connections(part).await,
-            part = daemon.looking.next() => daemon.take_flows(part).await,
-            taken = records.next() => {
-                let denied = Event::Denied { records: taken?, time_ms: milliseconds_since_1970() };
-                daemon.happened(denied).await;
-            }
-            (request, answer) = listener.question() => {
-                // Whoever asked may have gone.
-                let _ = answer.send(daemon.answer(&request).await);
-            }
-            passed = log.pass_on() => passed?,
-            () = daemon.service.sign_of_life_due() => daemon.service.alive(),
-        }
-        daemon.service.status(daemon.world.summary(now()));
-    }
-    daemon.service.stopping();
-    let opens = daemon.options.open_on_stop;
-    if !opens {
-        daemon.end_last().await;
-    }
-    daemon.happened(Event::Stopping { opens }).await;
-    daemon.stop().await
+/// The options that dom0 sets, as they were understood.
+#[derive(Clone, Debug, Default)]
+pub struct Heard {
+    /// Those that count.
+    pub good: Said,
+    /// All options that somebody set, dom0 or the command line.
+    pub options: Vec<OptionStatus>,
+    /// What is wrong with the others.
+    pub problems: Vec<String>,
 }
 
 struct Daemon {
     options: Options,
+    heard: Heard,
     world: World,
     gate: Gate,
     gate_changes: Changes,
@@ -161,7 +105,7 @@ struct Daemon {
 impl Daemon {
     /// Closes the gate first, then loads the programs. Whatever an earlier agent left in
     /// force goes on until rules and links are known.
-    async fn start(options: Options, service: Service) -> Result<Self> {
+    async fn start(options: Options, heard: Heard, service: Service) -> Result<Self> {
         let mut gate = options.gate.clone();
         let uplinks_before = uplinks_before(&options.source).await?;
         gate.uplinks = Uplinks::both(gate.uplinks.as_ref(), uplinks_before.as_ref());
@@ -198,6 +142,7 @@ impl Daemon {
         let remembered = memory::read(&options.memory);
         let mut daemon = Self {
             options,
+            heard,
             world,
             gate,
             gate_changes,
@@ -218,10 +163,15 @@ impl Daemon {
         let mode = daemon.gate.mode.name();
         let verified_instructions = daemon.dataplane.verified_instructions();
         info!(rules = %place, mode, verified_instructions, "running");
+        daemon.tell_problems();
         if daemon.options.is_gateway && daemon.gate.mode != gate::Mode::Whonix {
             error!(mode, "{}", notices::UNENFORCED);
         }
         Ok(daemon)
+    }
+
+    fn tell_problems(&self) {
+        self.heard.problems.iter().for_each(|why| error!(why, "an option of dom0 does not count"));
     }
 
     async fn stop(&self) -> Result<()> {
@@ -312,17 +262,8 @@ impl Daemon {
 /// By which links alone clients' packets leave now, as long as QubesDB may say something else: until
 /// it was read, what an earlier agent or `prepare` has read there stays in force.
 async fn uplinks_before(source: &Place) -> Result<Option<Uplinks>> {
-    match source.lists_uplinks() {
+    match source.has_own_keys() {
         true => gate::uplinks_in_force().await.context("cannot look at the gate"),
         false => Ok(None),
-    }
-}
-
-/// The C library keeps what a thousand vifs once took, unless it is asked not to.
-fn give_back_memory() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it touches only what nobody uses.
-    unsafe {
-        nix::libc::malloc_trim(0);
     }
 }

@@ -159,7 +159,7 @@ fn added_rules(added: &[AddedRule], gone: &[AddedRule]) {
             Some(warning @ (Warning::NeverReached | Warning::SeesOnlyDenied)) => {
                 warn!(rule = line(rule), "a rule of others is in the gate, and {}", warning.told());
             }
-            Some(warning @ Warning::OpensAll) => {
+            Some(warning @ (Warning::OpensAll | Warning::LeavesElsewhere)) => {
                 error!(
                     rule = line(rule),
                     "a rule of others is in the gate, and {}",

@@ -72,7 +72,7 @@ fn place_for_pins(pins: &Path) -> Result<()> {
 /// stays; after a boot that is nothing, and nothing but the gate is in force then.
 async fn uplinks(socket: &Path) -> Result<Option<Uplinks>> {
     let before = gate::uplinks_in_force().await.context("cannot look at the gate")?;
-    Ok(match qubesdb::uplinks(socket, PATIENCE).await {
+    Ok(match qubesdb::own(socket, PATIENCE).await.map(|own| own.uplinks) {
         Ok(Ok(uplinks)) => uplinks,
         Ok(Err(bad)) => {
             warn!("{KEY}: {bad}");

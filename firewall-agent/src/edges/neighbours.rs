@@ -13,11 +13,12 @@ use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
-use nix::libc::ENOENT;
+use nix::libc::{ENODEV, ENOENT, ENXIO};
 use rtnetlink::Handle;
 use thiserror::Error;
 
-/// How often entries are looked for. The kernel may leave some out of a list if others go meanwhile.
+/// How often entries are looked for, if there are always others. The kernel may leave some out of a list
+/// if others go meanwhile.
 const LOOKS: u32 = 10;
 
 /// What waits could not be ended.
@@ -29,9 +30,6 @@ pub enum NeighboursError {
     /// The kernel does not tell, or does not do it.
     #[error(transparent)]
     Netlink(#[from] rtnetlink::Error),
-    /// Others are made as fast as some are ended.
-    #[error("there are always others")]
-    Always,
 }
 
 /// A neighbour that is being asked for: index of its link, and its address.
@@ -48,26 +46,33 @@ pub async fn end_waiting(may_stay: impl Fn(&str) -> bool) -> Result<(), Neighbou
 }
 
 async fn end_all(handle: &Handle, may_stay: impl Fn(&str) -> bool) -> Result<(), NeighboursError> {
-    let mut ended = BTreeSet::new();
+    let (mut ended, mut outcome) = (BTreeSet::new(), Ok(()));
+    // Others may be asked for meanwhile, for ever, but nothing waits for these that was let pass before.
     for _ in 0..LOOKS {
         let names = names(handle).await?;
         let mut waited = waited(handle).await?;
         waited.retain(|key @ (link, _), _| {
-            // What waits for one that was asked for anew was sent since.
             !ended.contains(key) && !names.get(link).is_some_and(|name| may_stay(name))
         });
         if waited.is_empty() {
-            return Ok(());
+            break;
         }
         for (key, neighbour) in waited {
             match handle.neighbours().del(neighbour).execute().await {
-                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -ENOENT => {}
-                outcome => outcome?,
+                Err(rtnetlink::Error::NetlinkError(error)) if is_gone(error.raw_code()) => {}
+                // The others are to go all the same.
+                Err(error) => outcome = Err(error.into()),
+                Ok(()) => {}
             }
             ended.insert(key);
         }
     }
-    Err(NeighboursError::Always)
+    outcome
+}
+
+/// Whether the kernel says that there is no such entry, or no such link.
+fn is_gone(error: i32) -> bool {
+    [-ENOENT, -ENODEV, -ENXIO].contains(&error)
 }
 
 /// Names of links, by index.

@@ -29,6 +29,8 @@ pub enum Warning {
     SeesOnlyDenied,
     /// The rule accepts whatever clients send.
     OpensAll,
+    /// The rule lets what clients send leave by a link that the list of uplinks does not name.
+    LeavesElsewhere,
 }
 
 impl Warning {
@@ -38,6 +40,7 @@ impl Warning {
             Self::NeverReached => "never-reached",
             Self::SeesOnlyDenied => "sees-only-denied",
             Self::OpensAll => "opens-all",
+            Self::LeavesElsewhere => "leaves-elsewhere",
         }
     }
 
@@ -52,6 +55,10 @@ impl Warning {
                  chain `forward`"
             }
             Self::OpensAll => "accepts whatever clients send; name a source",
+            Self::LeavesElsewhere => {
+                "what it lets pass leaves by links that the list of uplinks does not name; add the \
+                 link to the list instead"
+            }
         }
     }
 }

@@ -6,6 +6,7 @@ pub mod explanation;
 pub mod failure;
 pub mod gateway;
 pub mod news;
+pub mod options;
 pub mod passage;
 pub mod remains;
 pub mod report;

@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::rules::{Action, Family};
 use crate::told::added::AddedRule;
 use crate::told::gateway::GatewayStatus;
+use crate::told::options::OptionStatus;
 use crate::told::passage::Loss;
 use crate::told::words::Named;
 
@@ -40,6 +41,10 @@ pub struct AgentStatus {
     pub version: String,
     /// Process number of the agent.
     pub pid: u32,
+    /// Options that somebody set, as they are in force.
+    pub options: Vec<OptionStatus>,
+    /// What is wrong with the keys of QubesDB that set options; each names its key.
+    pub option_problems: Vec<String>,
     /// Where rules come from.
     pub source: String,
     /// Why rules cannot be read at present; those in force stay.

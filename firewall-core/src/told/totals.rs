@@ -110,7 +110,7 @@ pub fn problems(status: &Status) -> usize {
     let unpinned = usize::from(status.agent.unpinned_programs > 0);
     let failing = status.agent.failing.len();
     let opens = |warning| match warning {
-        Some(Warning::OpensAll) => true,
+        Some(Warning::OpensAll | Warning::LeavesElsewhere) => true,
         Some(Warning::NeverReached | Warning::SeesOnlyDenied) | None => false,
     };
     // Where Whonix is and the mode is another, nothing of the rules is enforced.
@@ -118,7 +118,8 @@ pub fn problems(status: &Status) -> usize {
     let gateway = gateway.map_or(0, |it| it.problems.len() + usize::from(!it.enforced));
     let added = status.agent.added_rules.iter().filter(|rule| opens(rule.warning)).count();
     let agent = agent.into_iter().flatten().count();
-    clients + vifs + uplinks + names + unpinned + failing + added + agent + gateway
+    let options = status.agent.option_problems.len();
+    clients + vifs + uplinks + names + unpinned + failing + added + agent + gateway + options
 }
 
 impl AddAssign for CounterStatus {

@@ -162,6 +162,10 @@ impl World {
     /// Takes in how the gate was found.
     pub(super) fn gate_looked(&mut self, look: GateLook) -> Vec<Effect> {
         let is_whole = matches!(look, GateLook::Whole(_));
+        if !is_whole {
+            // What met another gate may wait where it may not leave.
+            self.limit.lets_wait();
+        }
         let effects = self.gate.looked(look).into_iter();
         let ended = if is_whole { self.end_waiting() } else { Vec::new() };
         effects.chain(ended).collect()

@@ -245,8 +245,8 @@ impl World {
     }
 
     fn links(&mut self, links: Links) -> Vec<Effect> {
-        self.limit.see(&links);
-        let told = self.retries.works(Task::Links);
+        let mut told = self.see_uplinks(&links);
+        told.extend(self.retries.works(Task::Links));
         let effects = match self.start.links(links) {
             Some(links) => self.follow_links(links, false),
             None => self.take_over(),

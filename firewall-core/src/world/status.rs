@@ -56,6 +56,8 @@ impl World {
         AgentStatus {
             version: readings.version.clone(),
             pid: readings.pid,
+            options: readings.options.clone(),
+            option_problems: readings.option_problems.clone(),
             source: readings.source.clone(),
             source_problem: self.source.problem().map(str::to_owned),
             mode: self.gate.mode(),

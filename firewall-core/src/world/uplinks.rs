@@ -2,11 +2,11 @@
 //! these there are.
 //! Never decides by that: a link may come later.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::World;
 use crate::client::{ClientId, Links};
-use crate::events::{Effect, Notice};
+use crate::events::{Effect, Notice, Task};
 use crate::told::status::{UplinkStatus, UplinksFrom, UplinksStatus};
 use crate::uplinks::{BadUplinks, KEY, Uplinks};
 
@@ -18,8 +18,8 @@ pub(super) struct Limit {
     /// What the key says, or what was in force before the key was read.
     of_key: Option<Uplinks>,
     is_key_read: bool,
-    /// Names of the links there are, but vifs.
-    there: BTreeSet<String>,
+    /// The links there are, but vifs: names by index.
+    there: BTreeMap<u32, String>,
     /// What is wrong with the key.
     problem: Option<String>,
     /// Whether something may wait at other links that was let pass before.
@@ -33,9 +33,20 @@ impl Limit {
         Self { given, of_key: before, has_waiting: true, ..Self::default() }
     }
 
-    /// Takes in which links there are.
-    pub(super) fn see(&mut self, links: &Links) {
-        self.there = links.uplinks.values().cloned().collect();
+    /// Takes in which links there are. One that was in the list under another name may have something
+    /// waiting.
+    fn see(&mut self, links: &Links) {
+        let before = std::mem::replace(&mut self.there, links.uplinks.clone());
+        let Some(list) = self.in_force() else { return };
+        self.has_waiting |= before.iter().any(|(index, name)| {
+            let now = self.there.get(index);
+            list.contains(name) && now.is_some_and(|now| !list.contains(now))
+        });
+    }
+
+    /// Something may wait at a link by which it may not leave.
+    pub(super) fn lets_wait(&mut self) {
+        self.has_waiting = true;
     }
 
     /// What is in force: each of both wishes takes links away, and none gives any.
@@ -89,8 +100,17 @@ impl World {
         let mut effects = self.limit.read(key);
         if effects.iter().any(|effect| matches!(effect, Effect::LimitUplinks(_))) {
             effects.push(self.naming.ask_all());
+            effects.extend(self.retries.works(Task::EndWaiting));
         }
         effects
+    }
+
+    /// Takes in which links there are, for the list.
+    pub(super) fn see_uplinks(&mut self, links: &Links) -> Vec<Effect> {
+        let had_waiting = self.limit.has_waiting;
+        self.limit.see(links);
+        // The gate knows names, and lets nothing more get to a link that has another one now.
+        if self.limit.has_waiting && !had_waiting { self.end_waiting() } else { Vec::new() }
     }
 
     /// Ends what waits in the netvm, at a link by which it may not leave any more. To be called when
@@ -116,7 +136,7 @@ impl World {
         let Uplinks(links) = self.limit.in_force()?;
         let link = |name: &str| UplinkStatus {
             name: name.to_owned(),
-            there: self.limit.there.contains(name),
+            there: self.limit.there.values().any(|it| it == name),
         };
         let links = links.iter().map(|name| link(name.as_str())).collect();
         Some(UplinksStatus { links, from: self.limit.origins() })

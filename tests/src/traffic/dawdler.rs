@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use aya::Ebpf;
 use aya::EbpfLoader;
 use aya::maps::{Array, MapData, ProgramArray};
-use aya::programs::TcAttachType;
+use aya::programs::{SchedClassifier, TcAttachType, tc};
 
 use super::kernel::{Processor, classifier, object, stay_on};
 use crate::rig::namespace::Namespace;
@@ -39,7 +39,13 @@ impl Dawdler {
         let program = classifier(&mut ebpf, "dawdle")?;
         program.load()?;
         let again = program.fd()?.try_clone()?;
-        namespace.run(|| Ok(program.attach("lo", TcAttachType::Ingress)?))?;
+        namespace.run(|| {
+            // Before Linux 6.6 there is no tcx, and the program is a filter of a qdisc.
+            if SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_err() {
+                tc::qdisc_add_clsact("lo")?;
+            }
+            Ok(program.attach("lo", TcAttachType::Ingress)?)
+        })?;
         let programs = ebpf.map_mut("AGAIN").context("no AGAIN")?;
         ProgramArray::try_from(programs)?.set(0, &again, 0)?;
         let stage = Array::try_from(ebpf.take_map("STAGE").context("no STAGE")?)?;

@@ -93,6 +93,8 @@ pub fn status() -> Status {
             resolvers: Vec::new(),
             uplinks: None,
             uplinks_problem: None,
+            options: Vec::new(),
+            option_problems: Vec::new(),
             resolvers_problem: None,
             gateway: None,
             gate_problem: Some("no nft".to_owned()),

@@ -151,6 +151,33 @@ fn what_waits_ends_when_the_gate_has_the_new_list_and_not_before() {
     step(&mut world, outcome(refused()));
     step(&mut world, listed(""));
     check(&mut world, When(Moment::BOOT + Duration::from_secs(20), Event::Time), &[]);
+    // Whoever takes the gate away lets something wait.
+    let mut world = running();
+    check(&mut world, listed("wg0"), &["uplinks wg0", "gate"]);
+    let ended = ["end what waits but at wg0"];
+    check(&mut world, Event::GateLoaded(Ok(())), &ended);
+    check(&mut world, Event::Gate(GateLook::Changed("it is empty".to_owned())), &["gate"]);
+    check(&mut world, Event::GateLoaded(Ok(())), &ended);
+    // And so does a link with another name; one that comes or goes does not.
+    let links = |names: &[(u32, &str)]| {
+        let uplinks = names.iter().map(|(index, name)| (*index, (*name).to_owned()));
+        Event::Links(Links { uplinks: uplinks.collect(), ..Links::default() })
+    };
+    let waits = |effects: &[Effect]| effects.iter().any(|it| matches!(it, Effect::EndWaiting(_)));
+    for (names, expected) in [
+        (&[(2, "eth0"), (3, "wg0")][..], false),
+        (&[(2, "eth1"), (3, "wg0")], false),
+        (&[(2, "eth1"), (3, "wg1")], true),
+        (&[(2, "eth1"), (3, "wg0")], false),
+        (&[(2, "eth1")], false),
+        (&[(2, "eth1"), (4, "wg0")], false),
+    ] {
+        assert_eq!(waits(&step(&mut world, links(names))), expected, "{names:?}");
+    }
+    // A list that is gone is no trouble any more.
+    step(&mut world, outcome(refused()));
+    step(&mut world, listed(""));
+    assert_eq!(problems(&status_at(&world, Moment::BOOT)), 0);
     // What was there before the agent is there.
     let mut world = World::new(Settings { uplinks: list("wg0"), ..Settings::default() });
     check(&mut world, whole(), &["end what waits but at wg0"]);

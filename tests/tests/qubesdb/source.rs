@@ -226,7 +226,7 @@ fn a_daemon_that_hangs_up_anywhere_is_asked_again() {
             server.behave(behaviour);
         });
         // Until it is better, it may be so for ever.
-        if answers < 13 {
+        if answers < 9 {
             scene.until("unreadable");
             scene.server.behave(Behaviour::default());
         }

@@ -144,6 +144,11 @@ impl Listener {
         Ok(Self { path: path.to_owned(), questions })
     }
 
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Waits for the next question.
     pub async fn question(&mut self) -> Question {
         match self.questions.recv().await {
@@ -172,7 +177,12 @@ async fn listen(listener: UnixListener, questions: mpsc::Sender<Question>) {
         [MOST_ASKING, MOST_READERS].map(|most| Arc::new(Semaphore::new(most))).into();
     // Neither is ever closed.
     while let Ok(permit) = Arc::clone(&asking).acquire_owned().await {
-        match listener.accept().await {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // Nobody answers any more.
+            () = questions.closed() => return,
+        };
+        match accepted {
             Ok((stream, _)) => {
                 let (questions, readers) = (questions.clone(), Arc::clone(&readers));
                 tokio::spawn(async move {

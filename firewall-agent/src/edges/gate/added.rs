@@ -8,7 +8,7 @@ use firewall_core::told::added::{AddedRule, Warning};
 
 use super::listed::Listed;
 use super::listing::{Rule, Says};
-use super::rules::{FORWARD, GATE, STRICT, USERS};
+use super::rules::{FORWARD, GATE, STRICT, UPLINKS, USERS};
 use super::table::Table;
 
 /// What `nft -a` prints in front of the number of a rule, a chain or a set.
@@ -52,6 +52,7 @@ fn of_chain(
             text: texts.get(&rule.handle).cloned().unwrap_or(format!("handle {}", rule.handle)),
             warning: match is_over {
                 true => Some(Warning::NeverReached),
+                false if *name == GATE && chain == UPLINKS => leaves_elsewhere(rule),
                 false if is_gate => warning(listed, rule, is_late),
                 false => None,
             },
@@ -72,6 +73,14 @@ fn warning(listed: &Listed, rule: &Rule, is_late: bool) -> Option<Warning> {
         Says::Denies => is_late.then_some(Warning::SeesOnlyDenied),
         Says::Accepts | Says::Jumps => listed.opens(rule).then_some(Warning::OpensAll),
         Says::Leaves | Says::Nothing => None,
+    }
+}
+
+/// What is to be said of a rule in the chain that asks by which link a packet leaves.
+fn leaves_elsewhere(rule: &Rule) -> Option<Warning> {
+    match rule.says() {
+        Says::Accepts | Says::Jumps | Says::Leaves => Some(Warning::LeavesElsewhere),
+        Says::Denies | Says::Nothing => None,
     }
 }
 

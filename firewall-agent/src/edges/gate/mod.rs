@@ -130,7 +130,7 @@ pub fn changes() -> io::Result<Changes> {
 impl Gate {
     /// Makes the rules as they should be, in one transaction. What others added to the chains stays
     /// where it was; only if that fails, everything goes and comes anew.
-    pub async fn mend(&self) -> Result<(), GateError> {
+    pub async fn mend(&mut self) -> Result<(), GateError> {
         for _ in 0..MENDING_TRIES {
             let mut text = self.stray().await.unwrap_or_default();
             for table in self.tables() {
@@ -142,14 +142,27 @@ impl Gate {
                 };
             }
             // What was listed may be gone by now.
-            if nft::load(&text).await.is_ok() {
+            if nft::load(&text).await.is_ok() && self.is_there().await {
                 return Ok(());
             }
         }
         warn!(
             "the gate cannot be mended around the rules that others added; all of it is loaded anew"
         );
-        self.load().await
+        self.load().await?;
+        match self.is_there().await {
+            true => Ok(()),
+            false => Err(GateError::Closed {
+                why: Box::new(Refusal::Other(NftError::Idle)),
+                closed: FROM_BEFORE,
+            }),
+        }
+    }
+
+    /// Whether the rules are found as they should be, as far as `nft` tells: not everything that is
+    /// called `nft` does what it is told.
+    async fn is_there(&mut self) -> bool {
+        !matches!(self.look_at_tables().await, Ok(GateLook::Changed(_)))
     }
 
     /// Loads the rules in one transaction: what was there before goes as these come. What

@@ -9,8 +9,10 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use firewall_core::events::Event;
+use firewall_core::options::Said;
+use tokio::sync::watch;
 
-use qubesdb::{Patience, QubesDb, UplinksKey};
+use qubesdb::{OwnKeys, Patience, QubesDb};
 use rule_files::Files;
 
 /// Which source, and where.
@@ -20,7 +22,7 @@ pub enum Place {
     Files {
         /// A directory with one file for each client.
         directory: PathBuf,
-        /// In a qube, the socket of QubesDB, where only the netvm's own key that lists uplinks is read.
+        /// In a qube, the socket of QubesDB, where only the netvm's own keys are read.
         qubesdb: Option<PathBuf>,
     },
     /// QubesDB, by its socket.
@@ -36,8 +38,8 @@ impl Place {
         }
     }
 
-    /// Whether the netvm's own key that lists uplinks is read.
-    pub fn lists_uplinks(&self) -> bool {
+    /// Whether the netvm's own keys are read.
+    pub fn has_own_keys(&self) -> bool {
         match self {
             Self::Files { directory: _, qubesdb } => qubesdb.is_some(),
             Self::QubesDb(_) => true,
@@ -47,8 +49,8 @@ impl Place {
 
 /// A source of rules.
 pub enum Source {
-    /// A directory of files, and in a qube the key that lists uplinks.
-    Files(Files, Option<UplinksKey>),
+    /// A directory of files, and in a qube the netvm's own keys.
+    Files(Files, Option<OwnKeys>),
     /// QubesDB.
     QubesDb(QubesDb),
 }
@@ -60,9 +62,9 @@ impl Source {
         match place {
             Place::Files { directory, qubesdb } => {
                 let files = Files::watch(directory)?;
-                let key = qubesdb.clone();
-                let key = key.map(|socket| UplinksKey::start(socket, Patience::default()));
-                Ok(Self::Files(files, key))
+                let keys = qubesdb.clone();
+                let keys = keys.map(|socket| OwnKeys::start(socket, Patience::default()));
+                Ok(Self::Files(files, keys))
             }
             Place::QubesDb(socket) => {
                 Ok(Self::QubesDb(QubesDb::start(socket.clone(), Patience::default())))
@@ -76,11 +78,20 @@ impl Source {
     pub async fn next(&mut self) -> Event {
         match self {
             Self::Files(files, None) => files.next().await,
-            Self::Files(files, Some(key)) => tokio::select! {
-                event = key.next() => event,
+            Self::Files(files, Some(keys)) => tokio::select! {
+                event = keys.next() => event,
                 event = files.next() => event,
             },
             Self::QubesDb(qubesdb) => qubesdb.next().await,
+        }
+    }
+
+    /// Where the options are that dom0 sets (`None`: not read yet), and where changes of them are told.
+    /// `None` where dom0 has no place for that.
+    pub fn options(&self) -> Option<watch::Receiver<Option<Said>>> {
+        match self {
+            Self::Files(_, keys) => keys.as_ref().map(OwnKeys::options),
+            Self::QubesDb(qubesdb) => Some(qubesdb.options()),
         }
     }
 

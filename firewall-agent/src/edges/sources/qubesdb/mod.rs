@@ -9,9 +9,9 @@
 pub mod client;
 pub mod wire;
 
+mod own_keys;
 mod session;
 mod trees;
-mod uplinks_key;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,12 +19,13 @@ use std::path::{self, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use self::client::{ClientError, Connection};
-pub use self::uplinks_key::UplinksKey;
+pub use self::own_keys::OwnKeys;
 use self::wire::{NotAPath, Path};
 use firewall_core::events::Event;
+use firewall_core::options::{PREFIX, Said};
 use firewall_core::tor::{Access, Each, Keys, Service};
 use firewall_core::uplinks::{BadUplinks, KEY as UPLINKS, Uplinks};
 
@@ -63,27 +64,40 @@ pub enum Ended {
     NobodyListens,
 }
 
-/// By which links alone clients' packets may leave, as QubesDB behind a socket says now, without any
-/// task; each answer may take as long as `patience`. An error if QubesDB cannot be asked.
-pub async fn uplinks(
-    socket: &path::Path,
-    patience: Duration,
-) -> Result<Result<Option<Uplinks>, BadUplinks>, Ended> {
-    read_uplinks(&mut Connection::open(socket, patience).await?).await
+/// Where dom0 says something to the netvm itself.
+const OWN: &str = "/vm-config/";
+
+/// What the netvm's own keys say.
+#[derive(Debug)]
+pub struct Own {
+    /// By which links alone clients' packets may leave.
+    pub uplinks: Result<Option<Uplinks>, BadUplinks>,
+    /// What of Tor's services is allowed in a Whonix gateway.
+    pub services: Keys,
+    /// All other options.
+    pub options: Said,
 }
 
-async fn read_uplinks(from: &mut Connection) -> Result<Result<Option<Uplinks>, BadUplinks>, Ended> {
-    let value = from.read(&Path::new(UPLINKS)?).await?.unwrap_or_default();
-    Ok(Uplinks::parse(&String::from_utf8_lossy(&value)))
+/// What the netvm's own keys say, as QubesDB behind a socket says now, without any task; each answer may
+/// take as long as `patience`. An error if QubesDB cannot be asked.
+pub async fn own(socket: &path::Path, patience: Duration) -> Result<Own, Ended> {
+    read_own(&mut Connection::open(socket, patience).await?).await
 }
 
-/// What the own keys of a Whonix gateway say of Tor's services.
-async fn read_tor_services(from: &mut Connection) -> Result<Keys, Ended> {
-    let mut of = async |service: Service| {
-        let value = from.read(&Path::new(service.key())?).await?.unwrap_or_default();
-        Ok::<_, Ended>(Access::parse(&String::from_utf8_lossy(&value)))
+async fn read_own(from: &mut Connection) -> Result<Own, Ended> {
+    let keys = from.multiread(&Path::new(OWN)?).await?.into_iter();
+    let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
+    let mut keys: BTreeMap<String, String> = keys.map(|(key, value)| (key, text(value))).collect();
+    let mut take = |key: &str| keys.remove(key).unwrap_or_default();
+    let uplinks = Uplinks::parse(&take(UPLINKS));
+    let mut of = |service: Service| Access::parse(&take(service.key()));
+    let services = Each { socks: of(Service::Socks), control: of(Service::Control) };
+    let option = |(key, value): (String, String)| {
+        let name = key.strip_prefix(PREFIX)?.to_owned();
+        Some((name, value))
     };
-    Ok(Each { socks: of(Service::Socks).await?, control: of(Service::Control).await? })
+    let options = keys.into_iter().filter_map(option).collect();
+    Ok(Own { uplinks, services, options })
 }
 
 /// What the task is asked to do.
@@ -98,6 +112,7 @@ enum Order {
 pub struct QubesDb {
     news: mpsc::Receiver<Event>,
     orders: mpsc::UnboundedSender<Order>,
+    options: watch::Receiver<Option<Said>>,
     default_user: Arc<Mutex<Option<String>>>,
 }
 
@@ -108,10 +123,17 @@ impl QubesDb {
         // Whoever reads the news decides how fast they come.
         let (tell, news) = mpsc::channel(16);
         let (orders, obey) = mpsc::unbounded_channel();
+        let (say, options) = watch::channel(None);
         let default_user = Arc::default();
+        let tell = session::Tell { news: tell, options: say };
         let task = session::Task::new(socket, patience, tell, obey, Arc::clone(&default_user));
         tokio::spawn(task.run());
-        Self { news, orders, default_user }
+        Self { news, orders, options, default_user }
+    }
+
+    /// Where the options are that dom0 sets, and where changes of them are told; `None`: not read yet.
+    pub fn options(&self) -> watch::Receiver<Option<Said>> {
+        self.options.clone()
     }
 
     /// Waits for news. Whoever waits may stop waiting; nothing is lost then.

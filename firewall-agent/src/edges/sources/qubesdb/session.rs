@@ -9,27 +9,45 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt as _;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use super::client::{ClientError, Connection, OwnKey, OwnTree};
 use super::trees::{RULES, Rules, read_rules, read_trees};
 use super::wire::Path;
-use super::{Ended, Order, Patience, read_tor_services, read_uplinks};
+use super::{Ended, OWN, Order, Own, Patience, read_own};
 use crate::edges::sources::client_of;
 use firewall_core::events::Event;
+use firewall_core::options::{PREFIX, Said};
 use firewall_core::rules::Family;
-use firewall_core::tor::Service;
-use firewall_core::uplinks::KEY as UPLINKS;
 
 const CONNECTED: [&str; 2] = ["/connected-ips", "/connected-ips6"];
 const DEFAULT_USER: &str = "/default-user";
+
+/// Where the task tells what it reads.
+pub struct Tell {
+    /// News for the world.
+    pub news: mpsc::Sender<Event>,
+    /// The options that dom0 sets.
+    pub options: watch::Sender<Option<Said>>,
+}
+
+impl Tell {
+    /// Tells which options dom0 sets, if these are others than before.
+    pub fn set_options(&self, options: Said) {
+        self.options.send_if_modified(|before| {
+            let is_other = before.as_ref() != Some(&options);
+            *before = Some(options);
+            is_other
+        });
+    }
+}
 
 /// The task that talks to QubesDB.
 pub struct Task {
     socket: PathBuf,
     patience: Patience,
-    news: mpsc::Sender<Event>,
+    to: Tell,
     orders: mpsc::UnboundedReceiver<Order>,
     default_user: Arc<Mutex<Option<String>>>,
     /// What was committed last, by client.
@@ -39,8 +57,7 @@ pub struct Task {
     /// Clients whose rules were committed and not read yet.
     unread: BTreeSet<IpAddr>,
     are_connected_unread: bool,
-    are_uplinks_unread: bool,
-    are_services_unread: bool,
+    are_own_unread: bool,
     /// What is told about names, by client.
     published: BTreeMap<IpAddr, BTreeMap<String, BTreeSet<IpAddr>>>,
 }
@@ -50,22 +67,21 @@ impl Task {
     pub fn new(
         socket: PathBuf,
         patience: Patience,
-        news: mpsc::Sender<Event>,
+        to: Tell,
         orders: mpsc::UnboundedReceiver<Order>,
         default_user: Arc<Mutex<Option<String>>>,
     ) -> Self {
         Self {
             socket,
             patience,
-            news,
+            to,
             orders,
             default_user,
             committed: BTreeMap::new(),
             in_writing: BTreeSet::new(),
             unread: BTreeSet::new(),
             are_connected_unread: false,
-            are_uplinks_unread: false,
-            are_services_unread: false,
+            are_own_unread: false,
             published: BTreeMap::new(),
         }
     }
@@ -110,7 +126,7 @@ impl Task {
     }
 
     async fn tell(&self, event: Event) -> Result<(), Ended> {
-        self.news.send(event).await.map_err(|_| Ended::NobodyListens)
+        self.to.news.send(event).await.map_err(|_| Ended::NobodyListens)
     }
 
     async fn converse(&mut self, has_worked: &mut bool) -> Result<Infallible, Ended> {
@@ -118,8 +134,7 @@ impl Task {
         self.unread.clear();
         self.published.clear();
         let mut watches = Connection::open(&self.socket, self.patience.answer).await?;
-        let services = Service::ALL.map(Service::key);
-        for path in [&[RULES, UPLINKS], &services[..], &CONNECTED[..]].concat() {
+        for path in [&[RULES, OWN], &CONNECTED[..]].concat() {
             watches.watch(&Path::new(path)?).await?;
         }
         // Events come on a connection of their own; commands have their answers for themselves.
@@ -150,8 +165,8 @@ impl Task {
         if CONNECTED.contains(&path) {
             self.are_connected_unread = true;
         }
-        self.are_uplinks_unread |= path == UPLINKS;
-        self.are_services_unread |= Service::ALL.map(Service::key).contains(&path);
+        // A key that is removed is told with what stands above it, or by itself.
+        self.are_own_unread |= path.starts_with(PREFIX) || PREFIX.starts_with(path);
         let Some(path) = path.strip_prefix(RULES) else {
             return;
         };
@@ -193,13 +208,10 @@ impl Task {
             let connected = self.read_connected(commands).await?;
             self.tell(Event::Connected(connected)).await?;
         }
-        if std::mem::take(&mut self.are_uplinks_unread) {
-            let uplinks = read_uplinks(commands).await?;
-            self.tell(Event::Uplinks(uplinks)).await?;
-        }
-        if std::mem::take(&mut self.are_services_unread) {
-            let services = read_tor_services(commands).await?;
-            self.tell(Event::TorServices(services)).await?;
+        if std::mem::take(&mut self.are_own_unread) {
+            for key in self.read_own(commands).await? {
+                self.tell(key).await?;
+            }
         }
         while let Some(client) = self.unread.pop_first() {
             let rules = read_rules(commands, client).await?;
@@ -225,7 +237,7 @@ impl Task {
         commands: &mut Connection,
     ) -> Result<(), Ended> {
         let connected = self.read_connected(commands).await?;
-        let keys = read_keys(commands).await?;
+        let keys = self.read_own(commands).await?;
         let mut rules = read_trees(commands).await?;
         self.note_waiting(watches)?;
         for client in &self.in_writing {
@@ -242,7 +254,7 @@ impl Task {
     /// writing is told once more when it is committed.
     async fn reread_everything(&mut self, commands: &mut Connection) -> Result<(), Ended> {
         let connected = self.read_connected(commands).await?;
-        let keys = read_keys(commands).await?;
+        let keys = self.read_own(commands).await?;
         let rules = read_trees(commands).await?;
         self.tell_everything(connected, keys, rules).await
     }
@@ -276,6 +288,13 @@ impl Task {
             }
         }
         Ok(connected)
+    }
+
+    /// What the netvm's own keys say; options are told at once.
+    async fn read_own(&self, from: &mut Connection) -> Result<[Event; 2], Ended> {
+        let Own { uplinks, services, options } = read_own(from).await?;
+        self.to.set_options(options);
+        Ok([Event::Uplinks(uplinks), Event::TorServices(services)])
     }
 
     async fn read_user(&self, from: &mut Connection) -> Result<(), Ended> {
@@ -318,12 +337,6 @@ impl Task {
         self.published.insert(client, names);
         Ok(())
     }
-}
-
-/// What the netvm's own keys say.
-async fn read_keys(from: &mut Connection) -> Result<[Event; 2], Ended> {
-    let uplinks = Event::Uplinks(read_uplinks(from).await?);
-    Ok([uplinks, Event::TorServices(read_tor_services(from).await?)])
 }
 
 /// A refusal of the daemon hinders nothing else.

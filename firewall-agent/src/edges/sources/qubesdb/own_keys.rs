@@ -1,32 +1,41 @@
-//! The netvm's own key that lists uplinks, for an agent whose rules do not come from QubesDB.
+//! The netvm's own keys, uplinks and options, for an agent whose rules do not come from QubesDB.
 //! Never reads a rule, and never makes the agent wait: a task of its own talks to the daemon.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
 use super::client::Connection;
+use super::session::Tell;
 use super::wire;
-use super::{Ended, Patience, UPLINKS, read_uplinks};
+use super::{Ended, OWN, Own, Patience, read_own};
 use firewall_core::events::Event;
+use firewall_core::options::Said;
 
-/// The key, and its changes.
-pub struct UplinksKey {
+/// The keys, and their changes.
+pub struct OwnKeys {
     news: mpsc::Receiver<Event>,
+    options: watch::Receiver<Option<Said>>,
 }
 
-impl UplinksKey {
+impl OwnKeys {
     /// Begins to talk to the daemon behind a socket, whether it is there already or not.
     /// Must be called inside a tokio runtime.
     pub fn start(socket: PathBuf, patience: Patience) -> Self {
         let (tell, news) = mpsc::channel(1);
-        tokio::spawn(run(socket, patience, tell));
-        Self { news }
+        let (say, options) = watch::channel(None);
+        tokio::spawn(run(socket, patience, Tell { news: tell, options: say }));
+        Self { news, options }
     }
 
-    /// Waits for [`Event::Uplinks`]: what the key says at first is news too. Whoever waits may stop
+    /// Where the options are that dom0 sets, and where changes of them are told; `None`: not read yet.
+    pub fn options(&self) -> watch::Receiver<Option<Said>> {
+        self.options.clone()
+    }
+
+    /// Waits for [`Event::Uplinks`]: what the list says at first is news too. Whoever waits may stop
     /// waiting; nothing is lost then.
     pub async fn next(&mut self) -> Event {
         match self.news.recv().await {
@@ -36,7 +45,7 @@ impl UplinksKey {
     }
 }
 
-async fn run(socket: PathBuf, patience: Patience, tell: mpsc::Sender<Event>) {
+async fn run(socket: PathBuf, patience: Patience, tell: Tell) {
     let mut pause = patience.first_pause;
     loop {
         let mut has_worked = false;
@@ -47,27 +56,28 @@ async fn run(socket: PathBuf, patience: Patience, tell: mpsc::Sender<Event>) {
         if has_worked || pause == patience.first_pause {
             pause = patience.first_pause;
             let socket = socket.display();
-            warn!(%socket, %ended, "{UPLINKS} cannot be read; it is tried again, and the list stays");
+            warn!(%socket, %ended, "{OWN} cannot be read; it is tried again, and what it said stays");
         }
         tokio::time::sleep(pause).await;
         pause = (2 * pause).min(patience.last_pause);
     }
 }
 
-/// Tells what the key says whenever it was written.
+/// Tells what the keys say whenever one was written.
 async fn follow(
     socket: &Path,
     patience: Patience,
-    tell: &mpsc::Sender<Event>,
+    tell: &Tell,
     has_worked: &mut bool,
 ) -> Result<Infallible, Ended> {
     let mut watches = Connection::open(socket, patience.answer).await?;
-    watches.watch(&wire::Path::new(UPLINKS)?).await?;
+    watches.watch(&wire::Path::new(OWN)?).await?;
     // Events come on a connection of their own; commands have their answers for themselves.
     let mut commands = Connection::open(socket, patience.answer).await?;
     loop {
-        let uplinks = read_uplinks(&mut commands).await?;
-        tell.send(Event::Uplinks(uplinks)).await.map_err(|_| Ended::NobodyListens)?;
+        let Own { uplinks, services: _, options } = read_own(&mut commands).await?;
+        tell.set_options(options);
+        tell.news.send(Event::Uplinks(uplinks)).await.map_err(|_| Ended::NobodyListens)?;
         *has_worked = true;
         watches.next_event().await?;
     }
