@@ -18,7 +18,7 @@ fn rename(netvm: &Namespace, from: &str, to: &str) -> Result<()> {
 }
 
 /// Whether the kernel renames a link that is up (since Linux 6.2). If not, that is told.
-fn renames(netvm: &Namespace, test: &str) -> Result<bool> {
+pub fn renames(netvm: &Namespace, test: &str) -> Result<bool> {
     netvm.ip(&["link", "add", "trial0", "type", "veth", "peer", "name", "trial2"])?;
     netvm.ip(&["link", "set", "trial0", "up"])?;
     let outcome = rename(netvm, "trial0", "trial1");

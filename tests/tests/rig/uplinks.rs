@@ -31,7 +31,7 @@ fn accept_all(tunnel: &Tunnel, arguments: &[&str]) -> Result<Agent> {
 }
 
 /// What the chain of the gate says, in a family; nothing if there is none.
-fn chain(tunnel: &Tunnel, family: &str) -> Result<String> {
+pub fn chain(tunnel: &Tunnel, family: &str) -> Result<String> {
     let mut nft = Command::new("ip");
     nft.args(["netns", "exec", tunnel.netvm().name(), "nft", "list", "chain", family]);
     let output = nft.args(["qubes-firewall", "uplinks"]).output()?;
