@@ -8,13 +8,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::Parser as _;
 use firewall_agent::cli::colour::Colours;
-use firewall_agent::cli::{self, Arguments, Command};
+use firewall_agent::cli::{self, Arguments, Command, EXIT_ERROR};
 use firewall_agent::daemon::logging::Log;
 use firewall_agent::daemon::{self, handover};
 use tracing_subscriber::EnvFilter;
-
-/// Whatever goes wrong and is not an answer.
-const EXIT_ERROR: u8 = 2;
 
 fn main() -> ExitCode {
     let line: Vec<OsString> = std::env::args_os().collect();
@@ -35,6 +32,7 @@ fn main() -> ExitCode {
         Command::Explain(explain) => cli::explain::explain(&explain),
         Command::HandOver { pins } => in_runtime(handover::hand_over(&pins)),
         Command::Completions(shell) => cli::manual::completions(&shell),
+        Command::Rpc(rpc) => cli::rpc::rpc(&rpc),
         Command::Schema => cli::schema::schema(),
         Command::Manual(manual) => cli::manual::manual(&manual),
     };

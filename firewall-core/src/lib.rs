@@ -8,6 +8,7 @@
 //! | [`tor`] | Tor's ports in a Whonix gateway, and what becomes of packets there |
 //! | [`uplinks`] | the only links by which clients' packets may leave |
 //! | [`options`] | by which keys dom0 sets options of the agent |
+//! | [`introductions`] | which qube has which address, as dom0 says |
 //! | [`rules`] | text to proved policy |
 //! | [`names`] | what is known about host names |
 //! | [`world`] | all memory of the agent |
@@ -17,6 +18,7 @@
 pub mod client;
 pub mod connection;
 pub mod events;
+pub mod introductions;
 pub mod names;
 pub mod options;
 pub mod protocol;

@@ -2,6 +2,7 @@
 //! Never remembers anything.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use firewall_common::abi::Counter;
 use firewall_common::verdict::Reason;
@@ -23,6 +24,8 @@ pub struct Readings {
     pub options: Vec<OptionStatus>,
     /// What is wrong with the keys of QubesDB that set options.
     pub option_problems: Vec<String>,
+    /// Names of qubes that dom0 introduced, by address.
+    pub introduced: BTreeMap<IpAddr, String>,
     /// Where rules come from.
     pub source: String,
     /// Instructions that the kernel's verifier walked through to accept the program; `None` if the

@@ -9,6 +9,7 @@ mod pure {
     mod files;
     mod gateway;
     mod handled;
+    mod introductions;
     mod layers;
     mod manual;
     mod many_names;
@@ -23,6 +24,7 @@ mod pure {
     mod policies;
     mod retries;
     mod routed;
+    mod rpc;
     mod rules;
     mod settling;
     mod stage;

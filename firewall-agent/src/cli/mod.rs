@@ -10,6 +10,7 @@ pub mod learn;
 pub mod manual;
 pub mod monitor;
 pub mod remains;
+pub mod rpc;
 pub mod run;
 pub mod said;
 pub mod schema;
@@ -17,6 +18,7 @@ pub mod serve;
 pub mod show;
 pub mod text;
 pub mod top;
+pub mod who;
 
 use std::path::PathBuf;
 
@@ -25,6 +27,8 @@ use clap::{Parser, Subcommand};
 pub use self::run::{Prepare, Run, SourceKind};
 pub use self::serve::{prepare, run};
 
+/// Exit code of whatever goes wrong and is not an answer.
+pub const EXIT_ERROR: u8 = 2;
 /// Exit code when the agent runs but something needs attention.
 pub const EXIT_PROBLEM: u8 = 1;
 /// Exit code when the kernel's tables say something else than the agent.
@@ -123,6 +127,9 @@ pub enum Command {
     /// Write manual pages into a directory.
     #[command(hide = true)]
     Manual(manual::Manual),
+    /// Answer a call by qrexec; the files in /etc/qubes-rpc start this.
+    #[command(hide = true)]
+    Rpc(rpc::Rpc),
     /// Look for mistakes in a file of rules, without an agent.
     ///
     /// Names each error, which would block the client, and each rule that hardly says what was
@@ -147,6 +154,7 @@ impl Command {
             | Self::HandOver { .. }
             | Self::Completions(_)
             | Self::Schema
+            | Self::Rpc(_)
             | Self::Manual(_) => false,
         }
     }

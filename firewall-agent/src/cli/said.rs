@@ -9,6 +9,7 @@ use clap::parser::ValueSource;
 use clap::{
     Arg, ArgAction, ArgMatches, Command as Parser, CommandFactory as _, FromArgMatches as _,
 };
+use firewall_core::introductions::{Introductions, split};
 use firewall_core::options::{PREFIX, Said};
 use firewall_core::told::options::{OptionFrom, OptionStatus};
 
@@ -44,7 +45,9 @@ pub fn merge(
     let try_with = |good: &Said| -> Result<()> {
         check(Arguments::from_arg_matches(&parse(line, good, known)?)?.command)
     };
-    let mut heard = Heard::default();
+    let (introducing, said) = split(said);
+    let introductions = Introductions::of(&introducing);
+    let mut heard = Heard { introductions, ..Heard::default() };
     let mut add = |name: &String, value: &String| {
         heard.good.insert(name.clone(), value.clone());
         try_with(&heard.good).inspect_err(|_| drop(heard.good.remove(name)))

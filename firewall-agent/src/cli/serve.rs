@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use firewall_core::introductions::Introductions;
 use firewall_core::options::{PREFIX, Said};
 use tracing::warn;
 
@@ -42,7 +43,7 @@ pub async fn run(line: &[OsString], socket: Option<PathBuf>) -> Result<()> {
         let started = match daemon::start(options, heard, &mut lasting).await {
             Err(why) if wanted != works => {
                 let (options, heard) = hear(line, &works, &Said::new())?;
-                let heard = without(wanted, heard, &why);
+                let heard = without(wanted, heard, &why).with(&said);
                 refused = Some(heard.clone());
                 daemon::start(options, heard, &mut lasting).await?
             }
@@ -54,11 +55,12 @@ pub async fn run(line: &[OsString], socket: Option<PathBuf>) -> Result<()> {
         let again = |said: &Said| match hear(line, said, &works) {
             // It was tried.
             Ok((_, heard)) => match &refused {
-                Some(refused) if refused.good == heard.good => refused.clone(),
+                Some(refused) if refused.good == heard.good => refused.clone().with(said),
                 _ => heard,
             },
             Err(error) => {
                 Heard { good: works.clone(), problems: vec![error.to_string()], ..Heard::default() }
+                    .with(said)
             }
         };
         match started.run(&mut lasting, again).await? {
@@ -73,6 +75,13 @@ fn hear(line: &[OsString], said: &Said, before: &Said) -> Result<(daemon::Option
     let Merged { command, heard } =
         merge(line, said, before, |command| options(command).map(drop))?;
     Ok((options(command)?, heard))
+}
+
+impl Heard {
+    /// The same options, and the qubes that dom0 introduces now.
+    fn with(self, said: &Said) -> Self {
+        Self { introductions: Introductions::of(said), ..self }
+    }
 }
 
 /// How options are told that no daemon starts with.

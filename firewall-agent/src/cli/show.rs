@@ -1,7 +1,6 @@
 //! `status` and `show`: what is in force, as the agent tells it, or the kernel without it.
 //! Never changes anything.
 
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -10,6 +9,7 @@ use clap::Args;
 
 use super::ask::Ask;
 use super::colour::Colours;
+use super::who::{self, Who};
 use super::{DEFAULT_RULES, EXIT_NOT_RUNNING, EXIT_PROBLEM, remains, text};
 use crate::edges::control::Request;
 use firewall_core::told::status::Status;
@@ -18,8 +18,8 @@ use firewall_core::told::totals::problems;
 /// What to show.
 #[derive(Debug, Args)]
 pub struct Show {
-    /// Only this client.
-    pub client: Option<IpAddr>,
+    /// Only this client: its address, or the name of a qube that dom0 has introduced.
+    pub client: Option<Who>,
     /// If no agent runs: where to look for the rules' texts.
     #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_RULES)]
     pub rules: PathBuf,
@@ -36,9 +36,14 @@ pub fn status(ask: &Ask) -> Result<ExitCode> {
 /// Runs `show`: prints clients with their rules.
 pub fn show(show: &Show) -> Result<ExitCode> {
     let Show { client, rules: _, ask } = show;
-    let request = client.map_or(Request::Status, |client| Request::Show { client });
+    let request = match client {
+        Some(Who::Address(client)) => Request::Show { client: *client },
+        // Only all of it has names.
+        Some(Who::Name(_)) | None => Request::Status,
+    };
     answer(ask, &request, Some(show), |status| match client {
-        Some(client) if status.clients.is_empty() => format!(
+        Some(Who::Name(name)) if status.clients.is_empty() => format!("{}\n", who::nobody(name)),
+        Some(Who::Address(client)) if status.clients.is_empty() => format!(
             "{}.\n\
              A qube's address is in its settings; `firewall-agent show` lists all clients.\n",
             text::nobody(status, *client)
@@ -58,17 +63,28 @@ fn answer(
     show: Option<&Show>,
     text: impl Fn(&Status) -> String,
 ) -> Result<ExitCode> {
-    let status: Status = match ask.agent(request)? {
+    let who = show.and_then(|show| show.client.as_ref());
+    let mut status: Status = match ask.agent(request)? {
         Ok(status) => status,
         Err(why) => {
             let rules = show.map_or(Path::new(DEFAULT_RULES), |show| &show.rules);
-            let client = show.and_then(|show| show.client);
+            let client = match who {
+                Some(Who::Name(name)) => {
+                    let nobody = who::unknown_without_agent(name);
+                    return ask.not_running(&format!("{why}; {nobody}"));
+                }
+                Some(Who::Address(client)) => Some(*client),
+                None => None,
+            };
             let remains = remains::remains(why, &ask.pins, rules, client)?;
             ask.print(&remains, || remains::text(&remains))?;
             let code = if remains.is_closed() { EXIT_NOT_RUNNING } else { EXIT_PROBLEM };
             return Ok(ExitCode::from(code));
         }
     };
+    if let Some(who) = who {
+        status.clients.retain(|client| who.is(client));
+    }
     ask.print(&status, || text(&status))?;
     Ok(if problems(&status) == 0 { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM) })
 }

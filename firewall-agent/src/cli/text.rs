@@ -248,7 +248,8 @@ fn headline(client: &ClientStatus) -> String {
         State::Waiting => "waiting for rules, everything is dropped",
         State::Absent => "has rules, but no vif leads to it",
     };
-    let mut text = format!("{} on {place}: {state}", client.address);
+    let name = client.name.as_ref().map(|name| format!(" ({name})")).unwrap_or_default();
+    let mut text = format!("{}{name} on {place}: {state}", client.address);
     if let Some(generation) = client.generation {
         let _ = write!(text, ", generation {generation}");
     }
@@ -332,7 +333,8 @@ fn never(rule: &RuleStatus) -> String {
     }
 }
 
-fn hits(counter: &CounterStatus, last: Option<u64>) -> String {
+/// How much was decided, and when last.
+pub fn hits(counter: &CounterStatus, last: Option<u64>) -> String {
     let last = last.map(|seconds| format!(", last {} ago", ago(seconds))).unwrap_or_default();
     format!("{}{last}", counted(counter))
 }

@@ -32,6 +32,10 @@ impl Daemon {
             Request::Audit { client, seconds } => {
                 Answer::Audit(self.audit(*client, Duration::from_secs(*seconds)).await)
             }
+            Request::Own { qube, aim } => {
+                let readings = self.read().await;
+                Answer::Own(Box::new(self.world.own(now(), &readings, qube, *aim)))
+            }
             Request::Explain { client, packet } => {
                 Answer::Explanations(self.world.explain(now(), *client, &packet.packet()))
             }
@@ -78,7 +82,8 @@ impl Daemon {
             version: VERSION.to_owned(),
             pid: std::process::id(),
             options: self.heard.options.clone(),
-            option_problems: self.heard.problems.clone(),
+            option_problems: self.heard.all_problems(),
+            introduced: self.heard.introductions.names.clone(),
             source: self.options.source.name(),
             verified_instructions: self.dataplane.verified_instructions(),
             caches: self.options.dataplane.caches,

@@ -107,8 +107,11 @@ impl Started {
                         daemon.happened(Event::Stopping { opens: false }).await;
                         return Ok(End::Options(said));
                     }
+                    let is_told = heard.all_problems() == daemon.heard.all_problems();
                     daemon.heard = heard;
-                    daemon.tell_problems();
+                    if !is_told {
+                        daemon.tell_problems();
+                    }
                 }
                 _ = resync.tick() => {
                     daemon.happened(Event::Resync).await;

@@ -30,6 +30,7 @@ use crate::edges::sources::{Place, Source};
 use crate::edges::systemd::Service;
 use crate::edges::wait::pace::Changes;
 use firewall_core::events::{Effect, Event, GateLook, Why};
+use firewall_core::introductions::Introductions;
 use firewall_core::names::rebinding::Guard;
 use firewall_core::options::Said;
 use firewall_core::told::options::OptionStatus;
@@ -79,6 +80,16 @@ pub struct Heard {
     pub options: Vec<OptionStatus>,
     /// What is wrong with the others.
     pub problems: Vec<String>,
+    /// Which qubes dom0 introduces. No daemon starts anew because of them.
+    pub introductions: Introductions,
+}
+
+impl Heard {
+    /// All that is wrong with keys of dom0.
+    fn all_problems(&self) -> Vec<String> {
+        let Introductions { problems, .. } = &self.introductions;
+        self.problems.iter().chain(problems).cloned().collect()
+    }
 }
 
 struct Daemon {
@@ -171,7 +182,8 @@ impl Daemon {
     }
 
     fn tell_problems(&self) {
-        self.heard.problems.iter().for_each(|why| error!(why, "an option of dom0 does not count"));
+        let problems = self.heard.all_problems();
+        problems.iter().for_each(|why| error!(why, "a key of dom0 does not count"));
     }
 
     async fn stop(&self) -> Result<()> {

@@ -7,6 +7,7 @@ pub mod failure;
 pub mod gateway;
 pub mod news;
 pub mod options;
+pub mod own;
 pub mod passage;
 pub mod remains;
 pub mod report;

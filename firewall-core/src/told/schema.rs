@@ -7,6 +7,7 @@ use schemars::{JsonSchema, Schema};
 use super::explanation::Explained;
 use super::failure::ErrorStatus;
 use super::news::News;
+use super::own::OwnStatus;
 use super::remains::Remains;
 use super::report::Report;
 use super::status::{AuditStatus, Status};
@@ -29,6 +30,8 @@ enum Document {
     Audit(AuditStatus),
     /// A line of `monitor`.
     News(News),
+    /// The service `firewall.Why`.
+    Own(OwnStatus),
     /// Any of them, if there is no answer.
     Error(ErrorStatus),
 }

@@ -247,6 +247,8 @@ impl State {
 pub struct ClientStatus {
     /// The client's address.
     pub address: IpAddr,
+    /// Name of the qube that has the client's address, if dom0 has introduced it.
+    pub name: Option<String>,
     /// Name of the client's vif; nothing if there is none.
     pub vif: Option<String>,
     /// Interface index of the client's vif; nothing if there is none.

@@ -47,6 +47,7 @@ mod installed;
 mod judging;
 mod links;
 mod naming;
+mod own;
 mod passage;
 mod presence;
 mod resolvers;

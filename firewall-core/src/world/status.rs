@@ -79,7 +79,12 @@ impl World {
         }
     }
 
-    fn client_status(&self, presence: Presence, now: Moment, readings: &Readings) -> ClientStatus {
+    pub(super) fn client_status(
+        &self,
+        presence: Presence,
+        now: Moment,
+        readings: &Readings,
+    ) -> ClientStatus {
         let Presence { address, vif } = presence;
         let (state, problem) = self.state(presence);
         let live = self.standings.live(address);
@@ -89,6 +94,7 @@ impl World {
         let default_counter = counters.remove(Reason::Default.name()).unwrap_or_default();
         ClientStatus {
             address,
+            name: readings.introduced.get(&address).cloned(),
             vif: vif.and_then(|vif| self.links.name(vif)).map(str::to_owned),
             vif_index: vif,
             state,

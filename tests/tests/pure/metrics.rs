@@ -44,6 +44,7 @@ pub fn client() -> ClientStatus {
     ];
     ClientStatus {
         address: "10.137.0.12".parse().expect("an address"),
+        name: None,
         vif: Some("vif12.0".to_owned()),
         vif_index: Some(7),
         state: State::Live,

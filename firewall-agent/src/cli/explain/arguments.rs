@@ -1,21 +1,22 @@
 //! What `explain` is asked on the command line.
 //! Never opens a file that is named there.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use clap::Args;
 
 use super::target::Target;
 use crate::cli::ask::Ask;
+use crate::cli::who::Who;
 
 /// Which packet.
 #[derive(Debug, Args)]
 pub struct Explain {
-    /// The client that sends the packet, by its address. With --packet it is the packet's
-    /// source, if not given; with --rules the name of the file.
+    /// The client that sends the packet, by its address, or by the name of a qube that dom0 has
+    /// introduced. With --packet it is the packet's source, if not given; with --rules the name of the
+    /// file.
     #[arg(long, value_name = "CLIENT")]
-    pub from: Option<IpAddr>,
+    pub from: Option<Who>,
     /// Where to: 198.51.100.7:443/tcp, [2001:db8::7]:53/udp, git.example:22/tcp,
     /// 198.51.100.7/icmp (a ping), 198.51.100.7/icmp:3, 198.51.100.7/47 (a protocol by its
     /// number). A name means the addresses that the agent knows for it.

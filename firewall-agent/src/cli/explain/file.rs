@@ -20,7 +20,8 @@ use crate::edges::sources::rule_files;
 /// What a file of rules says.
 pub(super) fn by_file(arguments: &Explain, file: &Path) -> Result<Vec<Explained>> {
     let by_name = || file.file_name()?.to_str()?.parse().ok();
-    let from = arguments.from.or_else(by_name);
+    let from = arguments.from.as_ref().map(|from| from.address(None, None));
+    let from = from.transpose().map_err(anyhow::Error::msg)?.or_else(by_name);
     let subjects = subjects(arguments, from, None)?;
     let text =
         rule_files::read_text(file).with_context(|| format!("cannot read {}", file.display()))?;

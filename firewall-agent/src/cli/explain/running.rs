@@ -9,6 +9,7 @@ use firewall_core::told::status::Status;
 use super::arguments::Explain;
 use super::kernel::{behind_gate, by_kernel, flows, open_families, vifs_of};
 use super::subject::{Subject, subjects};
+use super::target::Host;
 use super::whole::whole;
 use crate::cli::text;
 use crate::edges::control::Request;
@@ -23,8 +24,14 @@ pub(super) fn by_agent_and_kernel(arguments: &Explain) -> Result<Vec<Explained>>
         Ok(status) => (Some(status), None),
         Err(why) => (None, Some(why)),
     };
-    let subjects = subjects(arguments, arguments.from, status.as_ref())?;
-    if let (Some(status), Some(given)) = (&status, arguments.from) {
+    let is_v4 = arguments.to.as_ref().and_then(|target| match target.host {
+        Host::Address(address) => Some(address.is_ipv4()),
+        Host::Name(_) => None,
+    });
+    let from = arguments.from.as_ref().map(|from| from.address(status.as_ref(), is_v4));
+    let from = from.transpose().map_err(anyhow::Error::msg)?;
+    let subjects = subjects(arguments, from, status.as_ref())?;
+    if let (Some(status), Some(given)) = (&status, from) {
         let is_known = status.clients.iter().any(|client| client.address == given);
         ensure!(is_known, "{}; `firewall-agent show` lists all", text::nobody(status, given));
     }

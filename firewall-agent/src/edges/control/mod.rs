@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use firewall_core::told::explanation::{Explanation, PacketStatus};
+use firewall_core::told::own::{Aim, OwnStatus};
 use firewall_core::told::status::{AuditStatus, Status};
 use firewall_core::world::audits::NoAudit;
 
@@ -68,6 +69,13 @@ pub enum Request {
         /// The packet.
         packet: PacketStatus,
     },
+    /// What a qube may be told about itself.
+    Own {
+        /// Name of the qube, from whoever knows who asks.
+        qube: String,
+        /// Where a packet of the qube is to go, if one is asked about.
+        aim: Option<Aim>,
+    },
 }
 
 /// An answer of the agent. Whoever asked knows which one comes.
@@ -83,6 +91,8 @@ pub enum Answer {
     Audit(Result<AuditStatus, NoAudit>),
     /// To [`Request::Explain`]: for each vif that leads to the client.
     Explanations(Vec<Explanation>),
+    /// To [`Request::Own`].
+    Own(Box<OwnStatus>),
 }
 
 /// A question with the way to answer it.
