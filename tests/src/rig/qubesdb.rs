@@ -16,6 +16,8 @@ use anyhow::{Result, bail};
 use nix::sys::socket::{Shutdown, shutdown};
 
 const HEADER: usize = 72;
+/// Kinds of requests, by their number.
+const NAMES: [&str; 7] = ["READ", "WRITE", "MULTIREAD", "LIST", "RM", "WATCH", "UNWATCH"];
 
 use crate::rig::shared::Shared;
 
@@ -155,6 +157,22 @@ impl FakeQubesDb {
         Ok(())
     }
 
+    /// Waits until a client asks this; what it asked before, in `requests` lines, does not count. The
+    /// answer comes later, if the daemon is slow.
+    pub fn wait_for_request(&self, request: &str, before: usize, timeout: Duration) -> Result<()> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.shared.lock();
+        while !state.requests.iter().skip(before).any(|it| it == request) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                bail!("nobody asks {request}");
+            }
+            let woken = self.shared.changed.wait_timeout(state, left);
+            state = woken.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        Ok(())
+    }
+
     /// What clients asked so far: kind and path.
     pub fn requests(&self) -> Vec<String> {
         self.shared.lock().requests.clone()
@@ -196,7 +214,13 @@ fn serve(mut stream: &UnixStream, number: usize, shared: &Shared<State>) -> Opti
     let path = String::from_utf8_lossy(&header[1..=end]).into_owned();
     let mut data = vec![0; length];
     stream.read_exact(&mut data).ok()?;
-    let behaviour = shared.lock().behaviour.clone();
+    let behaviour = {
+        let mut state = shared.lock();
+        let name = NAMES.get(usize::from(header[0])).copied().unwrap_or("NONSENSE");
+        state.requests.push(format!("{name} {path}"));
+        shared.changed.notify_all();
+        state.behaviour.clone()
+    };
     std::thread::sleep(behaviour.delay);
     let mut state = shared.lock();
     if behaviour.is_silent {
@@ -286,9 +310,6 @@ impl State {
         data: Vec<u8>,
         client: usize,
     ) -> Option<(Vec<u8>, Option<String>)> {
-        let names = ["READ", "WRITE", "MULTIREAD", "LIST", "RM", "WATCH", "UNWATCH"];
-        let name = names.get(usize::from(kind)).copied().unwrap_or("NONSENSE");
-        self.requests.push(format!("{name} {path}"));
         if kind != 1 && !data.is_empty() {
             return None;
         }

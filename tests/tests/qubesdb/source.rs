@@ -143,6 +143,28 @@ fn uplinks_are_told_before_the_rules_and_when_they_change() {
 }
 
 #[test]
+fn a_key_of_the_netvm_that_changes_while_rules_are_read_is_read_then() {
+    let mut scene = Scene::new(|server| {
+        server.behave(Behaviour { delay: Duration::from_millis(50), ..Behaviour::default() });
+    });
+    scene.expect(&EMPTY);
+    for links in ["tun0", "tun1"] {
+        let server = Arc::clone(&scene.server);
+        let dom0 = std::thread::spawn(move || {
+            let before = server.requests().len();
+            server.reload(ONE, "drop", ACCEPT);
+            let request = format!("MULTIREAD /qubes-firewall/{ONE}/");
+            server.wait_for_request(&request, before, super::scene::PATIENCE).expect("a request");
+            server.write(KEY, links.as_bytes());
+            server.write("/connected-ips", b"");
+        });
+        scene.expect(&["10.137.0.1: drop 0000"]);
+        scene.until(&format!("uplinks {links}"));
+        dom0.join().expect("dom0");
+    }
+}
+
+#[test]
 fn a_slow_daemon_that_cuts_and_holds_back_its_words_is_understood() {
     let ways = [
         Behaviour { delay: Duration::from_millis(20), ..Behaviour::default() },

@@ -203,19 +203,23 @@ impl Task {
         watches: &mut Connection,
         commands: &mut Connection,
     ) -> Result<(), Ended> {
-        self.note_waiting(watches)?;
-        if std::mem::take(&mut self.are_connected_unread) {
-            let connected = self.read_connected(commands).await?;
-            self.tell(Event::Connected(connected)).await?;
-        }
-        if std::mem::take(&mut self.are_own_unread) {
-            for key in self.read_own(commands).await? {
-                self.tell(key).await?;
+        loop {
+            self.note_waiting(watches)?;
+            if std::mem::take(&mut self.are_connected_unread) {
+                let connected = self.read_connected(commands).await?;
+                self.tell(Event::Connected(connected)).await?;
             }
-        }
-        while let Some(client) = self.unread.pop_first() {
+            if std::mem::take(&mut self.are_own_unread) {
+                for key in self.read_own(commands).await? {
+                    self.tell(key).await?;
+                }
+            }
+            let Some(client) = self.unread.pop_first() else {
+                return Ok(());
+            };
             let rules = read_rules(commands, client).await?;
-            // What changed while it was read is told by now: then another commit will come.
+            // What changed while it was read is told by now: then another commit will come. Of the keys
+            // that are not rules, nobody tells again.
             self.note_waiting(watches)?;
             if self.in_writing.contains(&client) || self.unread.contains(&client) {
                 continue;
@@ -226,7 +230,6 @@ impl Task {
             };
             self.tell(Event::Rules { client, rules }).await?;
         }
-        Ok(())
     }
 
     /// Reads everything for the first time in a conversation. What dom0 is writing meanwhile counts
