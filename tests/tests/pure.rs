@@ -4,6 +4,7 @@
 mod pure {
     mod audits;
     mod conntrack;
+    mod dom0;
     mod explained;
     mod feed;
     mod files;

@@ -43,6 +43,8 @@ mod rig {
     mod qubesdb;
     mod renamed;
     mod repair;
+    mod rpc;
+    mod rpc_own;
     mod running;
     mod scene;
     mod service;

@@ -17,6 +17,7 @@ pub mod dns;
 mod leftovers;
 pub mod manager;
 pub mod namespace;
+pub mod qrexec;
 pub mod qubesdb;
 pub mod server;
 pub(crate) mod shared;
