@@ -33,6 +33,7 @@ fn main() -> ExitCode {
         Command::Audit(audit) => cli::audit::audit(&audit),
         Command::Check(check) => cli::check::check(&check),
         Command::Explain(explain) => cli::explain::explain(&explain),
+        Command::Doctor(doctor) => quietly(cli::doctor::doctor(&doctor)),
         Command::HandOver { pins } => in_runtime(handover::hand_over(&pins)),
         Command::Completions(shell) => cli::manual::completions(&shell),
         Command::Schema => cli::schema::schema(),
@@ -46,6 +47,11 @@ fn main() -> ExitCode {
         }
         ExitCode::from(EXIT_ERROR)
     })
+}
+
+/// Runs what waits, and has an answer instead of a log.
+fn quietly(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 /// Runs what logs and waits.

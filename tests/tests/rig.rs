@@ -10,6 +10,7 @@ mod rig {
     mod cutting;
     mod cutting_many;
     mod cycles;
+    mod doctor;
     mod early;
     mod errors;
     mod ethernet;

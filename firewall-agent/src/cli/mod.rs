@@ -5,6 +5,7 @@ pub mod ask;
 pub mod audit;
 pub mod check;
 pub mod colour;
+pub mod doctor;
 pub mod explain;
 pub mod learn;
 pub mod manual;
@@ -103,6 +104,13 @@ pub enum Command {
     /// 1: it is not. 3: neither an agent nor the kernel can tell. 4: they contradict each
     /// other, which is a bug. 2: any other error.
     Explain(explain::Explain),
+    /// Look at this machine: what the firewall needs, what there is, and what that means.
+    ///
+    /// For a netvm in which something does not work, or a new kernel: looks at the kernel, nftables, QubesDB,
+    /// services and the agent, and has the kernel check programs and rules without putting any in force.
+    /// Its output is for reports of faults; --mask keeps addresses out of it. Exit code 0: no problem.
+    /// 1: problems. 2: it cannot look, say, without root.
+    Doctor(doctor::Doctor),
     /// Leave this netvm to another firewall; removing the package does this.
     ///
     /// Removes this firewall's programs and rules, and leaves tables behind that forward
@@ -141,6 +149,7 @@ impl Command {
             Self::Audit(audit) => audit.ask.json,
             Self::Explain(explain) => explain.ask.json,
             Self::Check(check) => check.json,
+            Self::Doctor(doctor) => doctor.ask.json,
             Self::Prepare(_)
             | Self::Run(_)
             | Self::Top(_)

@@ -122,9 +122,9 @@ pub enum SourceKind {
 }
 
 /// Every Qubes OS template has this file.
-const QUBES_MARKER: &str = "usr/share/qubes/marker-vm";
+pub const QUBES_MARKER: &str = "usr/share/qubes/marker-vm";
 /// The socket of QubesDB that takes writes too.
-const QUBESDB: &str = "var/run/qubes/qubesdb.sock";
+pub const QUBESDB: &str = "var/run/qubes/qubesdb.sock";
 
 impl Prepare {
     fn is_qube(&self) -> bool {

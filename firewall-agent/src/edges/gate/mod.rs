@@ -21,6 +21,7 @@ mod redirecting;
 mod rules;
 mod strict;
 mod table;
+pub mod trial;
 
 use std::collections::BTreeSet;
 use std::io;
