@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Check(check) => cli::check::check(&check),
         Command::Explain(explain) => cli::explain::explain(&explain),
         Command::HandOver { pins } => in_runtime(handover::hand_over(&pins)),
+        Command::Notify(notify) => in_runtime(cli::notify::notify(&notify)),
         Command::Completions(shell) => cli::manual::completions(&shell),
         Command::Schema => cli::schema::schema(),
         Command::Manual(manual) => cli::manual::manual(&manual),

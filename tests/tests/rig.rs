@@ -20,6 +20,7 @@ mod rig {
     mod handled;
     mod headers;
     mod input;
+    mod installed;
     mod life;
     mod local;
     mod marks;
@@ -38,6 +39,7 @@ mod rig {
     mod own_recipes;
     mod own_rules;
     mod packages;
+    mod packages_switch;
     mod places;
     mod qubesdb;
     mod renamed;

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod learn;
 pub mod manual;
 pub mod monitor;
+pub mod notify;
 pub mod remains;
 pub mod run;
 pub mod schema;
@@ -110,6 +111,9 @@ pub enum Command {
         #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
         pins: PathBuf,
     },
+    /// Show messages from standard input, a socket, on the user's screen; started by its socket.
+    #[command(hide = true)]
+    Notify(notify::Notify),
     /// Print completions of the commands for a shell.
     Completions(manual::Completions),
     /// Print the JSON schema of whatever commands print with --json.
@@ -142,6 +146,7 @@ impl Command {
             | Self::Run(_)
             | Self::Top(_)
             | Self::HandOver { .. }
+            | Self::Notify(_)
             | Self::Completions(_)
             | Self::Schema
             | Self::Manual(_) => false,

@@ -12,6 +12,7 @@ use clap::Args;
 use super::{DEFAULT_PINS, DEFAULT_RULES, DEFAULT_SOCKET};
 use crate::daemon::prepare;
 use crate::edges::dataplane::{self, Attach};
+use crate::edges::desktop;
 use crate::edges::gate::{Gate, Mode};
 use crate::edges::links::Pattern;
 use crate::edges::resolv_conf;
@@ -125,7 +126,7 @@ pub enum SourceKind {
 /// Every Qubes OS template has this file.
 const QUBES_MARKER: &str = "usr/share/qubes/marker-vm";
 /// The socket of QubesDB that takes writes too.
-const QUBESDB: &str = "var/run/qubes/qubesdb.sock";
+pub(super) const QUBESDB: &str = "var/run/qubes/qubesdb.sock";
 
 impl Prepare {
     fn is_qube(&self) -> bool {
@@ -190,6 +191,7 @@ impl TryFrom<Run> for crate::daemon::Options {
         let gate = run.prepare.gate();
         let is_gateway = run.prepare.is_gateway();
         let source = run.source();
+        let screen = run.prepare.root.join(desktop::SOCKET);
         let Run {
             prepare: Prepare { pins, vifs, mode: _, uplinks: _, resolv_conf, root: _ },
             source: _,
@@ -240,6 +242,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             vifs,
             gate,
             is_gateway,
+            screen,
             tor_services,
             metrics,
             open_on_stop,

@@ -16,7 +16,6 @@ mod uplinks_key;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{self, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -27,6 +26,9 @@ use self::wire::{NotAPath, Path};
 use firewall_core::events::Event;
 use firewall_core::tor::{Access, Each, Keys, Service};
 use firewall_core::uplinks::{BadUplinks, KEY as UPLINKS, Uplinks};
+
+/// The name of the qube's user.
+const DEFAULT_USER: &str = "/default-user";
 
 /// How patient the source is.
 #[derive(Clone, Copy, Debug)]
@@ -72,6 +74,17 @@ pub async fn uplinks(
     read_uplinks(&mut Connection::open(socket, patience).await?).await
 }
 
+/// Name of the user of this qube, as dom0 says; `None` if it does not. Each answer may take as long as
+/// `patience`. An error if QubesDB cannot be asked.
+pub async fn default_user(
+    socket: &path::Path,
+    patience: Duration,
+) -> Result<Option<String>, Ended> {
+    let mut connection = Connection::open(socket, patience).await?;
+    let user = connection.read(&Path::new(DEFAULT_USER)?).await?;
+    Ok(user.and_then(|user| String::from_utf8(user).ok()))
+}
+
 async fn read_uplinks(from: &mut Connection) -> Result<Result<Option<Uplinks>, BadUplinks>, Ended> {
     let value = from.read(&Path::new(UPLINKS)?).await?.unwrap_or_default();
     Ok(Uplinks::parse(&String::from_utf8_lossy(&value)))
@@ -98,7 +111,6 @@ enum Order {
 pub struct QubesDb {
     news: mpsc::Receiver<Event>,
     orders: mpsc::UnboundedSender<Order>,
-    default_user: Arc<Mutex<Option<String>>>,
 }
 
 impl QubesDb {
@@ -108,10 +120,9 @@ impl QubesDb {
         // Whoever reads the news decides how fast they come.
         let (tell, news) = mpsc::channel(16);
         let (orders, obey) = mpsc::unbounded_channel();
-        let default_user = Arc::default();
-        let task = session::Task::new(socket, patience, tell, obey, Arc::clone(&default_user));
+        let task = session::Task::new(socket, patience, tell, obey);
         tokio::spawn(task.run());
-        Self { news, orders, default_user }
+        Self { news, orders }
     }
 
     /// Waits for news. Whoever waits may stop waiting; nothing is lost then.
@@ -136,12 +147,6 @@ impl QubesDb {
     /// Tells where the names in a client's rules lead, in `/dns/ADDRESS/NAME`.
     pub fn publish(&self, client: IpAddr, names: BTreeMap<String, BTreeSet<IpAddr>>) {
         self.order(Order::Publish(client, names));
-    }
-
-    /// Name of the user of this qube, as dom0 says in `/default-user`; `None` as long as that is
-    /// not known.
-    pub fn default_user(&self) -> Option<String> {
-        self.default_user.lock().ok()?.clone()
     }
 
     fn order(&self, order: Order) {
