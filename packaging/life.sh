@@ -55,5 +55,5 @@ removed() {
 }
 
 purged() {
-    rm -rf /etc/firewall-agent /var/lib/firewall-agent
+    rm -rf /etc/firewall-agent /var/lib/firewall-agent /var/lib/private/firewall-agent
 }

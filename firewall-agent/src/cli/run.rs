@@ -10,7 +10,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::{DEFAULT_PINS, DEFAULT_RULES, DEFAULT_SOCKET};
-use crate::daemon::prepare;
+use crate::daemon::prepare::{self, RUNTIME_DIRECTORY};
 use crate::edges::dataplane::{self, Attach};
 use crate::edges::desktop;
 use crate::edges::gate::{Gate, Mode};
@@ -223,7 +223,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             "--open-on-stop goes with mode qubes only: elsewhere nothing would translate addresses"
         );
         let dataplane = dataplane::Options {
-            pins,
+            pins: pins_of_service(pins),
             attach,
             xdp,
             guard_neighbours,
@@ -249,6 +249,12 @@ impl TryFrom<Run> for crate::daemon::Options {
             dataplane,
         })
     }
+}
+
+/// The pins where a service finds them that may not go to their own place, which is root's.
+fn pins_of_service(pins: PathBuf) -> PathBuf {
+    let own = std::env::var_os(RUNTIME_DIRECTORY).map(|own| Path::new(&own).join("pins"));
+    own.filter(|own| pins == Path::new(DEFAULT_PINS) && own.is_dir()).unwrap_or(pins)
 }
 
 /// Runs `prepare`.
