@@ -34,7 +34,8 @@ removing() {
     systemctl stop firewall-agent.service
     if systemctl --quiet is-active qubes-ebpf-firewall-takeover.service; then
         # This hands over.
-        systemctl stop qubes-ebpf-firewall-takeover.service qubes-ebpf-firewall-notify.socket
+        systemctl stop qubes-ebpf-firewall-takeover.service \
+            qubes-ebpf-firewall-notify.socket qubes-ebpf-firewall-sockets.socket
         if [ -d "$PINS" ]; then
             firewall-agent hand-over
         fi

@@ -65,12 +65,14 @@ impl Kind {
 }
 
 /// Units of `packaging`.
-const UNITS: [&str; 5] = [
+const UNITS: [&str; 7] = [
     "firewall-agent.service",
     "qubes-ebpf-firewall.service",
     "qubes-ebpf-firewall-takeover.service",
     "qubes-ebpf-firewall-notify.socket",
     "qubes-ebpf-firewall-notify.service",
+    "qubes-ebpf-firewall-sockets.socket",
+    "qubes-ebpf-firewall-sockets.service",
 ];
 
 /// Units that run the agent, to each of which its life and its sandbox are added.

@@ -14,6 +14,7 @@ pub mod remains;
 pub mod run;
 pub mod schema;
 pub mod show;
+pub mod sockets;
 pub mod text;
 pub mod top;
 
@@ -114,6 +115,9 @@ pub enum Command {
     /// Show messages from standard input, a socket, on the user's screen; started by its socket.
     #[command(hide = true)]
     Notify(notify::Notify),
+    /// Give sockets to whoever asks by standard input, a socket; started by its socket.
+    #[command(hide = true)]
+    Sockets,
     /// Print completions of the commands for a shell.
     Completions(manual::Completions),
     /// Print the JSON schema of whatever commands print with --json.
@@ -147,6 +151,7 @@ impl Command {
             | Self::Top(_)
             | Self::HandOver { .. }
             | Self::Notify(_)
+            | Self::Sockets
             | Self::Completions(_)
             | Self::Schema
             | Self::Manual(_) => false,

@@ -5,8 +5,10 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 use firewall_tests::machine::Disk;
+use firewall_tests::rig::dns::{DnsServer, Reply};
 
 use super::installed::*;
+use super::named::{DNS, ONE, TWO};
 use super::world::*;
 
 #[test]
@@ -103,6 +105,31 @@ fn a_service_in_its_sandbox_reloads_tells_the_desktop_and_is_replaced_when_it_ha
         })
     })?;
     assert_ne!(running(&machine, UNIT)?, first);
+    Ok(())
+}
+
+/// By UDP, and by TCP where an answer does not fit.
+#[test]
+fn an_agent_that_can_make_no_socket_of_ip_is_given_some_and_asks_dns() -> Result<()> {
+    let scene = Scene::new("given")?;
+    scene.world.rig.add_internet_address(DNS.parse()?)?;
+    let dns = DnsServer::start(scene.world.rig.internet(), DNS.parse()?)?;
+    dns.say("a.example", Reply::addresses("a.example", 60, &[ONE]));
+    dns.say("b.example", Reply::addresses("b.example", 60, &[TWO]).large());
+    let disk = scene.netvm(true)?;
+    packages(&disk, "0.1.0")?;
+    disk.run(&["dpkg", "-i", &deb("0.1.0")])?;
+    disk.write("etc/resolv.conf", &format!("nameserver {DNS}\n"))?;
+    let machine = disk.boot(&scene.world.rig.directory().join("qubes"))?;
+    running(&machine, UNIT)?;
+    let rules: &[(&str, &[u8])] = &[
+        ("0000", b"action=accept dsthost=a.example proto=tcp"),
+        ("0001", b"action=accept dsthost=b.example proto=tcp"),
+    ];
+    scene.qubesdb.reload(&scene.world.v4.to_string(), "drop", rules);
+    machine.wait_for(&["firewall-agent", "status", "--json"], |status| {
+        [ONE, TWO].iter().all(|address| status.contains(&format!("\"{address}\"")))
+    })?;
     Ok(())
 }
 
