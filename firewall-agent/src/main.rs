@@ -35,6 +35,8 @@ fn main() -> ExitCode {
         Command::Explain(explain) => cli::explain::explain(&explain),
         Command::Doctor(doctor) => quietly(cli::doctor::doctor(&doctor)),
         Command::HandOver { pins } => in_runtime(handover::hand_over(&pins)),
+        Command::Notify(notify) => in_runtime(cli::notify::notify(&notify)),
+        Command::Sockets => in_runtime(cli::sockets::sockets()),
         Command::Completions(shell) => cli::manual::completions(&shell),
         Command::Schema => cli::schema::schema(),
         Command::Manual(manual) => cli::manual::manual(&manual),

@@ -10,12 +10,14 @@ pub mod explain;
 pub mod learn;
 pub mod manual;
 pub mod monitor;
+pub mod notify;
 pub mod remains;
 pub mod run;
 pub mod said;
 pub mod schema;
 pub mod serve;
 pub mod show;
+pub mod sockets;
 pub mod text;
 pub mod top;
 
@@ -121,6 +123,12 @@ pub enum Command {
         #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
         pins: PathBuf,
     },
+    /// Show messages from standard input, a socket, on the user's screen; started by its socket.
+    #[command(hide = true)]
+    Notify(notify::Notify),
+    /// Give sockets to whoever asks by standard input, a socket; started by its socket.
+    #[command(hide = true)]
+    Sockets,
     /// Print completions of the commands for a shell.
     Completions(manual::Completions),
     /// Print the JSON schema of whatever commands print with --json.
@@ -154,6 +162,8 @@ impl Command {
             | Self::Run(_)
             | Self::Top(_)
             | Self::HandOver { .. }
+            | Self::Notify(_)
+            | Self::Sockets
             | Self::Completions(_)
             | Self::Schema
             | Self::Manual(_) => false,
