@@ -30,7 +30,10 @@ fn main() -> ExitCode {
         Command::Audit(audit) => cli::audit::audit(&audit),
         Command::Check(check) => cli::check::check(&check),
         Command::Explain(explain) => cli::explain::explain(&explain),
+        Command::Doctor(doctor) => quietly(cli::doctor::doctor(&doctor)),
         Command::HandOver { pins } => in_runtime(handover::hand_over(&pins)),
+        Command::Notify(notify) => in_runtime(cli::notify::notify(&notify)),
+        Command::Sockets => in_runtime(cli::sockets::sockets()),
         Command::Completions(shell) => cli::manual::completions(&shell),
         Command::Rpc(rpc) => cli::rpc::rpc(&rpc),
         Command::Schema => cli::schema::schema(),
@@ -44,6 +47,11 @@ fn main() -> ExitCode {
         }
         ExitCode::from(EXIT_ERROR)
     })
+}
+
+/// Runs what waits, and has an answer instead of a log.
+fn quietly(work: impl Future<Output = Result<ExitCode>>) -> Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
 }
 
 /// Runs what logs and waits.

@@ -115,7 +115,7 @@ impl Disk {
         let mut command = Command::new("systemd-nspawn");
         command
             .args(["--quiet", "--register=no", "--keep-unit", "--console=pipe"])
-            .args(["--capability=all", "--system-call-filter=bpf"])
+            .args(["--capability=all", "--system-call-filter=bpf", "--resolv-conf=off"])
             .arg(format!("--machine={}", self.name()))
             .arg("--directory")
             .arg(self.directory.join("root"))

@@ -10,6 +10,7 @@ mod rig {
     mod cutting;
     mod cutting_many;
     mod cycles;
+    mod doctor;
     mod early;
     mod errors;
     mod ethernet;
@@ -20,6 +21,7 @@ mod rig {
     mod handled;
     mod headers;
     mod input;
+    mod installed;
     mod life;
     mod local;
     mod marks;
@@ -39,6 +41,7 @@ mod rig {
     mod own_recipes;
     mod own_rules;
     mod packages;
+    mod packages_switch;
     mod places;
     mod qubesdb;
     mod renamed;

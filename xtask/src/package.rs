@@ -3,7 +3,7 @@
 //! Never installs one.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -64,13 +64,22 @@ impl Kind {
     }
 }
 
-/// Units, and what is added to them in the order of its names.
-const UNITS: [(&str, &str); 4] = [
-    ("packaging/firewall-agent.service", "firewall-agent.service"),
-    ("packaging/service.conf", "firewall-agent.service.d/50-service.conf"),
-    ("packaging/service.conf", "qubes-firewall.service.d/50-firewall-agent-service.conf"),
-    ("packaging/qubes-firewall.conf", "qubes-firewall.service.d/51-firewall-agent.conf"),
+/// Units of `packaging`.
+const UNITS: [&str; 7] = [
+    "firewall-agent.service",
+    "qubes-ebpf-firewall.service",
+    "qubes-ebpf-firewall-takeover.service",
+    "qubes-ebpf-firewall-notify.socket",
+    "qubes-ebpf-firewall-notify.service",
+    "qubes-ebpf-firewall-sockets.socket",
+    "qubes-ebpf-firewall-sockets.service",
 ];
+
+/// Units that run the agent, to each of which its life and its sandbox are added.
+const OF_AGENT: [&str; 2] = ["firewall-agent.service", "qubes-ebpf-firewall.service"];
+
+/// What starts by itself, if its condition holds.
+const WANTED: &str = "qubes-ebpf-firewall.service";
 
 /// What a person can read; links among them stay right.
 const DOCUMENTS: [&str; 5] =
@@ -115,9 +124,21 @@ fn fill(stage: &Path, kind: Kind, agent: &Path) -> Result<()> {
     put(agent, "usr/bin/firewall-agent", 0o755)?;
     let unneeded = ["--remove-section=.comment", "--remove-section=.note"];
     run(Command::new("strip").args(unneeded).arg(stage.join("usr/bin/firewall-agent")))?;
-    for (from, to) in UNITS {
-        put(&root().join(from), &format!("usr/lib/systemd/system/{to}"), 0o644)?;
+    let of_units = |name: &str| format!("usr/lib/systemd/system/{name}");
+    let packaging = root().join("packaging");
+    for name in UNITS {
+        put(&packaging.join(name), &of_units(name), 0o644)?;
     }
+    for name in OF_AGENT {
+        put(
+            &packaging.join("service.conf"),
+            &of_units(&format!("{name}.d/50-service.conf")),
+            0o644,
+        )?;
+    }
+    let wants = stage.join(of_units("multi-user.target.wants"));
+    fs::create_dir_all(&wants)?;
+    symlink(Path::new("..").join(WANTED), wants.join(WANTED))?;
     for name in DOCUMENTS {
         put(&root().join(name), &format!("usr/share/doc/firewall-agent/{name}"), 0o644)?;
     }

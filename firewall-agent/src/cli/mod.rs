@@ -5,10 +5,12 @@ pub mod ask;
 pub mod audit;
 pub mod check;
 pub mod colour;
+pub mod doctor;
 pub mod explain;
 pub mod learn;
 pub mod manual;
 pub mod monitor;
+pub mod notify;
 pub mod remains;
 pub mod rpc;
 pub mod run;
@@ -16,6 +18,7 @@ pub mod said;
 pub mod schema;
 pub mod serve;
 pub mod show;
+pub mod sockets;
 pub mod text;
 pub mod top;
 pub mod who;
@@ -107,6 +110,13 @@ pub enum Command {
     /// 1: it is not. 3: neither an agent nor the kernel can tell. 4: they contradict each
     /// other, which is a bug. 2: any other error.
     Explain(explain::Explain),
+    /// Look at this machine: what the firewall needs, what there is, and what that means.
+    ///
+    /// For a netvm in which something does not work, or a new kernel: looks at the kernel, nftables, QubesDB,
+    /// services and the agent, and has the kernel check programs and rules without putting any in force.
+    /// Its output is for reports of faults; --mask keeps addresses out of it. Exit code 0: no problem.
+    /// 1: problems. 2: it cannot look, say, without root.
+    Doctor(doctor::Doctor),
     /// Leave this netvm to another firewall; removing the package does this.
     ///
     /// Removes this firewall's programs and rules, and leaves tables behind that forward
@@ -117,6 +127,12 @@ pub enum Command {
         #[arg(long, value_name = "DIRECTORY", default_value = DEFAULT_PINS)]
         pins: PathBuf,
     },
+    /// Show messages from standard input, a socket, on the user's screen; started by its socket.
+    #[command(hide = true)]
+    Notify(notify::Notify),
+    /// Give sockets to whoever asks by standard input, a socket; started by its socket.
+    #[command(hide = true)]
+    Sockets,
     /// Print completions of the commands for a shell.
     Completions(manual::Completions),
     /// Print the JSON schema of whatever commands print with --json.
@@ -148,10 +164,13 @@ impl Command {
             Self::Audit(audit) => audit.ask.json,
             Self::Explain(explain) => explain.ask.json,
             Self::Check(check) => check.json,
+            Self::Doctor(doctor) => doctor.ask.json,
             Self::Prepare(_)
             | Self::Run(_)
             | Self::Top(_)
             | Self::HandOver { .. }
+            | Self::Notify(_)
+            | Self::Sockets
             | Self::Completions(_)
             | Self::Schema
             | Self::Rpc(_)

@@ -10,7 +10,9 @@ use anyhow::{Result, ensure};
 use clap::Args;
 
 use super::{DEFAULT_PINS, DEFAULT_RULES, DEFAULT_SOCKET};
+use crate::daemon::prepare::RUNTIME_DIRECTORY;
 use crate::edges::dataplane::{self, Attach};
+use crate::edges::desktop;
 use crate::edges::gate::{Gate, Mode};
 use crate::edges::links::Pattern;
 use crate::edges::resolv_conf;
@@ -122,9 +124,9 @@ pub enum SourceKind {
 }
 
 /// Every Qubes OS template has this file.
-const QUBES_MARKER: &str = "usr/share/qubes/marker-vm";
+pub const QUBES_MARKER: &str = "usr/share/qubes/marker-vm";
 /// The socket of QubesDB that takes writes too.
-const QUBESDB: &str = "var/run/qubes/qubesdb.sock";
+pub const QUBESDB: &str = "var/run/qubes/qubesdb.sock";
 
 impl Prepare {
     fn is_qube(&self) -> bool {
@@ -197,6 +199,7 @@ impl TryFrom<Run> for crate::daemon::Options {
         let gate = run.prepare.gate();
         let is_gateway = run.prepare.is_gateway();
         let source = run.source();
+        let screen = run.prepare.root.join(desktop::SOCKET);
         let Run {
             prepare: Prepare { pins, vifs, mode: _, uplinks: _, resolv_conf, root: _ },
             source: _,
@@ -228,7 +231,7 @@ impl TryFrom<Run> for crate::daemon::Options {
             "--open-on-stop goes with mode qubes only: elsewhere nothing would translate addresses"
         );
         let dataplane = dataplane::Options {
-            pins,
+            pins: pins_of_service(pins),
             attach,
             xdp,
             guard_neighbours,
@@ -247,12 +250,19 @@ impl TryFrom<Run> for crate::daemon::Options {
             vifs,
             gate,
             is_gateway,
+            screen,
             tor_services,
             metrics,
             open_on_stop,
             dataplane,
         })
     }
+}
+
+/// The pins where a service finds them that may not go to their own place, which is root's.
+fn pins_of_service(pins: PathBuf) -> PathBuf {
+    let own = std::env::var_os(RUNTIME_DIRECTORY).map(|own| Path::new(&own).join("pins"));
+    own.filter(|own| pins == Path::new(DEFAULT_PINS) && own.is_dir()).unwrap_or(pins)
 }
 
 /// Packets or flows in a second. The kernel program counts in nanoseconds.

@@ -164,7 +164,7 @@ impl Daemon {
     fn tell(&self, notice: &Notice) {
         notices::log(notice);
         if let Some(text) = on_screen(notice, self.gate.mode.into()) {
-            self.desktop.tell(self.source.default_user(), text);
+            self.desktop.tell(&text);
         }
     }
 }

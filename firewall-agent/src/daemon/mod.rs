@@ -61,6 +61,8 @@ pub struct Options {
     pub gate: Gate,
     /// Whether this machine is a Whonix gateway, whatever the mode.
     pub is_gateway: bool,
+    /// Where the helper listens that shows messages to the user.
+    pub screen: PathBuf,
     /// What clients whose default is `drop` may do with Tor's services there.
     pub tor_services: Each<Option<Access>>,
     /// File that metrics are written to; `None`: they are not written.
@@ -151,6 +153,7 @@ impl Daemon {
         let mut dns = Dns::default();
         dns.ask_by(gate.uplinks.as_ref());
         let remembered = memory::read(&options.memory);
+        let desktop = Desktop::behind(options.screen.clone());
         let mut daemon = Self {
             options,
             heard,
@@ -166,7 +169,7 @@ impl Daemon {
             cutting: Underway::default(),
             looking: Underway::default(),
             service,
-            desktop: Desktop::default(),
+            desktop,
             feed: Feed::default(),
         };
         daemon.happened(Event::Remembered(remembered)).await;

@@ -8,7 +8,8 @@
 //! and before any rule is.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _, lchown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -30,6 +31,8 @@ const OF_NETVM: &str = "rw/config/qubes-firewall.d";
 const OF_USER: &str = "rw/config/qubes-firewall-user-script";
 /// With this, only chosen parts of /rw are the netvm's own; scripts are none of them.
 const CUSTOM_PERSIST: &str = "run/qubes-service/custom-persist";
+/// Where the service manager tells of a directory that belongs to the service's user.
+pub const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
 /// How long QubesDB may take to say by which links clients' packets may leave.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -65,7 +68,23 @@ fn place_for_pins(pins: &Path) -> Result<()> {
     }
     // The sandbox of the service lets nothing be written beside it.
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(pins);
-    made.with_context(|| format!("cannot make {}", pins.display()))
+    made.with_context(|| format!("cannot make {}", pins.display()))?;
+    let Some(of_service) = std::env::var_os(RUNTIME_DIRECTORY) else {
+        return Ok(());
+    };
+    let given = fs::metadata(of_service).and_then(|it| give(pins, it.uid(), it.gid()));
+    given.with_context(|| format!("cannot give {} to the service's user", pins.display()))
+}
+
+/// Has a directory, and all in it, belong to a user and a group. Links are not followed.
+fn give(path: &Path, user: u32, group: u32) -> io::Result<()> {
+    lchown(path, Some(user), Some(group))?;
+    if path.symlink_metadata()?.is_dir() {
+        for entry in fs::read_dir(path)? {
+            give(&entry?.path(), user, group)?;
+        }
+    }
+    Ok(())
 }
 
 /// By which links alone clients' packets may leave, as QubesDB says. If it does not, what is in force

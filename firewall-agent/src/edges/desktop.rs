@@ -1,72 +1,58 @@
-//! Tells the user at the screen, as today's agent does: by `notify-send`, in the session of
-//! the qube's user.
-//! Never waits, and never fails: there may be no screen.
+//! Tells the user at the screen: a line for the helper that shows it as the qube's user
+//! (`firewall-agent notify`), since the agent itself may become nobody.
+//! Never waits, and never fails: there may be no helper, and no screen.
 
-use std::process::Stdio;
-use std::sync::Arc;
-use std::time::Duration;
+use std::io;
+use std::os::unix::net::UnixDatagram;
+use std::path::PathBuf;
 
-use nix::unistd::{Uid, User};
-use tokio::process::Command;
-use tokio::sync::Semaphore;
 use tracing::debug;
 
-/// How long the user sees it, in milliseconds.
-const SHOWN_FOR: &str = "8000";
-/// How long telling may take; a desktop that hangs is given up.
-const PATIENCE: Duration = Duration::from_secs(10);
-/// How many may be on their way; whoever gets more than these at once reads the log.
-const AT_ONCE: usize = 4;
-
-/// The user of a qube who has no name in QubesDB.
-const FIRST_USER: Uid = Uid::from_raw(1000);
+/// Where the helper listens, below the root. The service manager starts it when something is said.
+pub const SOCKET: &str = "run/qubes-ebpf-firewall-notify.sock";
+/// Most bytes of a line; both ends cut what is longer.
+pub const MOST: usize = 512;
 
 /// The user's screen.
-pub struct Desktop(Arc<Semaphore>);
-
-impl Default for Desktop {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(AT_ONCE)))
-    }
-}
+pub struct Desktop(PathBuf);
 
 impl Desktop {
-    /// Shows a line to the user of this name; if there is none, to the one with number 1000. While
-    /// four lines are on their way, others are left out. Must be called inside a tokio runtime.
-    pub fn tell(&self, user: Option<String>, text: String) {
-        let Ok(permit) = Arc::clone(&self.0).try_acquire_owned() else {
-            debug!(text, "too many notifications at once");
-            return;
-        };
-        tokio::spawn(async move {
-            let shown = tokio::time::timeout(PATIENCE, show(user, &text)).await;
-            debug!(?shown, text, "notification");
-            drop(permit);
-        });
+    /// The one behind a socket.
+    pub fn behind(socket: PathBuf) -> Self {
+        Self(socket)
+    }
+
+    /// Shows a line. What the helper has no room for now is left out; whoever gets more than a few
+    /// at once reads the log.
+    pub fn tell(&self, text: &str) {
+        let told = self.send(&line(text.as_bytes()));
+        debug!(?told, text, "notification");
+    }
+
+    fn send(&self, line: &str) -> io::Result<usize> {
+        let socket = UnixDatagram::unbound()?;
+        socket.set_nonblocking(true)?;
+        socket.send_to(line.as_bytes(), &self.0)
     }
 }
 
-async fn show(user: Option<String>, text: &str) -> std::io::Result<()> {
-    // Whoever knows the users may be as slow as the desktop.
-    let found = tokio::task::spawn_blocking(move || {
-        let named = user.and_then(|name| User::from_name(&name).ok().flatten());
-        named.or_else(|| User::from_uid(FIRST_USER).ok().flatten())
-    });
-    let Some(user) = found.await.map_err(std::io::Error::other)? else {
-        return Err(std::io::Error::other("no user to tell"));
-    };
-    let bus = format!("unix:path=/run/user/{}/bus", user.uid);
-    // The programs' own errors are of no use to anybody here.
-    let status = Command::new("runuser")
-        .args(["-u", &user.name, "--", "notify-send", "-t", SHOWN_FOR])
-        .args(["--icon=network-error", "Qubes firewall", text])
-        .env("DISPLAY", ":0")
-        .env("DBUS_SESSION_BUS_ADDRESS", bus)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .status()
-        .await?;
-    if status.success() { Ok(()) } else { Err(std::io::Error::other(status.to_string())) }
+/// A line as it may be shown: printable ASCII, and no longer than a line may be.
+pub fn line(text: &[u8]) -> String {
+    let is_printable = |byte: &u8| byte.is_ascii_graphic() || *byte == b' ';
+    let shown = text.iter().take(MOST);
+    shown.map(|byte| if is_printable(byte) { char::from(*byte) } else { '?' }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{MOST, line};
+
+    #[test]
+    fn a_line_is_printable_ascii_and_bounded() {
+        assert_eq!(line(b"10.137.0.12 is blocked: `a=b`"), "10.137.0.12 is blocked: `a=b`");
+        assert_eq!(line("\u{1b}[2J\n\0\u{e9}~\u{7f}".as_bytes()), "?[2J????~?");
+        assert_eq!(line(b""), "");
+        assert_eq!(line(&[b'a'; MOST]), "a".repeat(MOST));
+        assert_eq!(line(&[b'a'; MOST + 1]), "a".repeat(MOST));
+    }
 }

@@ -6,6 +6,7 @@
 //! addresses in its answer section, of the name at the end of the chain of aliases.
 
 mod bound;
+mod given;
 mod way;
 
 use std::collections::{HashMap, VecDeque};
@@ -32,6 +33,7 @@ use firewall_core::tor::DNS_SERVER;
 use firewall_core::uplinks::{LinkName, Uplinks};
 
 use self::bound::Sockets;
+pub use self::given::give;
 
 /// Port of DNS.
 const DNS: u16 = 53;
@@ -189,8 +191,9 @@ impl Server {
 
     /// Follows aliases, where a message does not lead to their end.
     async fn ask(&self, question: &Question) -> Outcome {
-        let way = self.sockets.try_way(self.address);
-        way.map_err(|error| Failure::NoAnswer(self.told(&NetError::from(error))))?;
+        if let Err(error) = self.sockets.try_way(self.address).await {
+            return Err(Failure::NoAnswer(self.told(&NetError::from(error)).await));
+        }
         let kind = match question.family {
             Family::V4 => RecordType::A,
             Family::V6 => RecordType::AAAA,
@@ -236,25 +239,25 @@ impl Server {
                 let ttl = nothing.negative_ttl.unwrap_or(NOTHING_TTL);
                 Ok(Said { addresses: Vec::new(), alias: None, ttl })
             }
-            Err(error) => Err(Failure::NoAnswer(self.told(&error))),
+            Err(error) => Err(Failure::NoAnswer(self.told(&error).await)),
         }
     }
 }
 
 impl Server {
     /// What the server did instead of answering. Nothing is tried by another link than the only one.
-    fn told(&self, error: &NetError) -> String {
+    async fn told(&self, error: &NetError) -> String {
         let way = || Way::to(self.address);
         let others = if self.address == DNS_SERVER { ONLY_TOR } else { OTHER_SERVERS };
         match error {
             NetError::Dns(DnsError::ResponseCode(code)) => says(*code),
             NetError::Timeout if self.link.is_some() => "does not answer".to_owned(),
-            NetError::Timeout => way().tell(None) + others,
+            NetError::Timeout => way().await.tell(None) + others,
             // The library says so when it has given up for whatever reason.
             NetError::NoConnections if self.link.is_some() => format!("cannot be asked: {error}"),
             NetError::Io(error) if self.link.is_some() => format!("cannot be asked: {error}"),
-            NetError::NoConnections => way().tell(Some(error)) + others,
-            NetError::Io(error) => way().tell(Some(error)) + others,
+            NetError::NoConnections => way().await.tell(Some(error)) + others,
+            NetError::Io(error) => way().await.tell(Some(error)) + others,
             error => format!("cannot be used: {error}"),
         }
     }

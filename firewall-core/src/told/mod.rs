@@ -2,6 +2,7 @@
 //! Never asks anybody.
 
 pub mod added;
+pub mod examination;
 pub mod explanation;
 pub mod failure;
 pub mod gateway;

@@ -4,6 +4,7 @@
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, Schema};
 
+use super::examination::Examination;
 use super::explanation::Explained;
 use super::failure::ErrorStatus;
 use super::news::News;
@@ -26,6 +27,8 @@ enum Document {
     Explained(Vec<Explained>),
     /// `check`.
     Report(Report),
+    /// `doctor`.
+    Examination(Examination),
     /// `audit`.
     Audit(AuditStatus),
     /// A line of `monitor`.

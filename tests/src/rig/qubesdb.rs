@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -85,6 +86,8 @@ impl FakeQubesDb {
             fs::create_dir_all(directory)?;
         }
         let listener = Arc::new(UnixListener::bind(socket)?);
+        // As in a qube, whoever is there may ask.
+        fs::set_permissions(socket, fs::Permissions::from_mode(0o666))?;
         let shared = Arc::<Shared<State>>::default();
         let (of_thread, its_own) = (Arc::clone(&shared), Arc::clone(&listener));
         let listening = Some(std::thread::spawn(move || listen(&its_own, &of_thread)));

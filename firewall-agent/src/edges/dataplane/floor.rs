@@ -151,7 +151,7 @@ pub(super) fn check_early() -> Result<(), FloorError> {
 }
 
 /// Fails with one sentence if the kernel has no tcx.
-pub(super) fn check_tcx() -> Result<(), FloorError> {
+pub fn check_tcx() -> Result<(), FloorError> {
     all_there("--attach tcx", &TCX)
 }
 

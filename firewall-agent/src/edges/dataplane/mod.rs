@@ -271,6 +271,28 @@ pub fn require_object() -> Result<(), DataplaneError> {
     if OBJECT.is_empty() { Err(DataplaneError::NoObject) } else { Ok(()) }
 }
 
+/// Has the kernel take the programs, and lets go of them. Returns how many instructions of `from_client`
+/// its verifier walked through, if it tells.
+pub fn verify() -> Result<Option<u32>, DataplaneError> {
+    require_object()?;
+    let one = NonZeroU64::MIN;
+    let mut ebpf = load_object(&Options {
+        pins: PathBuf::new(),
+        attach: Attach::Auto,
+        xdp: false,
+        guard_neighbours: false,
+        judge_all: false,
+        caches: may_cache(),
+        reject_rate: one,
+        local_rate: one,
+    })?;
+    for program in Program::ALL {
+        program.of(&mut ebpf)?.load().map_err(|error| refused(program.name(), error))?;
+    }
+    let info = Program::FromClient.of(&mut ebpf)?.info().ok();
+    Ok(info.and_then(|it| it.verified_instruction_count()))
+}
+
 /// Loads the object, with its settings in place. The kernel's own type information is left
 /// out on purpose: kernels of Qubes VMs have none.
 pub fn load_object(options: &Options) -> Result<Ebpf, EbpfError> {

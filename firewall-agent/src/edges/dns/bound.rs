@@ -3,18 +3,20 @@
 
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsFd, AsRawFd as _, OwnedFd};
 use std::pin::Pin;
 use std::time::Duration;
 
 use firewall_core::uplinks::LinkName;
 use hickory_resolver::net::runtime::iocompat::AsyncIoTokioAsStd;
 use hickory_resolver::net::runtime::{RuntimeProvider, TokioRuntimeProvider};
-use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::BindToDevice;
+use nix::sys::socket::{self, SockaddrStorage, setsockopt};
 use tokio::net::{TcpSocket, UdpSocket};
 use tokio::time::timeout;
+
+use super::given::{Kind, socket_of};
 
 /// How long a TCP connection may take if nobody says so, as in the library's own sockets.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,19 +38,23 @@ impl Sockets {
 
     /// An error if nothing can be sent to a server by the link now, say because the link is down. The
     /// library would not say why.
-    pub(super) fn try_way(&self, server: SocketAddr) -> io::Result<()> {
-        let Some(link) = &self.link else {
+    pub(super) async fn try_way(&self, server: SocketAddr) -> io::Result<()> {
+        if self.link.is_none() {
             return Ok(());
-        };
-        let any: IpAddr = match server {
-            SocketAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-            SocketAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-        };
-        let socket = std::net::UdpSocket::bind((any, 0))?;
-        bind(&socket, link)?;
+        }
+        let kind = Kind { is_tcp: false, is_v6: server.is_ipv6() };
         // Looks for a way, and sends nothing.
-        socket.connect(server)
+        std::net::UdpSocket::from(made(kind, self.link.as_ref()).await?).connect(server)
     }
+}
+
+/// A socket that is bound to a link, if there is one.
+async fn made(kind: Kind, link: Option<&LinkName>) -> io::Result<OwnedFd> {
+    let socket = socket_of(kind).await?;
+    if let Some(link) = link {
+        bind(&socket, link)?;
+    }
+    Ok(socket)
 }
 
 fn bind(socket: &impl AsFd, link: &LinkName) -> io::Result<()> {
@@ -71,15 +77,11 @@ impl RuntimeProvider for Sockets {
         own: Option<SocketAddr>,
         patience: Option<Duration>,
     ) -> Later<Self::Tcp> {
-        let Some(link) = self.link.clone() else {
-            return self.plain.connect_tcp(server, own, patience);
-        };
+        let link = self.link.clone();
         Box::pin(async move {
-            let socket = match server {
-                SocketAddr::V4(_) => TcpSocket::new_v4(),
-                SocketAddr::V6(_) => TcpSocket::new_v6(),
-            }?;
-            bind(&socket, &link)?;
+            let kind = Kind { is_tcp: true, is_v6: server.is_ipv6() };
+            let socket = TcpStream::from(made(kind, link.as_ref()).await?);
+            let socket = TcpSocket::from_std_stream(socket);
             if let Some(own) = own {
                 socket.bind(own)?;
             }
@@ -89,14 +91,13 @@ impl RuntimeProvider for Sockets {
         })
     }
 
-    fn bind_udp(&self, own: SocketAddr, server: SocketAddr) -> Later<Self::Udp> {
-        let Some(link) = self.link.clone() else {
-            return self.plain.bind_udp(own, server);
-        };
+    fn bind_udp(&self, own: SocketAddr, _server: SocketAddr) -> Later<Self::Udp> {
+        let link = self.link.clone();
         Box::pin(async move {
-            let socket = UdpSocket::bind(own).await?;
-            bind(&socket, &link)?;
-            Ok(socket)
+            let kind = Kind { is_tcp: false, is_v6: own.is_ipv6() };
+            let socket = made(kind, link.as_ref()).await?;
+            socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(own))?;
+            UdpSocket::from_std(socket.into())
         })
     }
 }

@@ -3,10 +3,12 @@
 //! Never asks a question.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use nix::ifaddrs::getifaddrs;
 use nix::sys::socket::SockaddrStorage;
+
+use super::given::{Kind, socket_of};
 
 /// A way to a server.
 pub(super) struct Way {
@@ -20,13 +22,9 @@ pub(super) struct Way {
 
 impl Way {
     /// Tries it with a datagram in which there is nothing.
-    pub(super) fn to(server: SocketAddr) -> Self {
-        let any = match server.ip() {
-            IpAddr::V4(_) => IpAddr::from(Ipv4Addr::UNSPECIFIED),
-            IpAddr::V6(_) => IpAddr::from(Ipv6Addr::UNSPECIFIED),
-        };
-        let connected = UdpSocket::bind((any, 0)).and_then(|socket| {
-            socket.set_nonblocking(true)?;
+    pub(super) async fn to(server: SocketAddr) -> Self {
+        let kind = Kind { is_tcp: false, is_v6: server.is_ipv6() };
+        let connected = socket_of(kind).await.map(UdpSocket::from).and_then(|socket| {
             socket.connect(server)?;
             let own = socket.local_addr()?.ip();
             Ok((socket, own))

@@ -21,11 +21,12 @@ mod redirecting;
 mod rules;
 mod strict;
 mod table;
+pub mod trial;
 
 use std::collections::BTreeSet;
 use std::io;
 use std::net::Ipv4Addr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use firewall_core::events::{GateLook, Why};
 use firewall_core::uplinks::Uplinks;
@@ -54,6 +55,8 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 /// How often mending is tried before everything is loaded anew: others may change their rules at the
 /// same time.
 const MENDING_TRIES: u32 = 8;
+/// How long mending is tried at most: meanwhile the agent does nothing else.
+const MENDING_PATIENCE: Duration = Duration::from_secs(5);
 /// What is in force if nothing was loaded and something closed before.
 const FROM_BEFORE: &str = "the one from before stays";
 
@@ -131,7 +134,11 @@ impl Gate {
     /// Makes the rules as they should be, in one transaction. What others added to the chains stays
     /// where it was; only if that fails, everything goes and comes anew.
     pub async fn mend(&mut self) -> Result<(), GateError> {
+        let begin = Instant::now();
         for _ in 0..MENDING_TRIES {
+            if begin.elapsed() > MENDING_PATIENCE {
+                break;
+            }
             let mut text = self.stray().await.unwrap_or_default();
             for table in self.tables() {
                 text += &match listed::list(table.family, table.name).await {

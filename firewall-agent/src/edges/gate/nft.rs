@@ -32,6 +32,12 @@ pub(super) async fn is_loadable(text: &str) -> bool {
     run(&["-c", "-f", "-"], text).await.is_ok()
 }
 
+/// What `nft` says of its version.
+pub(super) async fn version() -> Result<String, NftError> {
+    let version = listed(&["--version"]).await?.unwrap_or_default();
+    Ok(String::from_utf8_lossy(&version).trim().to_owned())
+}
+
 /// All tables, without what is in them, as libnftables-json(5) describes.
 pub(super) async fn list_tables() -> Result<Vec<u8>, NftError> {
     Ok(listed(&["-j", "list", "tables"]).await?.unwrap_or_default())

@@ -128,14 +128,6 @@ impl Source {
             Self::QubesDb(qubesdb) => qubesdb.publish(client, names),
         }
     }
-
-    /// Name of the user who sits at the screen; `None` if the source does not know.
-    pub fn default_user(&self) -> Option<String> {
-        match self {
-            Self::Files(..) => None,
-            Self::QubesDb(qubesdb) => qubesdb.default_user(),
-        }
-    }
 }
 
 /// The client that rules are named after, if the address is written the one way addresses

@@ -16,7 +16,6 @@ mod trees;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{self, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -28,6 +27,9 @@ use firewall_core::events::Event;
 use firewall_core::options::{PREFIX, Said};
 use firewall_core::tor::{Access, Each, Keys, Service};
 use firewall_core::uplinks::{BadUplinks, KEY as UPLINKS, Uplinks};
+
+/// The name of the qube's user.
+const DEFAULT_USER: &str = "/default-user";
 
 /// How patient the source is.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +86,17 @@ pub async fn own(socket: &path::Path, patience: Duration) -> Result<Own, Ended> 
     read_own(&mut Connection::open(socket, patience).await?).await
 }
 
+/// Name of the user of this qube, as dom0 says; `None` if it does not. Each answer may take as long as
+/// `patience`. An error if QubesDB cannot be asked.
+pub async fn default_user(
+    socket: &path::Path,
+    patience: Duration,
+) -> Result<Option<String>, Ended> {
+    let mut connection = Connection::open(socket, patience).await?;
+    let user = connection.read(&Path::new(DEFAULT_USER)?).await?;
+    Ok(user.and_then(|user| String::from_utf8(user).ok()))
+}
+
 async fn read_own(from: &mut Connection) -> Result<Own, Ended> {
     let keys = from.multiread(&Path::new(OWN)?).await?.into_iter();
     let text = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
@@ -113,7 +126,6 @@ pub struct QubesDb {
     news: mpsc::Receiver<Event>,
     orders: mpsc::UnboundedSender<Order>,
     options: watch::Receiver<Option<Said>>,
-    default_user: Arc<Mutex<Option<String>>>,
 }
 
 impl QubesDb {
@@ -124,11 +136,10 @@ impl QubesDb {
         let (tell, news) = mpsc::channel(16);
         let (orders, obey) = mpsc::unbounded_channel();
         let (say, options) = watch::channel(None);
-        let default_user = Arc::default();
         let tell = session::Tell { news: tell, options: say };
-        let task = session::Task::new(socket, patience, tell, obey, Arc::clone(&default_user));
+        let task = session::Task::new(socket, patience, tell, obey);
         tokio::spawn(task.run());
-        Self { news, orders, options, default_user }
+        Self { news, orders, options }
     }
 
     /// Where the options are that dom0 sets, and where changes of them are told; `None`: not read yet.
@@ -158,12 +169,6 @@ impl QubesDb {
     /// Tells where the names in a client's rules lead, in `/dns/ADDRESS/NAME`.
     pub fn publish(&self, client: IpAddr, names: BTreeMap<String, BTreeSet<IpAddr>>) {
         self.order(Order::Publish(client, names));
-    }
-
-    /// Name of the user of this qube, as dom0 says in `/default-user`; `None` as long as that is
-    /// not known.
-    pub fn default_user(&self) -> Option<String> {
-        self.default_user.lock().ok()?.clone()
     }
 
     fn order(&self, order: Order) {

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::net::IpAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
 
 use futures_util::FutureExt as _;
 use tokio::sync::{mpsc, watch};
@@ -22,7 +21,6 @@ use firewall_core::options::{PREFIX, Said};
 use firewall_core::rules::Family;
 
 const CONNECTED: [&str; 2] = ["/connected-ips", "/connected-ips6"];
-const DEFAULT_USER: &str = "/default-user";
 
 /// Where the task tells what it reads.
 pub struct Tell {
@@ -49,7 +47,6 @@ pub struct Task {
     patience: Patience,
     to: Tell,
     orders: mpsc::UnboundedReceiver<Order>,
-    default_user: Arc<Mutex<Option<String>>>,
     /// What was committed last, by client.
     committed: BTreeMap<IpAddr, Rules>,
     /// Clients whose rules dom0 is writing: changed since the last commit.
@@ -69,14 +66,12 @@ impl Task {
         patience: Patience,
         to: Tell,
         orders: mpsc::UnboundedReceiver<Order>,
-        default_user: Arc<Mutex<Option<String>>>,
     ) -> Self {
         Self {
             socket,
             patience,
             to,
             orders,
-            default_user,
             committed: BTreeMap::new(),
             in_writing: BTreeSet::new(),
             unread: BTreeSet::new(),
@@ -139,7 +134,6 @@ impl Task {
         }
         // Events come on a connection of their own; commands have their answers for themselves.
         let mut commands = Connection::open(&self.socket, self.patience.answer).await?;
-        self.read_user(&mut commands).await?;
         self.read_everything(&mut watches, &mut commands).await?;
         *has_worked = true;
         loop {
@@ -298,14 +292,6 @@ impl Task {
         let Own { uplinks, services, options } = read_own(from).await?;
         self.to.set_options(options);
         Ok([Event::Uplinks(uplinks), Event::TorServices(services)])
-    }
-
-    async fn read_user(&self, from: &mut Connection) -> Result<(), Ended> {
-        let user = from.read(&Path::new(DEFAULT_USER)?).await?;
-        if let Ok(mut known) = self.default_user.lock() {
-            *known = user.and_then(|user| String::from_utf8(user).ok());
-        }
-        Ok(())
     }
 
     /// One more; whatever stands there and is no number counts as nothing.
