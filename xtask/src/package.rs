@@ -85,6 +85,13 @@ const WANTED: &str = "qubes-ebpf-firewall.service";
 const DOCUMENTS: [&str; 5] =
     ["README.md", "ARCHITECTURE.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"];
 
+/// Services for qrexec.
+const SERVICES: [&str; 5] =
+    ["firewall.Status", "firewall.Show", "firewall.Explain", "firewall.Monitor", "firewall.Why"];
+
+/// The command for dom0, which is copied there by hand.
+const FOR_DOM0: &str = "qubes-firewall-rules";
+
 /// Makes both packages.
 pub fn build(options: &Options) -> Result<()> {
     setup::for_packages()?;
@@ -139,6 +146,13 @@ fn fill(stage: &Path, kind: Kind, agent: &Path) -> Result<()> {
     let wants = stage.join(of_units("multi-user.target.wants"));
     fs::create_dir_all(&wants)?;
     symlink(Path::new("..").join(WANTED), wants.join(WANTED))?;
+    for name in SERVICES {
+        let [service, config] = ["qubes-rpc", "rpc-config"].map(|it| packaging.join(it).join(name));
+        put(&service, &format!("etc/qubes-rpc/{name}"), 0o755)?;
+        put(&config, &format!("etc/qubes/rpc-config/{name}"), 0o644)?;
+    }
+    let for_dom0 = root().join("dom0").join(FOR_DOM0);
+    put(&for_dom0, &format!("usr/share/doc/firewall-agent/examples/{FOR_DOM0}"), 0o644)?;
     for name in DOCUMENTS {
         put(&root().join(name), &format!("usr/share/doc/firewall-agent/{name}"), 0o644)?;
     }
@@ -205,6 +219,8 @@ fn deb(work: &Path, stage: &Path, version: &str, is_quick: bool) -> Result<PathB
     let scripts = stage.join("DEBIAN");
     fs::create_dir(&scripts)?;
     fs::write(scripts.join("control"), control)?;
+    let of = |name: &&str| format!("/etc/qubes-rpc/{name}\n/etc/qubes/rpc-config/{name}\n");
+    fs::write(scripts.join("conffiles"), SERVICES.iter().map(of).collect::<String>())?;
     let life = template("life.sh", &[])?;
     // What dpkg calls them with: Debian Policy, chapter 6.
     for (name, steps) in [

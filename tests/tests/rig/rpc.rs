@@ -11,7 +11,7 @@ use firewall_core::told::failure::ErrorStatus;
 use firewall_core::told::news::News;
 use firewall_core::told::own::{OwnStatus, OwnVerdict};
 use firewall_core::told::status::Status;
-use firewall_tests::rig::agent::{Agent, PATIENCE};
+use firewall_tests::rig::agent::Agent;
 use firewall_tests::rig::qrexec::{Answer, Qrexec, User};
 use firewall_tests::rig::qubesdb::FakeQubesDb;
 use firewall_tests::traffic::probe::{Probe, SILENCE};
@@ -284,6 +284,5 @@ fn whom_dom0_introduces_is_known_at_once_and_no_agent_starts_anew() -> Result<()
     agent.wait_for_vif(netvm.world.client.vif())?;
     let outcome = Probe::tcp(netvm.world.client.namespace(), (SERVER4, 443).into()).run(SILENCE)?;
     ensure!(outcome == ACCEPTED[0], "{outcome:?}");
-    let _ = PATIENCE;
     Ok(())
 }
