@@ -219,7 +219,7 @@ fn whatever_a_netvm_says_dom0_prints_bounded_ascii_and_does_nothing() {
     dom0.run(&["work", "--json"]);
     let whole = "qvm-run---pass-io---no-gui---no-auto---service-sys-firewall-firewall.Show-10.137.0.12-json";
     let many = json!({"clients": vec![json!({"address": "10.137.0.12", "rules": vec![json!({}); 50]}); 300]});
-    let told: [Vec<u8>; 12] = [
+    let told: [Vec<u8>; 14] = [
         b"\x1b[2J\xff\xfe".into(),
         b"[]".into(),
         b"null".into(),
@@ -232,6 +232,9 @@ fn whatever_a_netvm_says_dom0_prints_bounded_ascii_and_does_nothing() {
         br#"{"clients": [{"address": "10.137.0.12", "default_last_seconds_ago": -1e400, "state": []}]}"#.into(),
         many.to_string().into(),
         "x".repeat(3_000_000).into(),
+        // All is well there, but for its size, or for a number.
+        format!("{}{}", client("10.137.0.12", "live", ""), " ".repeat(1_100_000)).into(),
+        client("10.137.0.12", "live", "").to_string().replace("180", &"9".repeat(30)).into(),
     ];
     for told in told {
         dom0.say(whole, &told);

@@ -156,6 +156,9 @@ fn monitoring_ends_by_itself_and_tells_what_was_denied_and_what_would_allow_it()
         text.contains("qvm-firewall QUBE add accept dst4=198.51.100.7/32 proto=udp dstports=82-82"),
         "{text}"
     );
+    // Where nothing is denied, it ends nonetheless.
+    let answer = qrexec.call("dom0", "firewall.Monitor", "1")?;
+    ensure!(answer.code == 0 && answer.text().contains("denied packets of"), "{}", answer.text());
     let json = watch("2+json")?.text();
     let news: Vec<News> = json.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     ensure!(news.iter().any(|it| matches!(it, News::Denied(_))), "{json}");
