@@ -76,7 +76,13 @@ enum Change {
 
 /// Has a packet wait while something changes, and returns whether the packet leaves.
 fn leaves(why: Why, change: Change) -> Result<bool> {
-    let mut tunnel = Tunnel::new("waits")?;
+    // Tests of one process may run side by side.
+    let label = match change {
+        Change::None | Change::List => "waits",
+        Change::Mended => "waitsmended",
+        Change::Renamed => "waitsrenamed",
+    };
+    let mut tunnel = Tunnel::new(label)?;
     let db = tunnel.qubesdb()?;
     let v4 = tunnel.world.v4;
     if why != Why::Rules {
