@@ -7,7 +7,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Result, bail};
 
 use crate::mirror::{KEYRING, mirror};
 use crate::run::{run, say};
@@ -44,14 +44,21 @@ impl Packages {
         Ok(packages)
     }
 
-    /// Name of the newest package with a kernel of this version; of any, with `None`.
+    /// Name of the newest package with a kernel of this version that is there with all its parts; of any,
+    /// with `None`.
     pub fn newest_kernel(&self, version: Option<&str>) -> Result<String> {
         let output = self.apt("apt-cache").args(["pkgnames", "linux-image-"]).output()?;
         let names = String::from_utf8(output.stdout)?;
-        let kernels = names.lines().filter(|name| is_kernel(name, version));
-        let newest = kernels.max_by(|one, other| compare(one, other));
-        let wanted = version.unwrap_or("any version");
-        newest.map(str::to_owned).with_context(|| format!("Debian has no kernel of {wanted}"))
+        let mut kernels: Vec<&str> =
+            names.lines().filter(|name| is_kernel(name, version)).collect();
+        kernels.sort_by(|one, other| compare(other, one));
+        for kernel in kernels {
+            // A mirror may keep a part longer than the others.
+            if !self.parts(kernel)?.iter().any(|part| part.starts_with('<')) {
+                return Ok(kernel.to_owned());
+            }
+        }
+        bail!("Debian has no kernel of {}", version.unwrap_or("any version"))
     }
 
     /// Unpacks a package, with the parts that it may be split into, unless that was done before.
@@ -92,7 +99,8 @@ impl Packages {
         Ok(to)
     }
 
-    /// Packages that hold parts of this one: the kernel and its modules, in newer suites.
+    /// Packages that hold parts of this one: the kernel and its modules, in newer suites. Those that are
+    /// not there have `<` and `>` around their names.
     fn parts(&self, package: &str) -> Result<Vec<String>> {
         let Some(version) = package.strip_prefix("linux-image-") else {
             return Ok(Vec::new());
@@ -102,7 +110,11 @@ impl Packages {
         let needs = text.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
         let parts = ["linux-base-", "linux-binary-", "linux-modules-"]
             .map(|part| format!("{part}{version}"));
-        Ok(needs.filter(|name| parts.iter().any(|part| part == name)).map(str::to_owned).collect())
+        let is_part = |name: &&str| {
+            let name = name.trim_matches(['<', '>']);
+            parts.iter().any(|part| part == name)
+        };
+        Ok(needs.filter(is_part).map(str::to_owned).collect())
     }
 
     fn apt(&self, program: &str) -> Command {

@@ -262,7 +262,9 @@ pub fn ask<T: DeserializeOwned>(path: &Path, request: &Request) -> Result<T, Con
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).map_err(failed)?;
     if answer.is_empty() {
-        return Err(failed(io::Error::other("the agent ended before it answered")));
+        return Err(failed(io::Error::other(
+            "the agent ended, or took too long, before it answered",
+        )));
     }
     Ok(serde_json::from_slice(&answer)?)
 }
