@@ -61,7 +61,12 @@ pub fn run(options: &Options) -> Result<()> {
     for kernel in wanted {
         let patience = Duration::from_secs(60 * options.patience);
         let job = job(&kernel, &binaries, &options.filters);
-        rows.push(on(kernel, &packages, &directory, &job, patience)?);
+        // What is wrong with one kernel is nothing to the others.
+        rows.push(on(kernel, &packages, &directory, &job, patience).unwrap_or_else(|error| {
+            let mut row = Row::new(kernel);
+            row.heard.problem = Some(format!("{error:#}"));
+            row
+        }));
     }
     if options.json {
         println!("{:#}", matrix::to_json(&rows));
