@@ -53,8 +53,11 @@ impl Packages {
             names.lines().filter(|name| is_kernel(name, version)).collect();
         kernels.sort_by(|one, other| compare(other, one));
         for kernel in kernels {
-            // A mirror may keep a part longer than the others.
-            if !self.parts(kernel)?.iter().any(|part| part.starts_with('<')) {
+            // A mirror may keep some parts longer than others; only the kernel and its modules are used.
+            let is_lost = |part: &String| {
+                part.starts_with("<linux-binary-") || part.starts_with("<linux-modules-")
+            };
+            if !self.parts(kernel)?.iter().any(is_lost) {
                 return Ok(kernel.to_owned());
             }
         }
@@ -64,7 +67,11 @@ impl Packages {
     /// Unpacks a package, with the parts that it may be split into, unless that was done before.
     /// Returns where it is.
     pub fn unpack(&self, package: &str) -> Result<PathBuf> {
-        let parts = || Ok([vec![package.to_owned()], self.parts(package)?].concat());
+        let parts = || {
+            let mut parts = self.parts(package)?;
+            parts.retain(|part| !part.starts_with('<'));
+            Ok([vec![package.to_owned()], parts].concat())
+        };
         self.unpack_into(package, parts)
     }
 
