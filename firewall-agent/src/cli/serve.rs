@@ -13,27 +13,31 @@ use tracing::warn;
 use super::said::{Merged, merge};
 use super::{Command, Prepare};
 use crate::daemon::{self, End, Heard, Lasting};
-use crate::edges::sources::qubesdb;
+use crate::edges::sources::qubesdb::{self, Ended, Own};
 
-/// How long QubesDB may take to say which options dom0 sets, before it is done without.
+/// How long QubesDB may take to say what dom0 does, before it is done without.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs `prepare`, whose command line is known to be good.
 pub async fn prepare(given: &Prepare, line: &[OsString]) -> Result<()> {
-    let said = read(given.qubesdb().as_deref()).await;
-    let Merged { command, heard } = merge(line, &said, &Said::new(), |_| Ok(()))?;
+    let own = read(given.qubesdb().as_deref()).await;
+    let none = Said::new();
+    let said = own.as_ref().and_then(|own| own.as_ref().ok()).map_or(&none, |own| &own.options);
+    let Merged { command, heard } = merge(line, said, &none, |_| Ok(()))?;
     heard.problems.iter().for_each(|why| warn!(why, "an option of dom0 does not count"));
     let Command::Prepare(prepare) = command else {
         bail!("the command line is not that of `prepare`");
     };
     let Prepare { pins, root, .. } = &prepare;
-    daemon::prepare::prepare(prepare.gate(), prepare.qubesdb().as_deref(), pins, root).await
+    let uplinks = own.map(|own| own.map(|own| own.uplinks));
+    daemon::prepare::prepare(prepare.gate(), uplinks, pins, root).await
 }
 
 /// Runs `run`, whose command line is known to be good. `socket` is QubesDB's, if there is one.
 pub async fn run(line: &[OsString], socket: Option<PathBuf>) -> Result<()> {
     let mut lasting = Lasting::new()?;
-    let mut said = read(socket.as_deref()).await;
+    let own = read(socket.as_deref()).await.and_then(Result::ok);
+    let mut said = own.map(|own| own.options).unwrap_or_default();
     // What a daemon has started with.
     let mut works = Said::new();
     loop {
@@ -102,16 +106,10 @@ fn options(command: Command) -> Result<daemon::Options> {
     }
 }
 
-/// The options that dom0 sets now. If QubesDB cannot be asked, none; they are told when it can.
-async fn read(socket: Option<&Path>) -> Said {
-    let Some(socket) = socket else {
-        return Said::new();
-    };
-    match qubesdb::own(socket, PATIENCE).await {
-        Ok(own) => own.options,
-        Err(error) => {
-            warn!(%error, "{PREFIX}NAME cannot be read yet; options count when they are");
-            Said::new()
-        }
-    }
+/// What dom0 says to the netvm now; `None` where there is no QubesDB.
+async fn read(socket: Option<&Path>) -> Option<Result<Own, Ended>> {
+    let own = qubesdb::own(socket?, PATIENCE).await;
+    Some(own.inspect_err(|error| {
+        warn!(%error, "{PREFIX}NAME cannot be read yet; options count when they are");
+    }))
 }

@@ -13,17 +13,16 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use firewall_core::uplinks::{KEY, Uplinks};
+use firewall_core::uplinks::{BadUplinks, KEY, Uplinks};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::statfs::{BPF_FS_MAGIC, statfs};
 use tracing::{debug, error, info, warn};
 
 use crate::edges::gate::{self, Gate, Mode};
-use crate::edges::sources::qubesdb;
+use crate::edges::sources::qubesdb::Ended;
 
 /// Directories of scripts, and a script.
 const OF_TEMPLATE: &str = "etc/qubes/qubes-firewall.d";
@@ -33,8 +32,9 @@ const OF_USER: &str = "rw/config/qubes-firewall-user-script";
 const CUSTOM_PERSIST: &str = "run/qubes-service/custom-persist";
 /// Where the service manager tells of a directory that belongs to the service's user.
 pub const RUNTIME_DIRECTORY: &str = "RUNTIME_DIRECTORY";
-/// How long QubesDB may take to say by which links clients' packets may leave.
-const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What came of reading the netvm's own key that lists uplinks.
+pub type ListRead = Result<Result<Option<Uplinks>, BadUplinks>, Ended>;
 
 /// Loads the gate, with what QubesDB behind a socket says of it, mounts a BPF file system for pins if
 /// there is none, makes their directory, and in modes `qubes` and `whonix` runs the administrator's
@@ -42,13 +42,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// of in the log, and hinder nothing.
 pub async fn prepare(
     mut gate: Gate,
-    qubesdb: Option<&Path>,
+    of_key: Option<ListRead>,
     pins: &Path,
     root: &Path,
 ) -> Result<()> {
     // Nothing leaves a Whonix gateway.
-    if let Some(socket) = qubesdb.filter(|_| gate.mode != Mode::Whonix) {
-        let of_key = uplinks(socket).await?;
+    if let Some(read) = of_key.filter(|_| gate.mode != Mode::Whonix) {
+        let of_key = uplinks(read).await?;
         gate.uplinks = Uplinks::both(gate.uplinks.as_ref(), of_key.as_ref());
     }
     gate.load().await.context("cannot load the gate")?;
@@ -89,9 +89,9 @@ fn give(path: &Path, user: u32, group: u32) -> io::Result<()> {
 
 /// By which links alone clients' packets may leave, as QubesDB says. If it does not, what is in force
 /// stays; after a boot that is nothing, and nothing but the gate is in force then.
-async fn uplinks(socket: &Path) -> Result<Option<Uplinks>> {
+async fn uplinks(read: ListRead) -> Result<Option<Uplinks>> {
     let before = gate::uplinks_in_force().await.context("cannot look at the gate")?;
-    Ok(match qubesdb::own(socket, PATIENCE).await.map(|own| own.uplinks) {
+    Ok(match read {
         Ok(Ok(uplinks)) => uplinks,
         Ok(Err(bad)) => {
             warn!("{KEY}: {bad}");

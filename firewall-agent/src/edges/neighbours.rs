@@ -9,11 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt as _;
-use netlink_packet_route::link::LinkAttribute;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use nix::libc::{ENODEV, ENOENT, ENXIO};
+use nix::net::if_::if_indextoname;
 use rtnetlink::Handle;
 use thiserror::Error;
 
@@ -49,10 +49,10 @@ async fn end_all(handle: &Handle, may_stay: impl Fn(&str) -> bool) -> Result<(),
     let (mut ended, mut outcome) = (BTreeSet::new(), Ok(()));
     // Others may be asked for meanwhile, for ever, but nothing waits for these that was let pass before.
     for _ in 0..LOOKS {
-        let names = names(handle).await?;
         let mut waited = waited(handle).await?;
         waited.retain(|key @ (link, _), _| {
-            !ended.contains(key) && !names.get(link).is_some_and(|name| may_stay(name))
+            let name = if_indextoname(*link).ok();
+            !ended.contains(key) && !name.is_some_and(|name| may_stay(&name.to_string_lossy()))
         });
         if waited.is_empty() {
             break;
@@ -73,19 +73,6 @@ async fn end_all(handle: &Handle, may_stay: impl Fn(&str) -> bool) -> Result<(),
 /// Whether the kernel says that there is no such entry, or no such link.
 fn is_gone(error: i32) -> bool {
     [-ENOENT, -ENODEV, -ENXIO].contains(&error)
-}
-
-/// Names of links, by index.
-async fn names(handle: &Handle) -> Result<BTreeMap<u32, String>, rtnetlink::Error> {
-    let mut names = BTreeMap::new();
-    let mut links = handle.link().get().execute();
-    while let Some(link) = links.try_next().await? {
-        names.extend(link.attributes.into_iter().find_map(|attribute| match attribute {
-            LinkAttribute::IfName(name) => Some((link.header.index, name)),
-            _ => None,
-        }));
-    }
-    Ok(names)
 }
 
 /// The neighbours that are being asked for, and what to say to the kernel about each.

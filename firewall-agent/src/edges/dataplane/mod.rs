@@ -244,12 +244,7 @@ impl Dataplane {
         let links = pin_directory(&options.pins)?;
         let mut ebpf = load_object(&options)?;
         let (maps, openings) = (Maps::new(&mut ebpf)?, Openings::new(&mut ebpf)?);
-        for program in Program::ALL {
-            let loaded = program.of(&mut ebpf)?.load();
-            loaded.map_err(|error| refused(program.name(), error))?;
-        }
-        let from_client = Program::FromClient.of(&mut ebpf)?.info().ok();
-        let verified_instructions = from_client.and_then(|it| it.verified_instruction_count());
+        let verified_instructions = load_programs(&mut ebpf)?;
         let (attached, early) = (BTreeMap::new(), BTreeSet::new());
         Ok(Self { ebpf, options, links, attached, early, verified_instructions, maps, openings })
     }
@@ -286,11 +281,17 @@ pub fn verify() -> Result<Option<u32>, DataplaneError> {
         reject_rate: one,
         local_rate: one,
     })?;
+    load_programs(&mut ebpf)
+}
+
+/// Has the kernel take all programs, and returns how many instructions of `from_client` its verifier
+/// walked through, if it tells.
+fn load_programs(ebpf: &mut Ebpf) -> Result<Option<u32>, DataplaneError> {
     for program in Program::ALL {
-        program.of(&mut ebpf)?.load().map_err(|error| refused(program.name(), error))?;
+        program.of(ebpf)?.load().map_err(|error| refused(program.name(), error))?;
     }
-    let info = Program::FromClient.of(&mut ebpf)?.info().ok();
-    Ok(info.and_then(|it| it.verified_instruction_count()))
+    let from_client = Program::FromClient.of(ebpf)?.info().ok();
+    Ok(from_client.and_then(|it| it.verified_instruction_count()))
 }
 
 /// Loads the object, with its settings in place. The kernel's own type information is left

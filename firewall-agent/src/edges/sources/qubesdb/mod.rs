@@ -9,6 +9,7 @@
 pub mod client;
 pub mod wire;
 
+mod news;
 mod own_keys;
 mod session;
 mod trees;
@@ -21,6 +22,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 
 use self::client::{ClientError, Connection};
+use self::news::{News, channel};
 pub use self::own_keys::OwnKeys;
 use self::wire::{NotAPath, Path};
 use firewall_core::events::Event;
@@ -123,9 +125,8 @@ enum Order {
 
 /// QubesDB as a source of rules.
 pub struct QubesDb {
-    news: mpsc::Receiver<Event>,
+    news: News,
     orders: mpsc::UnboundedSender<Order>,
-    options: watch::Receiver<Option<Said>>,
 }
 
 impl QubesDb {
@@ -133,26 +134,21 @@ impl QubesDb {
     /// Must be called inside a tokio runtime.
     pub fn start(socket: PathBuf, patience: Patience) -> Self {
         // Whoever reads the news decides how fast they come.
-        let (tell, news) = mpsc::channel(16);
+        let (tell, news) = channel(16);
         let (orders, obey) = mpsc::unbounded_channel();
-        let (say, options) = watch::channel(None);
-        let tell = session::Tell { news: tell, options: say };
         let task = session::Task::new(socket, patience, tell, obey);
         tokio::spawn(task.run());
-        Self { news, orders, options }
+        Self { news, orders }
     }
 
     /// Where the options are that dom0 sets, and where changes of them are told; `None`: not read yet.
     pub fn options(&self) -> watch::Receiver<Option<Said>> {
-        self.options.clone()
+        self.news.options()
     }
 
     /// Waits for news. Whoever waits may stop waiting; nothing is lost then.
     pub async fn next(&mut self) -> Event {
-        match self.news.recv().await {
-            Some(event) => event,
-            None => std::future::pending().await,
-        }
+        self.news.next().await
     }
 
     /// Has everything read again; the answer is [`Event::AllRules`], or [`Event::Source`]

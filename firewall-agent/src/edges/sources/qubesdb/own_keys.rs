@@ -4,44 +4,36 @@
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::warn;
 
 use super::client::Connection;
-use super::session::Tell;
+use super::news::{News, Tell, channel};
 use super::wire;
 use super::{Ended, OWN, Own, Patience, read_own};
 use firewall_core::events::Event;
 use firewall_core::options::Said;
 
-/// The keys, and their changes.
-pub struct OwnKeys {
-    news: mpsc::Receiver<Event>,
-    options: watch::Receiver<Option<Said>>,
-}
+/// The keys, and their changes: of events there is [`Event::Uplinks`], which is told at first as well.
+pub struct OwnKeys(News);
 
 impl OwnKeys {
     /// Begins to talk to the daemon behind a socket, whether it is there already or not.
     /// Must be called inside a tokio runtime.
     pub fn start(socket: PathBuf, patience: Patience) -> Self {
-        let (tell, news) = mpsc::channel(1);
-        let (say, options) = watch::channel(None);
-        tokio::spawn(run(socket, patience, Tell { news: tell, options: say }));
-        Self { news, options }
+        let (tell, news) = channel(1);
+        tokio::spawn(run(socket, patience, tell));
+        Self(news)
     }
 
     /// Where the options are that dom0 sets, and where changes of them are told; `None`: not read yet.
     pub fn options(&self) -> watch::Receiver<Option<Said>> {
-        self.options.clone()
+        self.0.options()
     }
 
-    /// Waits for [`Event::Uplinks`]: what the list says at first is news too. Whoever waits may stop
-    /// waiting; nothing is lost then.
+    /// Waits for the next event. Whoever waits may stop waiting; nothing is lost then.
     pub async fn next(&mut self) -> Event {
-        match self.news.recv().await {
-            Some(event) => event,
-            None => std::future::pending().await,
-        }
+        self.0.next().await
     }
 }
 

@@ -8,38 +8,20 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 
 use futures_util::FutureExt as _;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tracing::warn;
 
 use super::client::{ClientError, Connection, OwnKey, OwnTree};
+use super::news::Tell;
 use super::trees::{RULES, Rules, read_rules, read_trees};
 use super::wire::Path;
 use super::{Ended, OWN, Order, Own, Patience, read_own};
 use crate::edges::sources::client_of;
 use firewall_core::events::Event;
-use firewall_core::options::{PREFIX, Said};
+use firewall_core::options::PREFIX;
 use firewall_core::rules::Family;
 
 const CONNECTED: [&str; 2] = ["/connected-ips", "/connected-ips6"];
-
-/// Where the task tells what it reads.
-pub struct Tell {
-    /// News for the world.
-    pub news: mpsc::Sender<Event>,
-    /// The options that dom0 sets.
-    pub options: watch::Sender<Option<Said>>,
-}
-
-impl Tell {
-    /// Tells which options dom0 sets, if these are others than before.
-    pub fn set_options(&self, options: Said) {
-        self.options.send_if_modified(|before| {
-            let is_other = before.as_ref() != Some(&options);
-            *before = Some(options);
-            is_other
-        });
-    }
-}
 
 /// The task that talks to QubesDB.
 pub struct Task {
